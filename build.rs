@@ -1,0 +1,2 @@
+//! Compiles the CRI and admin interfaces.
+fn main() {}

@@ -1,0 +1,24 @@
+//! The guest protocol, generated from `proto/guest/guest.proto`, and its
+//! host-side client.
+
+/// The generated messages, client and server of the guest protocol.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::allow_attributes_without_reason,
+    clippy::unwrap_used,
+    reason = "generated code; the protocol file carries the documentation"
+)]
+pub mod v1 {
+    tonic::include_proto!("kina.guest.v1");
+}
+
+mod client;
+
+pub use client::{Connect, GuestClient, GuestError, connect};
+
+/// The newest protocol version that this build speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The oldest guest that this daemon adopts: the previous version, once there is one.
+pub const OLDEST_PROTOCOL_VERSION: u32 = 1;

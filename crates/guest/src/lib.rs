@@ -1,0 +1,1 @@
+//! The process that runs a pod's containers.

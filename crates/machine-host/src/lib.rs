@@ -1,0 +1,1 @@
+//! The machine driver that runs a pod on the node's own kernel.

@@ -1,0 +1,152 @@
+//! The Kubernetes node: every effect that must happen where Kubernetes' node
+//! is, behind one trait. On Linux the node is this machine ([`LocalNode`]); on
+//! a Mac it is a Linux VM, reached by the same trait.
+//!
+//! Every method may be repeated; removing what is not there succeeds.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kina_model::PodId;
+
+/// A layer image on the node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerImage {
+    /// `sha256:<hex>` of the uncompressed layer.
+    pub diff_id: String,
+    /// The EROFS image file.
+    pub path: PathBuf,
+}
+
+/// A program to run to its end.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Path of the executable.
+    pub path: PathBuf,
+    /// Arguments, without the program's own name.
+    pub args: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// What it reads from standard input.
+    pub stdin: Vec<u8>,
+    /// It is killed after that long.
+    pub deadline: Duration,
+    /// It is killed when it prints more bytes than that on either stream.
+    pub max_output: usize,
+}
+
+/// What a program left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Exit code; 128 plus the signal's number where one ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// A guest to start on the node's own kernel.
+#[derive(Clone, Debug)]
+pub struct GuestProgram {
+    /// The pod that it is for.
+    pub pod: PodId,
+    /// Path of the `kina-guest` executable.
+    pub program: PathBuf,
+    /// The unix socket that it shall listen on. Its directory exists.
+    pub socket: PathBuf,
+    /// Its own log file, bounded by the guest.
+    pub log: PathBuf,
+    /// Absolute cgroup path of the pod; the guest runs in the child `guest`.
+    pub cgroup: String,
+}
+
+/// A process on the node, told apart from a later one with the same number by
+/// its start time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessIdentity {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot (`/proc/<pid>/stat`, field 22).
+    pub start_ticks: u64,
+}
+
+/// Use of a file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilesystemUsage {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Bytes used below the path asked for.
+    pub used_bytes: u64,
+    /// Inodes used below the path asked for.
+    pub used_inodes: u64,
+}
+
+/// The Kubernetes node.
+#[async_trait]
+pub trait Node: Send + Sync {
+    /// The kernel's boot id. Records of another boot describe nothing that runs.
+    async fn boot_id(&self) -> Result<String, Error>;
+
+    /// Makes a network namespace for a pod, pinned as
+    /// `/var/run/netns/kina-<pod id>`, with loopback up, and returns that path.
+    async fn create_network_namespace(&self, pod: &PodId) -> Result<PathBuf, Error>;
+
+    /// Unpins a pod's network namespace.
+    async fn remove_network_namespace(&self, pod: &PodId) -> Result<(), Error>;
+
+    /// Pods that have a pinned network namespace, also half-made ones.
+    async fn network_namespaces(&self) -> Result<Vec<PodId>, Error>;
+
+    /// Mounts a layer read-only, once in this kernel, and returns the
+    /// directory. Mounting a mounted one returns the same directory.
+    async fn mount_layer(&self, layer: &LayerImage) -> Result<PathBuf, Error>;
+
+    /// Unmounts a layer and frees its loop device if it has one. Overlays that
+    /// stand on it keep working.
+    async fn unmount_layer(&self, diff_id: &str) -> Result<(), Error>;
+
+    /// Layers that are mounted (from the mount table, not from memory).
+    async fn mounted_layers(&self) -> Result<Vec<String>, Error>;
+
+    /// Runs a program to its end.
+    async fn run(&self, program: &Program) -> Result<Output, Error>;
+
+    /// Starts a guest on the node's kernel, daemonised: in its own session, in
+    /// its cgroup, surviving the daemon. Returns once it has been executed.
+    async fn spawn_guest(&self, guest: &GuestProgram) -> Result<ProcessIdentity, Error>;
+
+    /// A fresh stream to a guest's unix socket.
+    async fn dial(&self, socket: &Path) -> Result<tokio::net::UnixStream, Error>;
+
+    /// Waits for a process to end; at once when it is gone already.
+    async fn wait_process(&self, process: ProcessIdentity) -> Result<(), Error>;
+
+    /// Whether a process lives.
+    async fn process_lives(&self, process: ProcessIdentity) -> Result<bool, Error>;
+
+    /// Kills every process below a cgroup, waits until none is left (no longer
+    /// than `deadline`) and removes the cgroup.
+    async fn kill_cgroup(&self, path: &str, deadline: Duration) -> Result<(), Error>;
+
+    /// Absolute paths of the cgroups directly below `parent` whose name starts
+    /// with `prefix`, in any hierarchy.
+    async fn cgroups(&self, parent: &str, prefix: &str) -> Result<Vec<String>, Error>;
+
+    /// Makes a directory and its parents. `mode` is for those that are made.
+    async fn create_directory(&self, path: &Path, mode: u32) -> Result<(), Error>;
+
+    /// Removes a file or a whole tree, never crossing a mount point or
+    /// following a symlink.
+    async fn remove_tree(&self, path: &Path) -> Result<(), Error>;
+
+    /// Reads a file of at most `limit` bytes.
+    async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error>;
+
+    /// Replaces a file: temporary file, then rename.
+    async fn write_file(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), Error>;
+
+    /// What the tree below a path uses.
+    async fn usage(&self, path: &Path) -> Result<FilesystemUsage, Error>;
+}

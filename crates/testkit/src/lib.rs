@@ -1,0 +1,1 @@
+//! Test images, fakes and an in-process daemon.

@@ -1,0 +1,1 @@
+//! The kina daemon and its command line.

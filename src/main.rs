@@ -1,0 +1,3 @@
+//! The kina daemon and its command line.
+
+fn main() {}

@@ -1,1 +1,121 @@
-fn main() {}
+//! Tasks of the project, run as `cargo xtask COMMAND`.
+//!
+//! A task may assume Rust and nothing else: what it needs beyond that it
+//! installs itself, on Debian, from the package registries that the machine's
+//! own clients are configured for.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to its terminal")]
+
+mod debian;
+mod demo;
+mod guest;
+mod kernel;
+mod macos;
+mod setup;
+mod shell;
+mod steps;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use shell::Workspace;
+
+/// A task: how it is called, what it does, and the function that does it.
+struct Task {
+    name: &'static str,
+    arguments: &'static str,
+    about: &'static str,
+    run: fn(&Workspace, &[String]) -> Result<()>,
+}
+
+const TASKS: &[Task] = &[
+    Task {
+        name: "demo",
+        arguments: "[ARGUMENTS OF kina demo]",
+        about: "Install what is missing, build kina and its guest, run `kina demo`",
+        run: demo::run,
+    },
+    Task {
+        name: "test",
+        arguments: "[--only STEPS] [--skip STEPS] [-- FILTERS]",
+        about: "Install what is missing and run everything that CI runs",
+        run: test::run,
+    },
+    Task {
+        name: "setup",
+        arguments: "[demo|test|bench|macos]...",
+        about: "Install what the named tasks need, and nothing that is there already",
+        run: setup::run,
+    },
+    Task {
+        name: "guest",
+        arguments: "",
+        about: "Build the static guest and print its path",
+        run: guest::run,
+    },
+    Task {
+        name: "macos",
+        arguments: "",
+        about: "Type-check and link kina for macOS, on Linux",
+        run: macos::run,
+    },
+];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let name = arguments.next();
+    let arguments: Vec<String> = arguments.collect();
+    match dispatch(name.as_deref(), &arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(name: Option<&str>, arguments: &[String]) -> Result<()> {
+    let Some(name) = name else {
+        print!("{}", help());
+        bail!("no command given");
+    };
+    if matches!(name, "help" | "--help" | "-h") {
+        print!("{}", help());
+        return Ok(());
+    }
+    match TASKS.iter().find(|task| task.name == name) {
+        Some(task) => (task.run)(&Workspace::locate()?, arguments),
+        None => bail!("unknown command `{name}`; `cargo xtask --help` lists them"),
+    }
+}
+
+/// The list of commands, from the table that also dispatches them.
+fn help() -> String {
+    let mut text = String::from("Usage: cargo xtask COMMAND [ARGUMENTS]\n\n");
+    for task in TASKS {
+        let call = format!("{} {}", task.name, task.arguments);
+        text.push_str(&format!("  {}\n      {}\n", call.trim_end(), task.about));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_commands_are_refused_by_name() {
+        let error = dispatch(Some("tset"), &[]).unwrap_err();
+        assert!(error.to_string().contains("`tset`"), "{error}");
+    }
+
+    #[test]
+    fn the_help_names_every_command() {
+        let help = help();
+        for task in TASKS {
+            assert!(help.contains(&format!("\n  {}", task.name)), "{help}");
+        }
+    }
+}

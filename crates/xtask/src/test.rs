@@ -1,0 +1,297 @@
+//! `cargo xtask test`: everything that CI runs, each step whatever the others do.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::shell::{Workspace, run as run_command, run_watching};
+use crate::steps::{Outcome, Steps};
+use crate::{guest, macos, setup, tools};
+
+/// A step: its name on the command line, what it does, and whether it is run
+/// unless asked for.
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    default: bool,
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "setup", about: "install what is missing", default: true },
+    Step { name: "fmt", about: "the format of every source file", default: true },
+    Step { name: "clippy", about: "lints, of all targets, as errors", default: true },
+    Step { name: "doc", about: "the documentation, its links and its examples", default: true },
+    Step { name: "deny", about: "licences, bans and sources of dependencies", default: true },
+    Step {
+        name: "advisories",
+        about: "known vulnerabilities of dependencies; fetches a database, so only on request",
+        default: false,
+    },
+    Step { name: "guest", about: "build the static guest", default: true },
+    Step { name: "tests", about: "every test", default: true },
+    Step { name: "macos", about: "type-check and link kina for macOS", default: true },
+];
+
+/// What was asked for.
+struct Selection {
+    steps: Vec<&'static str>,
+    filters: Vec<String>,
+}
+
+/// The command.
+pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
+        print!("{}", help());
+        return Ok(());
+    }
+    let selection = select(arguments)?;
+    let mut steps = Steps::default();
+    let mut summary = None;
+    for name in &selection.steps {
+        steps.step(name, || perform(workspace, name, &selection, &mut summary));
+    }
+    eprintln!("\n== report\n{}", steps.report());
+    if !selection.steps.contains(&"advisories") {
+        eprintln!(
+            "advisories: not checked, their database is on no package registry; \
+             with a network, `cargo xtask test --only advisories` does"
+        );
+    }
+    if let Some(summary) = summary {
+        println!("{summary}");
+    }
+    steps.result()
+}
+
+fn perform(
+    workspace: &Workspace,
+    name: &str,
+    selection: &Selection,
+    summary: &mut Option<String>,
+) -> Result<Outcome> {
+    let cargo = || cargo(workspace);
+    match name {
+        "setup" => {
+            // The tools of a step that is left out are not missed.
+            let groups: Vec<&setup::Group> = if selection.steps.contains(&"macos") {
+                vec![&setup::TEST, &setup::MACOS]
+            } else {
+                vec![&setup::TEST]
+            };
+            setup::install(workspace, &groups)?;
+        }
+        "fmt" => run_command(cargo().args(["fmt", "--all", "--check"]))?,
+        "clippy" => run_command(
+            cargo()
+                .args(["clippy", "--quiet", "--workspace", "--all-targets"])
+                .args(["--", "--deny", "warnings"]),
+        )?,
+        "doc" => {
+            run_command(cargo().env("RUSTDOCFLAGS", "--deny warnings").args([
+                "doc",
+                "--quiet",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+            ]))?;
+            run_command(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
+        }
+        "deny" => deny(workspace, &["bans", "licenses", "sources"], true)?,
+        "advisories" => deny(workspace, &["advisories"], false)?,
+        "guest" => {
+            guest::build(workspace)?;
+        }
+        "tests" => tests(workspace, selection, summary)?,
+        "macos" => return macos::link(workspace),
+        other => bail!("`{other}` is listed and not implemented"),
+    }
+    Ok(Outcome::Done)
+}
+
+/// Cargo for a step. CI builds once, so incremental files would only cost time.
+fn cargo(workspace: &Workspace) -> Command {
+    let mut command = workspace.cargo();
+    if std::env::var_os("CI").is_some() {
+        command.env("CARGO_INCREMENTAL", "0");
+    }
+    command
+}
+
+fn deny(workspace: &Workspace, checks: &[&str], offline: bool) -> Result<()> {
+    let mut command = tools::wheel_command(workspace, &tools::DENY)?;
+    if offline {
+        command.arg("--offline");
+    }
+    // Duplicates are a matter for people, who see them with `cargo deny check bans`.
+    run_command(command.args(["--log-level", "error", "check", "--hide-inclusion-graph"]).args(checks))
+}
+
+fn tests(workspace: &Workspace, selection: &Selection, summary: &mut Option<String>) -> Result<()> {
+    let guest = guest::path(workspace);
+    if !guest.exists() {
+        bail!("there is no {}; the step `guest` builds it", guest.display());
+    }
+    let mut command = tools::wheel_command(workspace, &tools::NEXTEST)?;
+    if std::env::var_os("CI").is_some() {
+        command.env("CARGO_INCREMENTAL", "0");
+    }
+    command.env("KINA_GUEST", &guest).envs(setup::environment(workspace));
+    run_watching(
+        command
+            .args(["nextest", "run", "--workspace", "--cargo-quiet"])
+            .args(["--color", if coloured() { "always" } else { "never" }])
+            .args(&selection.filters),
+        |line| {
+            if let Some(counts) = Counts::parse(line) {
+                *summary = Some(counts.to_string());
+            }
+        },
+    )
+}
+
+fn coloured() -> bool {
+    use std::io::IsTerminal as _;
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// What the test runner's last line counts.
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Counts {
+    /// Reads `Summary [ 1.2s] 3 tests run: 2 passed (1 slow), 1 timed out, 4 skipped`.
+    /// Whatever ran and did not pass has failed.
+    fn parse(line: &str) -> Option<Self> {
+        let plain = without_colours(line);
+        let counts = plain.trim_start().strip_prefix("Summary [")?.split_once(']')?.1;
+        let (run, outcomes) = counts.split_once(':')?;
+        // An interrupted run says `2/3 tests run`.
+        let run: u64 = run.split_whitespace().next()?.split('/').next()?.parse().ok()?;
+        let of = |word: &str| {
+            outcomes.split(',').find_map(|part| {
+                let mut words = part.split_whitespace();
+                let count = words.next()?.parse::<u64>().ok()?;
+                (words.next()? == word).then_some(count)
+            })
+        };
+        let passed = of("passed").unwrap_or(0);
+        Some(Self { passed, failed: run.saturating_sub(passed), skipped: of("skipped").unwrap_or(0) })
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { passed, failed, skipped } = self;
+        write!(formatter, "tests: {passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+fn without_colours(line: &str) -> String {
+    let mut text = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("\u{1b}[") {
+        text.push_str(before);
+        rest = after.split_once('m').map_or("", |(_, rest)| rest);
+    }
+    text.push_str(rest);
+    text
+}
+
+fn select(arguments: &[String]) -> Result<Selection> {
+    let mut only: Option<Vec<&'static str>> = None;
+    let mut skip = Vec::new();
+    let mut filters = Vec::new();
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--" => filters.extend(arguments.by_ref().cloned()),
+            "--only" => only.get_or_insert_default().extend(names(arguments.next())?),
+            "--skip" => skip.extend(names(arguments.next())?),
+            other => bail!("unknown argument `{other}`; `cargo xtask test --help` lists them"),
+        }
+    }
+    let steps = STEPS
+        .iter()
+        .filter(|step| match &only {
+            Some(only) => only.contains(&step.name),
+            None => step.default,
+        })
+        .map(|step| step.name)
+        .filter(|name| !skip.contains(name))
+        .collect();
+    Ok(Selection { steps, filters })
+}
+
+/// The steps named in `a,b`.
+fn names(list: Option<&String>) -> Result<Vec<&'static str>> {
+    let known = || STEPS.iter().map(|step| step.name).collect::<Vec<_>>().join(", ");
+    let Some(list) = list else {
+        bail!("a list of steps is missing; there is {}", known());
+    };
+    let mut names = Vec::new();
+    for name in list.split(',') {
+        match STEPS.iter().find(|step| step.name == name) {
+            Some(step) => names.push(step.name),
+            None => bail!("no step `{name}`; there is {}", known()),
+        }
+    }
+    Ok(names)
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "Usage: cargo xtask test [--only STEP,...] [--skip STEP,...] [-- NEXTEST ARGUMENTS]\n\n\
+         Runs every step, whatever becomes of the others, and reports at the end.\n\nSteps:\n",
+    );
+    for step in STEPS {
+        text.push_str(&format!("  {:11} {}\n", step.name, step.about));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(arguments: &[&str]) -> Vec<String> {
+        arguments.iter().map(|argument| (*argument).to_owned()).collect()
+    }
+
+    #[test]
+    fn steps_keep_their_order_however_they_are_asked_for() {
+        let selection = select(&strings(&["--only", "tests,guest", "--", "store"])).unwrap();
+        assert_eq!(selection.steps, ["guest", "tests"]);
+        assert_eq!(selection.filters, ["store"]);
+    }
+
+    #[test]
+    fn without_arguments_all_but_the_steps_on_request() {
+        let steps = select(&[]).unwrap().steps;
+        assert!(!steps.contains(&"advisories"));
+        assert_eq!(steps.len(), STEPS.len() - 1);
+        assert!(!select(&strings(&["--skip", "macos"])).unwrap().steps.contains(&"macos"));
+    }
+
+    #[test]
+    fn an_unknown_step_is_refused_by_name() {
+        for arguments in [["--only", "test"], ["--skip", "test"]] {
+            let Err(error) = select(&strings(&arguments)) else {
+                panic!("{arguments:?} was taken");
+            };
+            assert!(error.to_string().contains("`test`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn whatever_ran_and_did_not_pass_has_failed() {
+        let line = "     Summary [   1.2s] 5 tests run: 2 passed (1 slow), 2 failed, 1 timed out, 4 skipped";
+        assert_eq!(Counts::parse(line).unwrap().to_string(), "tests: 2 passed, 3 failed, 4 skipped");
+        let coloured = "\u{1b}[32;1m     Summary\u{1b}[0m [   0.005s] \u{1b}[1m1\u{1b}[0m test run: \
+                        \u{1b}[1m1\u{1b}[0m \u{1b}[32;1mpassed\u{1b}[0m, \u{1b}[1m0\u{1b}[0m skipped";
+        assert_eq!(Counts::parse(coloured).unwrap().to_string(), "tests: 1 passed, 0 failed, 0 skipped");
+        assert!(Counts::parse("    PASS [   0.005s] a b").is_none());
+    }
+}

@@ -2,13 +2,25 @@
 //! is, behind one trait. On Linux the node is this machine ([`LocalNode`]); on
 //! a Mac it is a Linux VM, reached by the same trait.
 //!
-//! Every method may be repeated; removing what is not there succeeds.
+//! Every method may be repeated; removing what is not there succeeds. A dropped
+//! call may still take effect: its caller asks the node what is true now.
+
+mod error;
+#[cfg(target_os = "linux")]
+mod local;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_model::PodId;
+
+pub use error::Error;
+#[cfg(target_os = "linux")]
+pub use local::{LocalNode, LocalNodeConfig};
+
+/// Longest path of a unix socket in bytes: `sun_path` holds 108 with its end mark.
+pub const MAX_SOCKET_PATH: usize = 107;
 
 /// A layer image on the node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,12 +146,23 @@ pub trait Node: Send + Sync {
     /// with `prefix`, in any hierarchy.
     async fn cgroups(&self, parent: &str, prefix: &str) -> Result<Vec<String>, Error>;
 
+    /// The processes of a cgroup itself, those of its children left out, in any
+    /// hierarchy. None for a cgroup that does not exist.
+    async fn cgroup_processes(&self, path: &str) -> Result<Vec<ProcessIdentity>, Error>;
+
     /// Makes a directory and its parents. `mode` is for those that are made.
     async fn create_directory(&self, path: &Path, mode: u32) -> Result<(), Error>;
 
     /// Removes a file or a whole tree, never crossing a mount point or
     /// following a symlink.
     async fn remove_tree(&self, path: &Path) -> Result<(), Error>;
+
+    /// Whether there is something at a path (symlinks are followed).
+    async fn exists(&self, path: &Path) -> Result<bool, Error>;
+
+    /// Names in a directory, in no order; none for one that does not exist.
+    /// Names that are not UTF-8 are left out.
+    async fn list_directory(&self, path: &Path) -> Result<Vec<String>, Error>;
 
     /// Reads a file of at most `limit` bytes.
     async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error>;

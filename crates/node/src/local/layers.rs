@@ -1,0 +1,210 @@
+//! Layer images mounted read-only, each once in this kernel, at
+//! `<layers>/<hex of the diff id>`.
+//!
+//! The kernel is the only memory: a directory with EROFS on it is a mounted
+//! layer, whoever mounted it. An empty one is left over and is removed.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    UnmountFlags,
+};
+
+use super::loop_device;
+use crate::{Error, LayerImage};
+
+/// `EROFS_SUPER_MAGIC_V1` of linux/magic.h.
+const EROFS: u64 = 0xe0f5_e1e2;
+
+/// The directory of mounted layers.
+pub(crate) struct Layers {
+    directory: PathBuf,
+    // Between the look at the directory and the mount; taken only by blocking
+    // code, for the length of one mount or unmount.
+    changes: Mutex<()>,
+}
+
+/// The hexadecimal part of a diff id, which names the layer's directory.
+fn hex_of(diff_id: &str) -> Result<&str, Error> {
+    diff_id
+        .strip_prefix("sha256:")
+        .filter(|hex| is_hex_name(hex))
+        .ok_or_else(|| Error::LayerName { diff_id: diff_id.to_owned() })
+}
+
+fn is_hex_name(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether EROFS is mounted on this directory.
+fn is_mounted(path: &Path) -> Result<bool, Error> {
+    match rustix::fs::statfs(path) {
+        Ok(found) => Ok(u64::try_from(found.f_type) == Ok(EROFS)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(source) => Err(Error::io("inspect", path, source)),
+    }
+}
+
+impl Layers {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { directory, changes: Mutex::new(()) }
+    }
+
+    /// See [`crate::Node::mount_layer`]. Blocks.
+    pub(crate) fn mount(&self, layer: &LayerImage) -> Result<PathBuf, Error> {
+        let target = self.directory.join(hex_of(&layer.diff_id)?);
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_mounted(&target)? {
+            return Ok(target);
+        }
+        self.prepare()?;
+        make_directory(&target)?;
+        let mounted = match mount_file(&layer.path, &target) {
+            // The kernel takes block devices only: before 6.12, or built
+            // without EROFS_FS_BACKED_BY_FILE.
+            Err(Errno::NOTBLK | Errno::NOSYS) => mount_by_loop_device(&layer.path, &target),
+            other => other.map_err(|source| Error::io("mount layer", &layer.path, source)),
+        };
+        match mounted {
+            Ok(()) => Ok(target),
+            Err(error) => {
+                // Empty directories are no layers; they may stay.
+                drop(fs::remove_dir(&target));
+                self.release();
+                Err(error)
+            }
+        }
+    }
+
+    /// See [`crate::Node::unmount_layer`]. Blocks.
+    pub(crate) fn unmount(&self, diff_id: &str) -> Result<(), Error> {
+        let target = self.directory.join(hex_of(diff_id)?);
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Overlays hold the file system itself, not this mount. What makes it
+        // busy is a process with an open file in it; that keeps its file.
+        let unmounted = match rustix::mount::unmount(&target, UnmountFlags::NOFOLLOW) {
+            Err(Errno::BUSY) => {
+                rustix::mount::unmount(&target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+            }
+            other => other,
+        };
+        match unmounted {
+            // INVAL: not a mount point.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(source) => return Err(Error::io("unmount layer", &target, source)),
+        }
+        match fs::remove_dir(&target) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("remove directory", &target, source));
+            }
+            _ => {}
+        }
+        self.release();
+        Ok(())
+    }
+
+    /// See [`crate::Node::mounted_layers`]. Blocks.
+    pub(crate) fn mounted(&self) -> Result<Vec<String>, Error> {
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io("list", &self.directory, error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| Error::io("list", &self.directory, source))?;
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            if !is_hex_name(&name) {
+                continue;
+            }
+            if is_mounted(&entry.path())? {
+                found.push(format!("sha256:{name}"));
+            } else {
+                // Left between making the directory and mounting on it.
+                drop(fs::remove_dir(entry.path()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes the directory a private mount of its own, so that layers mounted
+    /// in it do not spread into the mount namespaces of others (where they
+    /// would hold the image after it is unmounted here).
+    fn prepare(&self) -> Result<(), Error> {
+        make_directory(&self.directory)?;
+        let failed = |source: Errno| Error::io("make a private mount of", &self.directory, source);
+        let private = || rustix::mount::mount_change(&self.directory, MountPropagationFlags::PRIVATE);
+        match private() {
+            // Not a mount point.
+            Err(Errno::INVAL) => {
+                rustix::mount::mount_bind(&self.directory, &self.directory).map_err(failed)?;
+                private().map_err(failed)
+            }
+            other => other.map_err(failed),
+        }
+    }
+
+    /// Takes the directory's own mount away with the last layer. While there
+    /// is one it is busy; that is how the last one is known.
+    fn release(&self) {
+        let _busy = rustix::mount::unmount(&self.directory, UnmountFlags::NOFOLLOW);
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .map_err(|source| Error::io("create directory", path, source))
+}
+
+/// Mounts the image file itself. `directio` spares the second copy of each
+/// page that buffered reads would leave with the image file's inode; a file
+/// system that cannot do it reads buffered, a kernel that does not know it
+/// refuses the option.
+fn mount_file(image: &Path, target: &Path) -> Result<(), Errno> {
+    match mount_file_with(image, target, true) {
+        Err(Errno::INVAL) => mount_file_with(image, target, false),
+        other => other,
+    }
+}
+
+fn mount_file_with(image: &Path, target: &Path, direct: bool) -> Result<(), Errno> {
+    let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_flag(&context, "ro")?;
+    rustix::mount::fsconfig_set_string(&context, "source", image)?;
+    if direct {
+        rustix::mount::fsconfig_set_flag(&context, "directio")?;
+    }
+    rustix::mount::fsconfig_create(&context)?;
+    let mount = rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME,
+    )?;
+    rustix::mount::move_mount(&mount, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+fn mount_by_loop_device(image: &Path, target: &Path) -> Result<(), Error> {
+    let device = loop_device::attach(image)?;
+    // The device frees itself when its last user goes: the mount, or, when
+    // mounting fails, the descriptor in `device`.
+    rustix::mount::mount(
+        &device.path,
+        target,
+        "erofs",
+        MountFlags::RDONLY | MountFlags::NOATIME,
+        None::<&std::ffi::CStr>,
+    )
+    .map_err(|source| Error::io("mount layer", image, source))?;
+    drop::<File>(device.file);
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! The node that is this machine.
+
+mod control_groups;
+mod files;
+mod layers;
+mod loop_device;
+mod mountinfo;
+mod netns;
+mod process;
+mod program;
+mod spawn;
+mod tree;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kina_model::PodId;
+
+use crate::{
+    Error, FilesystemUsage, GuestProgram, LayerImage, MAX_SOCKET_PATH, Node, Output, ProcessIdentity, Program,
+};
+
+/// Where the local node keeps things.
+#[derive(Clone, Debug)]
+pub struct LocalNodeConfig {
+    /// The daemon's volatile directory. Layers are mounted below its
+    /// subdirectory `layers`.
+    pub run_directory: PathBuf,
+    /// Where network namespaces are pinned; `/var/run/netns` is where CNI
+    /// plugins and `ip netns` look.
+    pub netns_directory: PathBuf,
+    /// What the names of this daemon's network namespaces begin with; the pod
+    /// id follows.
+    pub netns_prefix: String,
+}
+
+impl LocalNodeConfig {
+    /// The usual places, below a volatile directory of the daemon's own.
+    #[must_use]
+    pub fn new(run_directory: PathBuf) -> Self {
+        Self {
+            run_directory,
+            netns_directory: PathBuf::from("/var/run/netns"),
+            netns_prefix: "kina-".to_owned(),
+        }
+    }
+}
+
+/// The node that is this machine.
+///
+/// Effects that can block for long run on blocking threads, where they end also
+/// when the caller is dropped.
+#[derive(Clone)]
+pub struct LocalNode {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: LocalNodeConfig,
+    layers: layers::Layers,
+    control_groups: control_groups::ControlGroups,
+    // One change of a pod's namespace at a time. Taken by blocking code only,
+    // for the length of that change.
+    namespaces: Mutex<HashMap<PodId, Weak<Mutex<()>>>>,
+}
+
+impl LocalNode {
+    /// Touches nothing yet.
+    #[must_use]
+    pub fn new(config: LocalNodeConfig) -> Self {
+        let layers = layers::Layers::new(config.run_directory.join("layers"));
+        Self {
+            inner: Arc::new(Inner {
+                config,
+                layers,
+                control_groups: control_groups::ControlGroups::default(),
+                namespaces: Mutex::new(HashMap::new()),
+            }),
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .unwrap_or(Err(Error::Interrupted { operation }))
+    }
+}
+
+impl Inner {
+    fn namespace_path(&self, pod: &PodId) -> PathBuf {
+        self.config.netns_directory.join(format!("{}{pod}", self.config.netns_prefix))
+    }
+
+    fn change_namespace(
+        &self,
+        pod: &PodId,
+        change: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<PathBuf, Error> {
+        let turn = {
+            let mut turns = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            turns.get(pod).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let turn = Arc::new(Mutex::new(()));
+                turns.insert(pod.clone(), Arc::downgrade(&turn));
+                turn
+            })
+        };
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.namespace_path(pod);
+        change(&path)?;
+        Ok(path)
+    }
+}
+
+fn check_socket(socket: &Path) -> Result<(), Error> {
+    let length = socket.as_os_str().len();
+    if length > MAX_SOCKET_PATH {
+        return Err(Error::SocketPath { path: socket.to_owned(), length, limit: MAX_SOCKET_PATH });
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Node for LocalNode {
+    async fn boot_id(&self) -> Result<String, Error> {
+        let path = Path::new("/proc/sys/kernel/random/boot_id");
+        let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+        Ok(text.trim().to_owned())
+    }
+
+    async fn create_network_namespace(&self, pod: &PodId) -> Result<PathBuf, Error> {
+        let pod = pod.clone();
+        self.blocking("create network namespace", move |inner| {
+            inner.change_namespace(&pod, |path| netns::create(&inner.config.netns_directory, path))
+        })
+        .await
+    }
+
+    async fn remove_network_namespace(&self, pod: &PodId) -> Result<(), Error> {
+        let pod = pod.clone();
+        self.blocking("remove network namespace", move |inner| {
+            inner.change_namespace(&pod, netns::remove).map(drop)
+        })
+        .await
+    }
+
+    async fn network_namespaces(&self) -> Result<Vec<PodId>, Error> {
+        let config = &self.inner.config;
+        let names = files::list_directory(&config.netns_directory)?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix(&config.netns_prefix)?.parse().ok()).collect())
+    }
+
+    async fn mount_layer(&self, layer: &LayerImage) -> Result<PathBuf, Error> {
+        let layer = layer.clone();
+        self.blocking("mount layer", move |inner| inner.layers.mount(&layer)).await
+    }
+
+    async fn unmount_layer(&self, diff_id: &str) -> Result<(), Error> {
+        let diff_id = diff_id.to_owned();
+        self.blocking("unmount layer", move |inner| inner.layers.unmount(&diff_id)).await
+    }
+
+    async fn mounted_layers(&self) -> Result<Vec<String>, Error> {
+        self.blocking("list layers", |inner| inner.layers.mounted()).await
+    }
+
+    async fn run(&self, program: &Program) -> Result<Output, Error> {
+        program::run(program).await
+    }
+
+    async fn spawn_guest(&self, guest: &GuestProgram) -> Result<ProcessIdentity, Error> {
+        check_socket(&guest.socket)?;
+        let guest = guest.clone();
+        self.blocking("start guest", move |inner| spawn::spawn(&inner.control_groups, &guest)).await
+    }
+
+    async fn dial(&self, socket: &Path) -> Result<tokio::net::UnixStream, Error> {
+        check_socket(socket)?;
+        tokio::net::UnixStream::connect(socket)
+            .await
+            .map_err(|source| Error::io("connect to", socket, source))
+    }
+
+    async fn wait_process(&self, process: ProcessIdentity) -> Result<(), Error> {
+        process::wait(process).await
+    }
+
+    async fn process_lives(&self, process: ProcessIdentity) -> Result<bool, Error> {
+        process::lives(process)
+    }
+
+    async fn kill_cgroup(&self, path: &str, deadline: Duration) -> Result<(), Error> {
+        let path = path.to_owned();
+        self.blocking("kill cgroup", move |inner| inner.control_groups.kill(&path, deadline)).await
+    }
+
+    async fn cgroups(&self, parent: &str, prefix: &str) -> Result<Vec<String>, Error> {
+        self.inner.control_groups.children(parent, prefix)
+    }
+
+    async fn cgroup_processes(&self, path: &str) -> Result<Vec<ProcessIdentity>, Error> {
+        self.inner.control_groups.processes(path)
+    }
+
+    async fn create_directory(&self, path: &Path, mode: u32) -> Result<(), Error> {
+        files::create_directory(path, mode)
+    }
+
+    async fn remove_tree(&self, path: &Path) -> Result<(), Error> {
+        let path = path.to_owned();
+        self.blocking("remove tree", move |_| tree::remove(&path)).await
+    }
+
+    async fn exists(&self, path: &Path) -> Result<bool, Error> {
+        path.try_exists().map_err(|source| Error::io("inspect", path, source))
+    }
+
+    async fn list_directory(&self, path: &Path) -> Result<Vec<String>, Error> {
+        files::list_directory(path)
+    }
+
+    async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
+        files::read_file(path, limit)
+    }
+
+    async fn write_file(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
+        files::write_file(path, content, mode)
+    }
+
+    async fn usage(&self, path: &Path) -> Result<FilesystemUsage, Error> {
+        let path = path.to_owned();
+        self.blocking("measure tree", move |_| tree::usage(&path)).await
+    }
+}

@@ -85,4 +85,13 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The driver's machines cannot be listed.
+    #[error("list the machines of driver {driver}")]
+    List {
+        /// The driver's name.
+        driver: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }

@@ -1,0 +1,403 @@
+//! What the driver does with one machine.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use kina_machine::{Error as MachineError, Found, MachineSpec, MachineState, Overhead, Share, Stream};
+use kina_model::PodId;
+use kina_node::{Error as NodeError, GuestProgram, MAX_SOCKET_PATH, Node, ProcessIdentity};
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use crate::record::{self, Phase, Record};
+use crate::{Error, HostConfig};
+
+/// The driver's name.
+pub(crate) const NAME: &str = "host";
+
+const RECORD: &str = "machine.json";
+const SOCKET: &str = "guest.sock";
+const LOG: &str = "guest.log";
+
+/// Linux counts processor time for user space in hundredths of a second on
+/// every architecture that it runs on (`USER_HZ`).
+const NANOS_PER_TICK: u64 = 10_000_000;
+
+pub(crate) struct Machines {
+    node: Arc<dyn Node>,
+    config: HostConfig,
+    /// One permit per machine that is being changed.
+    turns: Mutex<HashMap<PodId, Weak<Semaphore>>>,
+}
+
+/// What a machine does, with what is there in that state.
+enum Now {
+    Created,
+    Running(ProcessIdentity),
+    Stopped,
+}
+
+impl Now {
+    fn state(&self) -> MachineState {
+        match self {
+            Self::Created => MachineState::Created,
+            Self::Running(_) => MachineState::Running,
+            Self::Stopped => MachineState::Stopped,
+        }
+    }
+}
+
+fn node_error(
+    pod: &PodId,
+    operation: &'static str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> MachineError {
+    MachineError::Node { pod: pod.clone(), operation, source: source.into() }
+}
+
+/// The system error behind a refusal of the node, where there is one.
+fn io_error(error: NodeError) -> io::Error {
+    let kind = error.io_kind().unwrap_or(io::ErrorKind::Other);
+    io::Error::new(kind, error)
+}
+
+impl Machines {
+    pub(crate) fn new(node: Arc<dyn Node>, config: HostConfig) -> Self {
+        Self { node, config, turns: Mutex::new(HashMap::new()) }
+    }
+
+    pub(crate) fn directory(&self, pod: &PodId) -> PathBuf {
+        self.config.pods_directory.join(pod.as_str()).join("machine")
+    }
+
+    fn turn(&self, pod: &PodId) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        turns.get(pod).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let turn = Arc::new(Semaphore::new(1));
+            turns.insert(pod.clone(), Arc::downgrade(&turn));
+            turn
+        })
+    }
+
+    /// Runs one change in a task of its own, when no other change of that
+    /// machine runs. A caller that is dropped before the change has its turn
+    /// takes it back; later it runs to its end.
+    pub(crate) async fn change<F>(
+        self: &Arc<Self>,
+        pod: &PodId,
+        operation: &'static str,
+        change: impl FnOnce(Arc<Self>) -> F,
+    ) -> Result<(), MachineError>
+    where
+        F: Future<Output = Result<(), MachineError>> + Send + 'static,
+    {
+        let permit =
+            self.turn(pod).acquire_owned().await.map_err(|closed| node_error(pod, operation, closed))?;
+        let change = change(Arc::clone(self));
+        let task = tokio::spawn(async move {
+            let result = change.await;
+            drop(permit);
+            result
+        });
+        task.await.unwrap_or_else(|broken| Err(node_error(pod, operation, broken)))
+    }
+
+    async fn record(&self, pod: &PodId) -> Result<Option<Record>, MachineError> {
+        let path = self.directory(pod).join(RECORD);
+        let content = match self.node.read_file(&path, record::LIMIT).await {
+            Ok(content) => content,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(node_error(pod, "read the record", error)),
+        };
+        serde_json::from_slice(&content)
+            .map(Some)
+            .map_err(|source| node_error(pod, "read the record", Error::Record { path, source }))
+    }
+
+    async fn write(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
+        let content =
+            serde_json::to_vec(record).map_err(|source| node_error(pod, "write the record", source))?;
+        let path = self.directory(pod).join(RECORD);
+        self.node
+            .write_file(&path, &content, 0o600)
+            .await
+            .map_err(|source| node_error(pod, "write the record", source))
+    }
+
+    /// The record of a machine that must exist.
+    pub(crate) async fn known(&self, pod: &PodId) -> Result<Record, MachineError> {
+        self.record(pod).await?.ok_or_else(|| MachineError::NotFound { pod: pod.clone() })
+    }
+
+    async fn boot_id(&self, pod: &PodId) -> Result<String, MachineError> {
+        self.node.boot_id().await.map_err(|source| node_error(pod, "read the boot id", source))
+    }
+
+    /// Compares a record with what runs.
+    async fn now(&self, pod: &PodId, record: &Record) -> Result<Now, MachineError> {
+        if record.boot_id != self.boot_id(pod).await? {
+            return Ok(Now::Stopped);
+        }
+        match record.phase {
+            Phase::Stopped => Ok(Now::Stopped),
+            Phase::Started { pid, start_ticks } => {
+                let guest = ProcessIdentity { pid, start_ticks };
+                let lives = self
+                    .node
+                    .process_lives(guest)
+                    .await
+                    .map_err(|source| node_error(pod, "look for the guest", source))?;
+                Ok(if lives { Now::Running(guest) } else { Now::Stopped })
+            }
+            Phase::Created => {
+                let processes = self
+                    .node
+                    .cgroup_processes(&format!("{}/guest", record.cgroup))
+                    .await
+                    .map_err(|source| node_error(pod, "look for the guest", source))?;
+                // The guest is the first process of its cgroup; it may have
+                // started others since.
+                let guest = processes.into_iter().min_by_key(|found| (found.start_ticks, found.pid));
+                Ok(guest.map_or(Now::Created, Now::Running))
+            }
+        }
+    }
+
+    pub(crate) async fn create(&self, spec: &MachineSpec) -> Result<(), MachineError> {
+        let pod = &spec.pod;
+        let refuse = |error: Error| node_error(pod, "create", error);
+        let expected = self.directory(pod);
+        if spec.directory != expected {
+            return Err(refuse(Error::Directory { path: spec.directory.clone(), expected }));
+        }
+        let socket = expected.join(SOCKET);
+        let length = socket.as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            return Err(refuse(Error::SocketPath { path: socket, length, limit: MAX_SOCKET_PATH }));
+        }
+        let cgroup = spec.cgroup.trim_end_matches('/').to_owned();
+        if let Some(record) = self.record(pod).await? {
+            let state = self.now(pod, &record).await?.state();
+            return match state {
+                MachineState::Created if record.cgroup == cgroup => Ok(()),
+                MachineState::Created => {
+                    Err(refuse(Error::Cgroup { existing: record.cgroup, asked: cgroup }))
+                }
+                MachineState::Running => Err(wrong_state(pod, "create", "running")),
+                MachineState::Stopped => Err(wrong_state(pod, "create", "stopped")),
+            };
+        }
+        let boot_id = self.boot_id(pod).await?;
+        self.write(pod, &Record { cgroup, boot_id, phase: Phase::Created }).await
+    }
+
+    pub(crate) async fn start(&self, pod: &PodId) -> Result<(), MachineError> {
+        let mut record = self.known(pod).await?;
+        let guest = match self.now(pod, &record).await? {
+            Now::Running(guest) => guest,
+            Now::Stopped => return Err(wrong_state(pod, "start", "stopped")),
+            Now::Created => self.spawn(pod, &record).await?,
+        };
+        let phase = Phase::started(guest);
+        if record.phase != phase {
+            record.phase = phase;
+            self.write(pod, &record).await?;
+        }
+        Ok(())
+    }
+
+    async fn spawn(&self, pod: &PodId, record: &Record) -> Result<ProcessIdentity, MachineError> {
+        let directory = self.directory(pod);
+        let guest = GuestProgram {
+            pod: pod.clone(),
+            program: self.config.guest_program.clone(),
+            socket: directory.join(SOCKET),
+            log: directory.join(LOG),
+            cgroup: record.cgroup.clone(),
+        };
+        match self.node.spawn_guest(&guest).await {
+            Ok(guest) => Ok(guest),
+            Err(NodeError::Execute { path, source }) => Err(MachineError::Guest { path, source }),
+            Err(error) => Err(node_error(pod, "start the guest", error)),
+        }
+    }
+
+    /// Gives a running guest time to end by itself.
+    pub(crate) async fn wait_for_end(&self, pod: &PodId, grace: Duration) -> Result<(), MachineError> {
+        if grace.is_zero() {
+            return Ok(());
+        }
+        let Some(record) = self.record(pod).await? else { return Ok(()) };
+        let Now::Running(guest) = self.now(pod, &record).await? else { return Ok(()) };
+        match tokio::time::timeout(grace, self.node.wait_process(guest)).await {
+            Ok(Ok(())) | Err(_) => {}
+            // It is killed next, which does not depend on having waited.
+            Ok(Err(error)) => warn!(pod_id = %pod, %error, "cannot wait for the guest to end"),
+        }
+        Ok(())
+    }
+
+    async fn kill(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
+        match self.node.kill_cgroup(&record.cgroup, self.config.kill_deadline).await {
+            Ok(()) => Ok(()),
+            Err(error @ NodeError::Survivors { .. }) => {
+                Err(MachineError::Survives { pod: pod.clone(), survivors: error.to_string() })
+            }
+            Err(error) => Err(node_error(pod, "kill the processes", error)),
+        }
+    }
+
+    pub(crate) async fn stop(&self, pod: &PodId) -> Result<(), MachineError> {
+        let Some(mut record) = self.record(pod).await? else { return Ok(()) };
+        // Also of an earlier boot or after the guest's death: what it left in
+        // the cgroup goes with it.
+        self.kill(pod, &record).await?;
+        if record.phase != Phase::Stopped {
+            record.phase = Phase::Stopped;
+            self.write(pod, &record).await?;
+        }
+        self.remove(pod, SOCKET).await
+    }
+
+    pub(crate) async fn destroy(&self, pod: &PodId) -> Result<(), MachineError> {
+        let directory = self.directory(pod);
+        if let Some(record) = self.record(pod).await? {
+            self.kill(pod, &record).await?;
+        }
+        let names = self
+            .node
+            .list_directory(&directory)
+            .await
+            .map_err(|source| node_error(pod, "list the machine's files", source))?;
+        for name in names.iter().filter(|name| *name != RECORD) {
+            self.remove(pod, name).await?;
+        }
+        // Last: while it is there the machine is found and destroyed again.
+        self.remove(pod, RECORD).await
+    }
+
+    async fn remove(&self, pod: &PodId, name: &str) -> Result<(), MachineError> {
+        self.node
+            .remove_tree(&self.directory(pod).join(name))
+            .await
+            .map_err(|source| node_error(pod, "remove the machine's files", source))
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<Found>, MachineError> {
+        let names = self
+            .node
+            .list_directory(&self.config.pods_directory)
+            .await
+            .map_err(|source| MachineError::List { driver: NAME, source: Box::new(source) })?;
+        let mut found = Vec::new();
+        for pod in names.iter().filter_map(|name| name.parse::<PodId>().ok()) {
+            match self.status(&pod).await {
+                Ok(state) => found.push(Found { pod, state }),
+                Err(MachineError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    pub(crate) async fn status(&self, pod: &PodId) -> Result<MachineState, MachineError> {
+        let record = self.known(pod).await?;
+        Ok(self.now(pod, &record).await?.state())
+    }
+
+    pub(crate) async fn wait(&self, pod: &PodId) -> Result<(), MachineError> {
+        let record = self.known(pod).await?;
+        match self.now(pod, &record).await? {
+            Now::Created => Err(wrong_state(pod, "wait", "created")),
+            Now::Stopped => Ok(()),
+            Now::Running(guest) => self
+                .node
+                .wait_process(guest)
+                .await
+                .map_err(|source| node_error(pod, "wait for the guest", source)),
+        }
+    }
+
+    pub(crate) async fn connect(&self, pod: &PodId) -> Result<Box<dyn Stream>, MachineError> {
+        match self.node.dial(&self.directory(pod).join(SOCKET)).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => {
+                self.known(pod).await?;
+                Err(MachineError::Connect { pod: pod.clone(), source: io_error(error) })
+            }
+        }
+    }
+
+    pub(crate) async fn share(&self, pod: &PodId, share: &Share) -> Result<PathBuf, MachineError> {
+        self.known(pod).await?;
+        let failed = |source| MachineError::Share { pod: pod.clone(), path: share.source.clone(), source };
+        match self.node.exists(&share.source).await {
+            Ok(true) => Ok(share.source.clone()),
+            Ok(false) => Err(failed(io::Error::from(io::ErrorKind::NotFound))),
+            Err(error) => Err(failed(io_error(error))),
+        }
+    }
+
+    pub(crate) async fn overhead(&self, pod: &PodId) -> Result<Overhead, MachineError> {
+        let record = self.known(pod).await?;
+        let Now::Running(guest) = self.now(pod, &record).await? else {
+            return Ok(Overhead::default());
+        };
+        let read = async |file: &str| {
+            let path = PathBuf::from(format!("/proc/{}/{file}", guest.pid));
+            self.node.read_file(&path, record::LIMIT).await
+        };
+        let (Ok(memory), Ok(times)) = (read("smaps_rollup").await, read("stat").await) else {
+            // It ended meanwhile, or is ending: nothing is held then.
+            return Ok(Overhead::default());
+        };
+        Ok(Overhead {
+            memory_bytes: proportional_set_size(&String::from_utf8_lossy(&memory)).unwrap_or(0),
+            cpu_nanos: cpu_time(&String::from_utf8_lossy(&times)).unwrap_or(0),
+        })
+    }
+}
+
+fn wrong_state(pod: &PodId, operation: &'static str, state: &'static str) -> MachineError {
+    MachineError::WrongState { pod: pod.clone(), operation, state }
+}
+
+/// `Pss:` of `/proc/<pid>/smaps_rollup`, in bytes (the file counts in KiB).
+fn proportional_set_size(rollup: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// User and system time of `/proc/<pid>/stat` (fields 14 and 15), in nanoseconds.
+fn cpu_time(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    user.checked_add(system)?.checked_mul(NANOS_PER_TICK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_parsed() {
+        let rollup =
+            "00400000-7ff000 ---p 00000000 00:00 0 [rollup]\nRss: 10 kB\nPss: 7 kB\nPss_Dirty: 1 kB\n";
+        assert_eq!(proportional_set_size(rollup), Some(7 * 1024));
+        assert_eq!(proportional_set_size("Rss: 10 kB"), None);
+    }
+
+    #[test]
+    fn processor_time_is_parsed() {
+        let stat = "42 (a ) b) S 1 42 42 0 -1 4194560 1 0 0 0 3 4 0 0 20 0 1 0 9876 1000 2 184";
+        assert_eq!(cpu_time(stat), Some(70_000_000));
+        assert_eq!(cpu_time("42 (x) S"), None);
+    }
+}

@@ -115,6 +115,16 @@ pub enum Error {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// Processes of a control group outlive the kill.
+    #[error("{count} processes of cgroup {path} survive a kill for {waited:?}")]
+    Survivors {
+        /// Absolute path of the group in its hierarchies.
+        path: String,
+        /// How many.
+        count: usize,
+        /// How long they had.
+        waited: Duration,
+    },
     /// The node stops, or the operation itself broke.
     #[error("{operation} was interrupted")]
     Interrupted {
@@ -147,6 +157,7 @@ impl Error {
             | Self::ProgramDeadline { .. }
             | Self::ProgramOutput { .. }
             | Self::Cgroup { .. }
+            | Self::Survivors { .. }
             | Self::Interrupted { .. } => None,
         }
     }

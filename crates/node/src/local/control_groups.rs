@@ -63,7 +63,10 @@ impl ControlGroups {
     pub(crate) fn kill(&self, path: &str, deadline: Duration) -> Result<(), Error> {
         let begin = Instant::now();
         let group = self.group(path)?;
-        group.kill_all(deadline).map_err(|source| failed("kill the processes of", path, source))?;
+        group.kill_all(deadline).map_err(|error| match error {
+            kina_cgroup::Error::NotEmpty { path, count, waited } => Error::Survivors { path, count, waited },
+            error => failed("kill the processes of", path, error),
+        })?;
         // Removing waits for the kernel to let go of what was killed, which a
         // caller that asks for no wait gets a moment for all the same.
         let left = deadline.saturating_sub(begin.elapsed()).max(Duration::from_millis(100));

@@ -1,1 +1,3 @@
 //! The kina daemon and its command line.
+
+pub mod cri;

@@ -57,19 +57,11 @@ impl State {
 
     /// The index in `bytes` of a stream offset that is a record boundary.
     fn boundary(&self, offset: u64) -> Result<usize, Error> {
-        let refuse = || Error::Offset {
-            offset,
-            start: self.start,
-            end: self.end(),
-        };
+        let refuse = || Error::Offset { offset, start: self.start, end: self.end() };
         let index = offset.checked_sub(self.start).ok_or_else(refuse)?;
         let index = usize::try_from(index).map_err(|_| refuse())?;
         let at_boundary = index == 0 || self.bytes.get(index - 1) == Some(&b'\n');
-        if index <= self.bytes.len() && at_boundary {
-            Ok(index)
-        } else {
-            Err(refuse())
-        }
+        if index <= self.bytes.len() && at_boundary { Ok(index) } else { Err(refuse()) }
     }
 }
 
@@ -118,10 +110,7 @@ impl RecordBuffer {
         let room = self.capacity - state.bytes.len();
         let fits = whole_records(&batch[..batch.len().min(room)]);
         if fits == 0 && (batch.len() <= room || room >= MAX_RECORD) && !batch.is_empty() {
-            return Err(Error::Malformed {
-                at: 0,
-                reason: "no newline within the longest record",
-            });
+            return Err(Error::Malformed { at: 0, reason: "no newline within the longest record" });
         }
         if fits > 0 {
             state.bytes.extend(&batch[..fits]);
@@ -158,13 +147,9 @@ impl RecordBuffer {
                 let available = state.bytes.len() - from;
                 if available > 0 {
                     let take = available.min(limit.max(MAX_RECORD));
-                    let mut bytes: Vec<u8> =
-                        state.bytes.range(from..from + take).copied().collect();
+                    let mut bytes: Vec<u8> = state.bytes.range(from..from + take).copied().collect();
                     bytes.truncate(whole_records(&bytes));
-                    return Ok(Some(Chunk {
-                        offset: after,
-                        bytes,
-                    }));
+                    return Ok(Some(Chunk { offset: after, bytes }));
                 }
                 if state.closed {
                     return Ok(None);
@@ -220,8 +205,5 @@ impl Default for RecordBuffer {
 
 /// Length of the whole records at the front of `bytes`.
 fn whole_records(bytes: &[u8]) -> usize {
-    bytes
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |newline| newline + 1)
+    bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1)
 }

@@ -54,10 +54,7 @@ pub struct Encoder {
 impl Encoder {
     /// An encoder for one output.
     pub fn new(stream: Stream) -> Self {
-        Self {
-            stream,
-            partial: Vec::new(),
-        }
+        Self { stream, partial: Vec::new() }
     }
 
     /// Encodes from the front of `input` and appends whole records, stamped
@@ -65,13 +62,7 @@ impl Encoder {
     /// grown to `limit` bytes or more; it then exceeds `limit` by less than
     /// [`MAX_RECORD`]. Returns how many bytes of `input` were taken (at least
     /// one, unless `input` is empty or `records` is at its limit already).
-    pub fn encode(
-        &mut self,
-        now: Timestamp,
-        input: &[u8],
-        records: &mut Vec<u8>,
-        limit: usize,
-    ) -> usize {
+    pub fn encode(&mut self, now: Timestamp, input: &[u8], records: &mut Vec<u8>, limit: usize) -> usize {
         let stamp = now.format();
         let mut rest = input;
         while !rest.is_empty() && records.len() < limit {
@@ -108,13 +99,7 @@ impl Encoder {
         self.partial.len()
     }
 
-    fn emit(
-        &mut self,
-        stamp: &[u8; TIMESTAMP_LEN],
-        tag: u8,
-        content: &[u8],
-        records: &mut Vec<u8>,
-    ) {
+    fn emit(&mut self, stamp: &[u8; TIMESTAMP_LEN], tag: u8, content: &[u8], records: &mut Vec<u8>) {
         records.reserve(HEADER_LEN + self.partial.len() + content.len() + 1);
         records.extend_from_slice(stamp);
         records.push(b' ');
@@ -177,12 +162,7 @@ impl<'a> Record<'a> {
             b"F " => false,
             _ => return Err(bad("unknown tag")),
         };
-        let record = Self {
-            timestamp,
-            stream,
-            partial,
-            content,
-        };
+        let record = Self { timestamp, stream, partial, content };
         Ok((record, end + 1))
     }
 }
@@ -238,7 +218,7 @@ mod tests {
             while !rest.is_empty() {
                 let mut records = Vec::new();
                 let taken = encoder.encode(now(), rest, &mut records, limit);
-                assert!(taken > 0 && records.len() < limit + MAX_RECORD);
+                assert!(taken > 0 && records.len() < limit.saturating_add(MAX_RECORD));
                 assert!(encoder.pending() <= MAX_CONTENT);
                 rest = &rest[taken..];
                 all.extend(records);

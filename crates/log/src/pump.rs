@@ -96,19 +96,14 @@ impl<'a> Wait<'a> {
     fn begin(metrics: &'a PumpMetrics, bytes: usize) -> Self {
         add(&metrics.waits, 1);
         add(&metrics.waited_bytes, bytes);
-        Self {
-            metrics,
-            since: Instant::now(),
-        }
+        Self { metrics, since: Instant::now() }
     }
 }
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         let waited = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.metrics
-            .wait_nanoseconds
-            .fetch_add(waited, Ordering::Relaxed);
+        self.metrics.wait_nanoseconds.fetch_add(waited, Ordering::Relaxed);
     }
 }
 
@@ -132,11 +127,7 @@ impl Sink {
     }
 }
 
-async fn append_to_file(
-    file: &FileSink,
-    mut batch: &[u8],
-    metrics: &PumpMetrics,
-) -> Result<(), Error> {
+async fn append_to_file(file: &FileSink, mut batch: &[u8], metrics: &PumpMetrics) -> Result<(), Error> {
     let mut pause = FIRST_RETRY;
     let mut wait = None;
     loop {
@@ -199,10 +190,7 @@ pub async fn pump_observed<R: AsyncRead + Unpin>(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => break Ok(()),
             Err(source) => {
-                break Err(Error::Read {
-                    stream: stream.name(),
-                    source,
-                });
+                break Err(Error::Read { stream: stream.name(), source });
             }
         }
         let now = Timestamp::now();

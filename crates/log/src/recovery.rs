@@ -24,7 +24,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirEntryExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -52,12 +52,7 @@ pub struct Cursor {
 
 impl Cursor {
     fn at(offset: u64, position: Position) -> Self {
-        Self {
-            offset,
-            device: position.device,
-            inode: position.inode,
-            length: position.offset,
-        }
+        Self { offset, device: position.device, inode: position.inode, length: position.offset }
     }
 }
 
@@ -103,7 +98,8 @@ pub struct DurableLog {
 
 impl DurableLog {
     /// Begins the log of a container whose stream is at its start. The
-    /// [`cursor`](Self::cursor) must be recorded before the first write.
+    /// [`cursor`](Self::cursor) must be recorded before the container is
+    /// started.
     ///
     /// # Errors
     /// As [`LogWriter::open`].
@@ -135,11 +131,7 @@ impl DurableLog {
                         old.set_path(path);
                         old
                     };
-                    let recovery = Recovery::Rotated {
-                        rotated,
-                        cut,
-                        continues_in_new_file: path_is_taken,
-                    };
+                    let recovery = Recovery::Rotated { rotated, cut, continues_in_new_file: path_is_taken };
                     (writer, recovery)
                 }
                 // Kubelet may have renamed it back since the first look.
@@ -180,15 +172,10 @@ impl DurableLog {
     /// same chunk may be tried again), [`Error::Inspect`].
     pub fn write(&mut self, offset: u64, chunk: &[u8]) -> Result<Cursor, Error> {
         if !self.recorded {
-            return Err(Error::Unrecorded {
-                offset: self.cursor.offset,
-            });
+            return Err(Error::Unrecorded { offset: self.cursor.offset });
         }
         if offset != self.cursor.offset {
-            return Err(Error::Gap {
-                expected: self.cursor.offset,
-                got: offset,
-            });
+            return Err(Error::Gap { expected: self.cursor.offset, got: offset });
         }
         validate(chunk)?;
         let before = self.writer.position()?;
@@ -231,11 +218,7 @@ impl DurableLog {
 
     fn unrecorded(writer: LogWriter, offset: u64) -> Result<Self, Error> {
         let cursor = Cursor::at(offset, writer.position()?);
-        Ok(Self {
-            writer,
-            cursor,
-            recorded: false,
-        })
+        Ok(Self { writer, cursor, recorded: false })
     }
 }
 
@@ -244,14 +227,10 @@ fn go_on_in_place(mut writer: LogWriter, last: &Cursor) -> Result<(LogWriter, Re
     let length = writer.length()?;
     let recovery = if length < last.length {
         writer.cut_torn_tail()?;
-        Recovery::Shorter {
-            missing: last.length - length,
-        }
+        Recovery::Shorter { missing: last.length - length }
     } else {
         writer.truncate(last.length)?;
-        Recovery::InPlace {
-            cut: length - last.length,
-        }
+        Recovery::InPlace { cut: length - last.length }
     };
     Ok((writer, recovery))
 }
@@ -269,10 +248,7 @@ fn open_existing(path: &Path) -> Result<Option<LogWriter>, Error> {
 /// the rotation to the name.
 fn open_rotated(path: &Path, cursor: &Cursor) -> Result<Option<(PathBuf, LogWriter)>, Error> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    let search = |source| Error::Search {
-        directory: directory.to_owned(),
-        source,
-    };
+    let search = |source| Error::Search { directory: directory.to_owned(), source };
     let mut prefix = OsString::from(path.file_name().unwrap_or_default());
     prefix.push(".");
     let entries = match fs::read_dir(directory) {
@@ -282,19 +258,21 @@ fn open_rotated(path: &Path, cursor: &Cursor) -> Result<Option<(PathBuf, LogWrit
     };
     for (count, entry) in entries.enumerate() {
         if count >= MAX_ENTRIES {
-            return Err(Error::TooManyEntries {
-                directory: directory.to_owned(),
-                limit: MAX_ENTRIES,
-            });
+            return Err(Error::TooManyEntries { directory: directory.to_owned(), limit: MAX_ENTRIES });
         }
         let entry = entry.map_err(search)?;
-        let named = entry.file_name().as_bytes().starts_with(prefix.as_bytes());
-        if !named || entry.ino() != cursor.inode {
+        if !entry.file_name().as_bytes().starts_with(prefix.as_bytes()) {
             continue;
         }
+        // Not the inode in the entry: file systems may show another one there.
+        let wanted = (cursor.device, cursor.inode);
         let candidate = entry.path();
+        match fs::symlink_metadata(&candidate) {
+            Ok(metadata) if (metadata.dev(), metadata.ino()) == wanted => {}
+            _ => continue,
+        }
         if let Some(writer) = open_existing(&candidate)?
-            && writer.identity() == (cursor.device, cursor.inode)
+            && writer.identity() == wanted
         {
             return Ok(Some((candidate, writer)));
         }

@@ -19,19 +19,14 @@ pub struct Timestamp {
 impl Timestamp {
     /// The present moment by the wall clock.
     pub fn now() -> Self {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::from_unix(since.as_secs(), since.subsec_nanos())
     }
 
     /// A moment by its distance from 1970-01-01T00:00:00Z. Values outside of
     /// the range (year 9999, a second's nanoseconds) become the nearest inside.
     pub fn from_unix(seconds: u64, nanoseconds: u32) -> Self {
-        Self {
-            seconds: seconds.min(LAST_SECOND),
-            nanoseconds: nanoseconds.min(999_999_999),
-        }
+        Self { seconds: seconds.min(LAST_SECOND), nanoseconds: nanoseconds.min(999_999_999) }
     }
 
     /// Formats as RFC 3339 with nine digits of fraction and `Z`. The width is
@@ -71,8 +66,7 @@ fn civil_date(day: u64) -> (u64, u64, u64) {
     let era = day / DAYS_PER_400_YEARS;
     let day_of_era = day % DAYS_PER_400_YEARS;
     // Take the leap days out (one each 4 years, none each 100, one each 400).
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     // Five months from March on have 153 days, twice a year.
     let month_from_march = (5 * day_of_year + 2) / 153;
@@ -90,11 +84,7 @@ mod tests {
     fn check(seconds: u64, nanoseconds: u32) {
         let ours = Timestamp::from_unix(seconds, nanoseconds).format();
         let oracle = jiff::Timestamp::new(seconds as i64, nanoseconds as i32).unwrap();
-        assert_eq!(
-            std::str::from_utf8(&ours).unwrap(),
-            format!("{oracle:.9}"),
-            "{seconds}.{nanoseconds}"
-        );
+        assert_eq!(std::str::from_utf8(&ours).unwrap(), format!("{oracle:.9}"), "{seconds}.{nanoseconds}");
     }
 
     #[test]
@@ -107,10 +97,7 @@ mod tests {
 
     #[test]
     fn out_of_range_is_clamped() {
-        assert_eq!(
-            &Timestamp::from_unix(u64::MAX, u32::MAX).format(),
-            b"9999-12-31T23:59:59.999999999Z"
-        );
+        assert_eq!(&Timestamp::from_unix(u64::MAX, u32::MAX).format(), b"9999-12-31T23:59:59.999999999Z");
     }
 
     proptest! {

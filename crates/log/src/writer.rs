@@ -77,13 +77,7 @@ impl LogWriter {
         if !metadata.is_file() {
             return Err(Error::NotRegular { path });
         }
-        Ok(Self {
-            path,
-            file,
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            cut_to: None,
-        })
+        Ok(Self { path, file, device: metadata.dev(), inode: metadata.ino(), cut_to: None })
     }
 
     /// The path that [`reopen`](Self::reopen) opens.
@@ -109,11 +103,7 @@ impl LogWriter {
             Some(length) => length,
             None => self.length()?,
         };
-        Ok(Position {
-            device: self.device,
-            inode: self.inode,
-            offset,
-        })
+        Ok(Position { device: self.device, inode: self.inode, offset })
     }
 
     /// Appends a batch of whole records with one write.
@@ -131,30 +121,20 @@ impl LogWriter {
             None => return Ok(()),
             Some(b'\n') => {}
             Some(_) => {
-                return Err(Error::Malformed {
-                    at: batch.len(),
-                    reason: "batch ends inside a record",
-                });
+                return Err(Error::Malformed { at: batch.len(), reason: "batch ends inside a record" });
             }
         }
         self.cut()?;
         let before = self.length()?;
         let (written, outcome) = write_until_error(&mut self.file, batch);
         let Err(source) = outcome else { return Ok(()) };
-        let whole = batch[..written]
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |newline| newline + 1);
+        let whole = batch[..written].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         if whole < written {
             self.cut_to = Some(before + whole as u64);
             // What failed here is tried again before the next append.
             let _ = self.cut();
         }
-        Err(Error::Append {
-            path: self.path.clone(),
-            written: whole,
-            source,
-        })
+        Err(Error::Append { path: self.path.clone(), written: whole, source })
     }
 
     /// Goes on with the file that the path names now, created if missing:
@@ -186,10 +166,7 @@ impl LogWriter {
     pub(crate) fn length(&self) -> Result<u64, Error> {
         match self.file.metadata() {
             Ok(metadata) => Ok(metadata.len()),
-            Err(source) => Err(Error::Inspect {
-                path: self.path.clone(),
-                source,
-            }),
+            Err(source) => Err(Error::Inspect { path: self.path.clone(), source }),
         }
     }
 
@@ -198,11 +175,7 @@ impl LogWriter {
             return Ok(());
         };
         if let Err(source) = self.file.set_len(length) {
-            return Err(Error::Truncate {
-                path: self.path.clone(),
-                length,
-                source,
-            });
+            return Err(Error::Truncate { path: self.path.clone(), length, source });
         }
         self.cut_to = None;
         Ok(())
@@ -215,22 +188,15 @@ impl LogWriter {
         if length == 0 {
             return Ok(());
         }
-        let inspect = |path: &Path, source| Error::Inspect {
-            path: path.to_owned(),
-            source,
-        };
+        let inspect = |path: &Path, source| Error::Inspect { path: path.to_owned(), source };
         let mut last = [0u8; 1];
-        self.file
-            .read_exact_at(&mut last, length - 1)
-            .map_err(|source| inspect(&self.path, source))?;
+        self.file.read_exact_at(&mut last, length - 1).map_err(|source| inspect(&self.path, source))?;
         if last == *b"\n" {
             return Ok(());
         }
         let start = length.saturating_sub(MAX_RECORD as u64);
         let mut tail = vec![0u8; (length - start) as usize];
-        self.file
-            .read_exact_at(&mut tail, start)
-            .map_err(|source| inspect(&self.path, source))?;
+        self.file.read_exact_at(&mut tail, start).map_err(|source| inspect(&self.path, source))?;
         match tail.iter().rposition(|byte| *byte == b'\n') {
             Some(newline) => self.truncate(start + newline as u64 + 1),
             None if start == 0 => self.truncate(0),
@@ -262,9 +228,7 @@ pub struct FileSink {
 impl FileSink {
     /// Shares a writer.
     pub fn new(writer: LogWriter) -> Self {
-        Self {
-            writer: Mutex::new(writer),
-        }
+        Self { writer: Mutex::new(writer) }
     }
 
     /// [`LogWriter::append`].

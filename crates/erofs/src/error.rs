@@ -1,0 +1,209 @@
+//! What can be wrong with a layer, or with writing its image.
+
+use std::fmt;
+use std::io;
+
+/// Why a layer could not be written.
+///
+/// Everything except [`Error::Read`] and [`Error::Write`] is caused by the
+/// content of the stream. Paths are shown escaped: an archive chooses its own
+/// bytes, and they must not reach a terminal or a log line raw.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The reader failed.
+    #[error("cannot read the tar stream at byte {offset}")]
+    Read {
+        /// Bytes read so far.
+        offset: u64,
+        /// What the reader said.
+        #[source]
+        source: io::Error,
+    },
+    /// The output file could not be written.
+    #[error("cannot write the image at byte {offset}")]
+    Write {
+        /// Where in the image.
+        offset: u64,
+        /// What the file said.
+        #[source]
+        source: io::Error,
+    },
+    /// The stream ended inside a header, a file or its padding.
+    #[error("the tar stream ends at byte {offset}, inside {inside}")]
+    Truncated {
+        /// Bytes read in all.
+        offset: u64,
+        /// What was being read.
+        inside: &'static str,
+    },
+    /// A header's checksum does not match its bytes: not a tar stream, or a damaged one.
+    #[error("the tar header at byte {offset} has a wrong checksum")]
+    BadChecksum {
+        /// Where the header starts.
+        offset: u64,
+    },
+    /// One zero block that is neither the end of the stream nor followed by a second one.
+    #[error("a lone zero block at byte {offset} in the tar stream")]
+    LoneZeroBlock {
+        /// Where the zero block starts.
+        offset: u64,
+    },
+    /// A number in a header is malformed, negative where it cannot be, or too large for its meaning.
+    #[error("the tar header at byte {offset} has a bad {field}")]
+    BadNumber {
+        /// Where the header starts.
+        offset: u64,
+        /// Which field or PAX key.
+        field: &'static str,
+    },
+    /// A PAX or GNU extension header cannot be understood.
+    #[error("the tar extension header at byte {offset} is bad: {problem}")]
+    BadExtension {
+        /// Where the extension header starts.
+        offset: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The map of a sparse file contradicts itself or the file's size.
+    #[error("the sparse file {path} is bad: {problem}")]
+    BadSparse {
+        /// The entry's path.
+        path: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// An entry of a type that a layer cannot hold.
+    #[error("{path} has the unsupported tar entry type {kind:#04x}")]
+    UnsupportedType {
+        /// The entry's path.
+        path: String,
+        /// The type byte.
+        kind: u8,
+    },
+    /// A path that no layer may use.
+    #[error("the path {path} is refused: it {problem}")]
+    BadPath {
+        /// The path as given.
+        path: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// An entry below something that is neither a directory nor a symbolic link.
+    #[error("{path} lies below something that is not a directory")]
+    NotADirectory {
+        /// The entry's path.
+        path: String,
+    },
+    /// An entry would replace the root directory with something else.
+    #[error("the root of the layer must be a directory")]
+    RootNotDirectory,
+    /// Too many symbolic links on the way to an entry.
+    #[error("too many symbolic links on the way to {path}")]
+    SymlinkLoop {
+        /// The entry's path.
+        path: String,
+    },
+    /// A hard link to something that the layer does not hold (yet).
+    #[error("{path} is a hard link to {target}, which is not in the layer before it")]
+    LinkTargetMissing {
+        /// The entry's path.
+        path: String,
+        /// What it links to.
+        target: String,
+    },
+    /// A hard link to a directory.
+    #[error("{path} is a hard link to the directory {target}")]
+    LinkToDirectory {
+        /// The entry's path.
+        path: String,
+        /// What it links to.
+        target: String,
+    },
+    /// A whiteout that names nothing, or a path that goes through one.
+    #[error("{path} is not a valid whiteout")]
+    BadWhiteout {
+        /// The entry's path.
+        path: String,
+    },
+    /// The layer exceeds a limit of [`Limits`](crate::Limits).
+    #[error("{path} exceeds the limit of {limit} {exceeded}")]
+    LimitExceeded {
+        /// The entry at which it happened, or `the stream`.
+        path: String,
+        /// Which limit.
+        exceeded: Exceeded,
+        /// Its value.
+        limit: u64,
+    },
+    /// The image would need more blocks than EROFS can address (16 TiB).
+    #[error("the image would need {blocks} blocks of 4096 bytes, more than EROFS can address")]
+    ImageTooLarge {
+        /// How many blocks were asked for.
+        blocks: u64,
+    },
+}
+
+/// The limits that a layer can exceed; each names a field of [`Limits`](crate::Limits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Exceeded {
+    /// [`Limits::max_entries`](crate::Limits::max_entries)
+    Entries,
+    /// [`Limits::max_unpacked_bytes`](crate::Limits::max_unpacked_bytes)
+    UnpackedBytes,
+    /// [`Limits::max_file_bytes`](crate::Limits::max_file_bytes)
+    FileBytes,
+    /// [`Limits::max_path_len`](crate::Limits::max_path_len)
+    PathLength,
+    /// [`Limits::max_depth`](crate::Limits::max_depth)
+    Depth,
+    /// [`Limits::max_xattr_bytes`](crate::Limits::max_xattr_bytes)
+    XattrBytes,
+    /// [`Limits::max_link_target`](crate::Limits::max_link_target)
+    LinkTarget,
+    /// [`Limits::max_extension_bytes`](crate::Limits::max_extension_bytes)
+    ExtensionBytes,
+    /// [`Limits::max_sparse_segments`](crate::Limits::max_sparse_segments)
+    SparseSegments,
+    /// [`Limits::max_memory_bytes`](crate::Limits::max_memory_bytes)
+    MemoryBytes,
+    /// [`Limits::max_trailing_bytes`](crate::Limits::max_trailing_bytes)
+    TrailingBytes,
+}
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Entries => "entries",
+            Self::UnpackedBytes => "unpacked bytes",
+            Self::FileBytes => "bytes in one file",
+            Self::PathLength => "bytes in a path",
+            Self::Depth => "levels of directories",
+            Self::XattrBytes => "bytes of extended attributes",
+            Self::LinkTarget => "bytes in a link target",
+            Self::ExtensionBytes => "bytes in extension headers",
+            Self::SparseSegments => "segments in a sparse file",
+            Self::MemoryBytes => "bytes of metadata held in memory",
+            Self::TrailingBytes => "bytes after the end of the archive",
+        })
+    }
+}
+
+impl Error {
+    pub(crate) fn limit(path: &[u8], exceeded: Exceeded, limit: u64) -> Self {
+        Self::LimitExceeded { path: shown(path), exceeded, limit }
+    }
+}
+
+/// A path from the archive as text: escaped, and cut when absurdly long.
+pub(crate) fn shown(path: &[u8]) -> String {
+    const LONGEST: usize = 256;
+    if path.is_empty() {
+        return "the stream".to_owned();
+    }
+    if path.len() > LONGEST {
+        return format!("{}...", path[..LONGEST].escape_ascii());
+    }
+    path.escape_ascii().to_string()
+}

@@ -145,13 +145,19 @@ impl Drop for ServicePolicy {
     }
 }
 
-/// Keeps services that came with packages from starting at the next boot.
-/// Where systemd does not run there is nothing to keep from starting.
+/// Keeps services that came with packages from running, now and from the next
+/// boot on.
 pub(crate) fn disable_services(services: &[&str]) -> Result<()> {
-    if services.is_empty() || !Path::new("/run/systemd/system").exists() {
+    if services.is_empty() || !Path::new("/usr/bin/systemctl").exists() {
         return Ok(());
     }
-    run(Command::new("systemctl").args(["disable", "--now", "--quiet"]).args(services))
+    let mut command = Command::new("systemctl");
+    command.args(["disable", "--quiet"]);
+    // In a container there is systemctl, and no systemd to stop anything.
+    if Path::new("/run/systemd/system").exists() {
+        command.arg("--now");
+    }
+    run(command.args(services))
 }
 
 #[cfg(test)]

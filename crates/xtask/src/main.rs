@@ -13,6 +13,7 @@ mod kernel;
 mod macos;
 mod setup;
 mod shell;
+mod sizes;
 mod steps;
 mod test;
 mod tools;

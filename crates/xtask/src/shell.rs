@@ -30,6 +30,17 @@ impl Workspace {
         Ok(Self { root, target })
     }
 
+    /// The root of the workspace.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A tree in another place.
+    #[cfg(test)]
+    pub(crate) fn at(root: &Path) -> Self {
+        Self { root: root.to_path_buf(), target: root.join("target") }
+    }
+
     /// A path below the target folder, where everything that a task makes goes.
     pub(crate) fn target(&self, path: impl AsRef<Path>) -> PathBuf {
         self.target.join(path)

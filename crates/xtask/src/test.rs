@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::shell::{Workspace, run as run_command, run_watching};
 use crate::steps::{Outcome, Steps};
-use crate::{guest, macos, setup, tools};
+use crate::{guest, macos, setup, sizes, tools};
 
 /// A step: its name on the command line, what it does, and whether it is run
 /// unless asked for.
@@ -18,7 +18,7 @@ struct Step {
 
 const STEPS: &[Step] = &[
     Step { name: "setup", about: "install what is missing", default: true },
-    Step { name: "fmt", about: "the format of every source file", default: true },
+    Step { name: "fmt", about: "the format of every source file; names long ones", default: true },
     Step { name: "clippy", about: "lints, of all targets, as errors", default: true },
     Step { name: "doc", about: "the documentation, its links and its examples", default: true },
     Step { name: "deny", about: "licences, bans and sources of dependencies", default: true },
@@ -80,7 +80,12 @@ fn perform(
             };
             setup::install(workspace, &groups)?;
         }
-        "fmt" => run_command(cargo().args(["fmt", "--all", "--check"]))?,
+        "fmt" => {
+            for long in sizes::long_files(workspace)? {
+                eprintln!("note: {long}");
+            }
+            run_command(cargo().args(["fmt", "--all", "--check"]))?;
+        }
         "clippy" => run_command(
             cargo()
                 .args(["clippy", "--quiet", "--workspace", "--all-targets"])

@@ -101,8 +101,8 @@ fn perform(
             ]))?;
             run_command(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
         }
-        "deny" => deny(workspace, &["bans", "licenses", "sources"], true)?,
-        "advisories" => deny(workspace, &["advisories"], false)?,
+        "deny" => deny(workspace, &["bans", "licenses", "sources"])?,
+        "advisories" => deny(workspace, &["advisories"])?,
         "guest" => {
             guest::build(workspace)?;
         }
@@ -122,11 +122,8 @@ fn cargo(workspace: &Workspace) -> Command {
     command
 }
 
-fn deny(workspace: &Workspace, checks: &[&str], offline: bool) -> Result<()> {
+fn deny(workspace: &Workspace, checks: &[&str]) -> Result<()> {
     let mut command = tools::wheel_command(workspace, &tools::DENY)?;
-    if offline {
-        command.arg("--offline");
-    }
     // Duplicates are a matter for people, who see them with `cargo deny check bans`.
     run_command(command.args(["--log-level", "error", "check", "--hide-inclusion-graph"]).args(checks))
 }

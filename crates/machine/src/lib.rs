@@ -13,7 +13,11 @@
 //! middle calls it again with the same arguments. Machines outlive the daemon;
 //! [`Driver::list`] is how it finds them again.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -153,22 +157,26 @@ pub trait Driver: Send + Sync {
     /// What it can do on this node.
     fn capabilities(&self) -> &Capabilities;
 
-    /// Makes a machine, without starting it.
+    /// Makes a machine, without starting it. Making a created one again
+    /// succeeds.
     ///
     /// # Errors
-    /// When the node refuses; nothing is left then.
+    /// [`Error::WrongState`] for one that runs or has ended; else when the node
+    /// refuses, and nothing is left then.
     async fn create(&self, spec: &MachineSpec) -> Result<(), Error>;
 
     /// Boots a created machine. Returns when [`Driver::connect`] may be tried;
     /// the guest may take longer to answer. Starting a running one succeeds.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an unknown one; else the reason why it does not boot.
+    /// [`Error::NotFound`] for an unknown one, [`Error::WrongState`] for one that
+    /// has ended; else the reason why it does not boot.
     async fn start(&self, pod: &PodId) -> Result<(), Error>;
 
     /// Ends a machine with everything that runs in it: at once when `grace` is
     /// zero, else the guest gets that long to end by itself (the caller has
-    /// already asked it to). Stopping a stopped or unknown one succeeds.
+    /// already asked it to). Stopping a stopped or unknown one succeeds; a
+    /// created one can no longer be started then.
     ///
     /// # Errors
     /// When something survives.
@@ -193,18 +201,20 @@ pub trait Driver: Send + Sync {
     /// [`Error::NotFound`] for an unknown one.
     async fn status(&self, pod: &PodId) -> Result<MachineState, Error>;
 
-    /// Waits until a running machine has ended. The daemon keeps one such wait
-    /// per pod; dropping it is harmless.
+    /// Waits until a running machine has ended; at once when it has ended. The
+    /// daemon keeps one such wait per pod; dropping it is harmless.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an unknown one.
+    /// [`Error::NotFound`] for an unknown one, [`Error::WrongState`] for one that
+    /// has not been started.
     async fn wait(&self, pod: &PodId) -> Result<(), Error>;
 
     /// A fresh byte stream to the guest. It says nothing about whether the
     /// guest answers: the caller shakes hands, with back-off and a deadline.
     ///
     /// # Errors
-    /// [`Error::Connect`] when the stream cannot be had (now).
+    /// [`Error::NotFound`] for an unknown one, [`Error::Connect`] when the stream
+    /// cannot be had (now).
     async fn connect(&self, pod: &PodId) -> Result<Box<dyn Stream>, Error>;
 
     /// Lets the machine see a path of the node and returns where the guest

@@ -76,7 +76,10 @@ impl Encoder {
                 }
                 None if rest.len() > room => {
                     self.emit(&stamp, b'P', &rest[..room], records);
-                    rest = &rest[room..];
+                    // Takes the byte that shows that the line goes on, so that
+                    // something is taken also when there was no room.
+                    self.partial.push(rest[room]);
+                    rest = &rest[room + 1..];
                 }
                 None => {
                     self.partial.extend_from_slice(rest);
@@ -244,6 +247,8 @@ mod tests {
     #[track_caller]
     fn check(input: &[u8], expected: &[(char, &[u8])]) {
         let log = encode(&[input], usize::MAX);
+        let bytes: Vec<&[u8]> = input.chunks(1).collect();
+        assert!(log == encode(&bytes, 1));
         let mut wanted = Vec::new();
         for (tag, content) in expected {
             wanted.extend_from_slice(format!("{NOW} stdout {tag} ").as_bytes());

@@ -260,3 +260,34 @@ impl FileSink {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// As after an append whose torn record could not be cut off at once.
+    fn with_torn_record(path: &Path) -> LogWriter {
+        fs::write(path, "whole\nto").unwrap();
+        let mut writer = LogWriter::open_as_is(path.to_owned(), false).unwrap();
+        writer.cut_to = Some(6);
+        writer
+    }
+
+    #[test]
+    fn a_torn_record_is_cut_before_anything_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0.log");
+        let mut writer = with_torn_record(&path);
+        assert_eq!(writer.position().unwrap().offset, 6);
+        writer.append(b"next\n").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole\nnext\n");
+
+        let mut writer = with_torn_record(&path);
+        let rotated = directory.path().join("0.log.1");
+        fs::rename(&path, &rotated).unwrap();
+        writer.reopen().unwrap();
+        assert_eq!(fs::read(&rotated).unwrap(), b"whole\n");
+        assert_eq!(writer.position().unwrap().offset, 0);
+    }
+}

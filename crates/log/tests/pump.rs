@@ -327,6 +327,11 @@ mod writer {
             mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), options).unwrap();
             Self(directory)
         }
+
+        fn grow(&self) {
+            use rustix::mount::{MountFlags, mount_remount};
+            mount_remount(self.0.path(), MountFlags::empty(), c"size=4m").unwrap();
+        }
     }
 
     #[cfg(target_os = "linux")]
@@ -351,10 +356,18 @@ mod writer {
         assert!(fs::read(&path).unwrap() == batch[..written]);
         assert_eq!(writer.position().unwrap().offset, written as u64);
 
-        let options = c"size=2m";
-        rustix::mount::mount_remount(disk.0.path(), rustix::mount::MountFlags::empty(), options).unwrap();
+        disk.grow();
         writer.append(&batch[written..]).unwrap();
         assert!(fs::read(&path).unwrap() == batch);
+    }
+
+    /// Lets time pass until the pump has failed to write a few times.
+    #[cfg(target_os = "linux")]
+    async fn failing(metrics: &PumpMetrics) {
+        while metrics.snapshot().write_failures < 5 {
+            tokio::task::yield_now().await;
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
     }
 
     #[cfg(target_os = "linux")]
@@ -362,27 +375,45 @@ mod writer {
     async fn a_pump_waits_for_a_full_disk() {
         let disk = SmallDisk::new();
         let path = disk.0.path().join("0.log");
-        let filler = disk.0.path().join("filler");
-        let mut file = fs::File::create(&filler).unwrap();
-        let writer = LogWriter::open(&path).unwrap();
-        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
-        let sink = Sink::File(Arc::new(FileSink::new(writer)));
+        let sink = Sink::File(Arc::new(FileSink::new(LogWriter::open(&path).unwrap())));
         let metrics = Arc::new(PumpMetrics::default());
+        // More than the disk takes, and it ends within a batch.
+        let output: Vec<u8> = (0..20_000).flat_map(|n| format!("{n}\n").into_bytes()).collect();
         let task = {
-            let metrics = Arc::clone(&metrics);
-            tokio::spawn(async move { pump(&b"one\ntwo\n"[..], Stream::Stdout, &sink, &metrics).await })
+            let (metrics, output) = (Arc::clone(&metrics), output.clone());
+            tokio::spawn(async move { pump(&output[..], Stream::Stdout, &sink, &metrics).await })
         };
-        while metrics.snapshot().write_failures < 5 {
-            tokio::task::yield_now().await;
-            tokio::time::advance(Duration::from_millis(100)).await;
-        }
-        assert_eq!(fs::read(&path).unwrap(), b"");
-        fs::remove_file(&filler).unwrap();
-        drop(file);
+        failing(&metrics).await;
+        kina_log::format::validate(&fs::read(&path).unwrap()).unwrap();
+        disk.grow();
         timeout(DEADLINE, task).await.unwrap().unwrap().unwrap();
         let log = fs::read(&path).unwrap();
-        assert_eq!(content(&log, Stream::Stdout), b"one\ntwo\n");
-        assert!(metrics.snapshot().wait_time > Duration::ZERO);
-        assert_eq!(metrics.snapshot().waits, 1);
+        assert!(content(&log, Stream::Stdout) == output);
+        let counted = metrics.snapshot();
+        assert_eq!(counted.bytes_stored as usize, log.len());
+        assert!(counted.wait_time > Duration::ZERO);
+        assert_eq!(counted.waits, 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_durable_log_writes_a_chunk_whole_or_not_at_all() {
+        let disk = SmallDisk::new();
+        let path = disk.0.path().join("0.log");
+        let mut log = kina_log::DurableLog::create(&path).unwrap();
+        log.recorded(&log.cursor());
+        let cursor = log.write(0, RECORD).unwrap();
+        log.recorded(&cursor);
+        let chunk = RECORD.repeat(512 * 1024 / RECORD.len());
+        for _ in 0..2 {
+            let outcome = log.write(cursor.offset, &chunk);
+            assert!(matches!(outcome, Err(Error::Append { .. })));
+            assert_eq!(log.cursor(), cursor);
+            assert!(log.is_recorded());
+            assert_eq!(fs::read(&path).unwrap(), RECORD);
+        }
+        disk.grow();
+        log.write(cursor.offset, &chunk).unwrap();
+        assert!(fs::read(&path).unwrap() == [RECORD, &chunk].concat());
     }
 }

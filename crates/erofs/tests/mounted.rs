@@ -1,4 +1,5 @@
 //! Images as the kernel shows them.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
 mod common;
 
@@ -254,7 +255,7 @@ fn large_directories_and_attributes() {
     for size in [3000, 3960, 4000, 4096, 60_000] {
         let value = vec![b'v'; size];
         let records: &[(&str, &[u8])] =
-            &[("SCHILY.xattr.user.big", &value), ("SCHILY.xattr.user.small", b"s")];
+            &[("SCHILY.xattr.trusted.big", &value), ("SCHILY.xattr.trusted.small", b"s")];
         tar = tar.pax(records).entry(&format!("f{size}"), b'0', b"with a tail");
         tar = tar.pax(records).entry(&format!("d{size}"), b'5', b"");
         tar = tar.pax(records).link(&format!("l{size}"), b'2', "target");
@@ -264,8 +265,8 @@ fn large_directories_and_attributes() {
     for size in [3000, 3960, 4000, 4096, 60_000] {
         for kind in ["f", "d", "l"] {
             let node = &listing[format!("{kind}{size}").as_bytes()];
-            assert_eq!(node.xattrs[&b"user.big"[..]], vec![b'v'; size]);
-            assert_eq!(node.xattrs[&b"user.small"[..]], b"s");
+            assert_eq!(node.xattrs[&b"trusted.big"[..]], vec![b'v'; size]);
+            assert_eq!(node.xattrs[&b"trusted.small"[..]], b"s");
         }
         let file = &listing[format!("f{size}").as_bytes()].what;
         assert_eq!(*file, What::File(b"with a tail".to_vec()));

@@ -1,4 +1,5 @@
 //! Streams that are damaged or hostile, each with its error.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
 mod common;
 

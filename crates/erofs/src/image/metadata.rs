@@ -30,7 +30,7 @@ pub(crate) fn write(tree: &Tree, mut sink: Sink<'_>, options: &Options) -> Resul
         sink.skip(base + placed.offset - sink.position())?;
         writer.inode(&mut sink, number, placed)?;
     }
-    sink.align()?;
+    sink.skip((base + plan.inode_blocks() * BLOCK_BYTES) - sink.position())?;
     for placed in plan.order.iter().filter(|placed| placed.extra_blocks > 0) {
         writer.extra(&mut sink, placed)?;
     }
@@ -51,6 +51,10 @@ pub(crate) fn write(tree: &Tree, mut sink: Sink<'_>, options: &Options) -> Resul
 /// The root's place; not at the very start, so that no inode has the number 0, which some
 /// programs take for "none".
 const FIRST_OFFSET: u64 = SLOT_BYTES;
+
+/// `fsck.erofs` 1.5 reads an attribute header behind every inode, also where there is none,
+/// and must not meet the end of the image there.
+const ROOM_BEHIND_LAST_INODE: u64 = 12;
 
 /// Where everything goes.
 struct Plan {
@@ -104,7 +108,7 @@ impl Plan {
     }
 
     fn inode_blocks(&self) -> u64 {
-        self.end.div_ceil(BLOCK_BYTES)
+        (self.end + ROOM_BEHIND_LAST_INODE).div_ceil(BLOCK_BYTES)
     }
 
     fn place(&mut self, tree: &Tree, id: InodeId) {

@@ -1,1 +1,47 @@
 //! Registry client, content store and layer images.
+//!
+//! [`Images`] is the whole of it. A pull streams each layer once: from the
+//! registry through its digest into the store's OCI layout, and at the same time
+//! uncompressed through its diff id into one read-only EROFS image. Memory stays
+//! constant whatever a registry sends; sizes, counts and waits are bounded by
+//! [`Config`].
+//!
+//! What the store guarantees:
+//! - A file under its final name is complete and matches its digest.
+//! - An image in the list has all its files, until it is removed and its last
+//!   [`Lease`] is dropped.
+//! - A crash at any point leaves temporary files, which opening sweeps, and
+//!   complete files that nothing names, which [`Images::gc`] frees.
+//! - Credentials are sent to the registry they are for and to the token server
+//!   that it names; not to mirrors, not after a redirect to another host, not
+//!   into errors or logs.
+
+mod config;
+mod credentials;
+mod error;
+mod export;
+mod flight;
+mod images;
+mod import;
+mod layout;
+mod manifest;
+mod pipe;
+mod platform;
+mod progress;
+mod pull;
+mod records;
+mod reference;
+mod registry;
+mod unpack;
+
+pub use crate::config::{Config, Limits, Timeouts};
+pub use crate::credentials::{AuthFields, Credentials};
+pub use crate::error::{Attempt, Error};
+pub use crate::images::{Images, Lease, Removed};
+pub use crate::layout::Usage;
+pub use crate::manifest::ImageConfig;
+pub use crate::platform::Platform;
+pub use crate::progress::{LayerProgress, LayerState, Progress};
+pub use crate::records::{Image, Layer};
+pub use crate::reference::{DEFAULT_REGISTRY, Reference};
+pub use kina_model::Digest;

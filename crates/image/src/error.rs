@@ -1,0 +1,264 @@
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kina_model::Digest;
+
+/// What one registry host answered, or why it did not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The host as configured: scheme, name and port.
+    pub host: String,
+    /// The last failure there. Never holds a token, a password or a signed URL.
+    pub reason: String,
+}
+
+/// Why an operation on images failed.
+///
+/// Sources are shared, because one pull can have several callers. `Display`
+/// leaves the source out; walk the chain to show it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The text is not an image reference.
+    #[error("invalid image reference {reference:?}: {reason}")]
+    InvalidReference {
+        /// The text as given.
+        reference: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The credentials cannot be used.
+    #[error("invalid registry credentials: {reason}")]
+    InvalidCredentials {
+        /// What is wrong with them.
+        reason: &'static str,
+    },
+    /// The registry does not have the manifest or blob.
+    #[error("{subject} not found at {host}")]
+    NotFound {
+        /// The reference, or reference and blob digest.
+        subject: String,
+        /// The host that was asked last.
+        host: String,
+    },
+    /// The registry wants other credentials, or refuses these.
+    #[error("{host} denies access to {subject} (HTTP status {status})")]
+    Denied {
+        /// The reference, or reference and blob digest.
+        subject: String,
+        /// The host that refused.
+        host: String,
+        /// 401 or 403.
+        status: u16,
+    },
+    /// No host could be asked, or none answered usefully.
+    #[error("cannot fetch {subject}: {}", attempts_text(.attempts))]
+    Unreachable {
+        /// The reference, or reference and blob digest.
+        subject: String,
+        /// Each host that was tried, in order.
+        attempts: Vec<Attempt>,
+    },
+    /// A registry answered outside the protocol.
+    #[error("unexpected answer from {host} for {subject}: {reason}")]
+    Protocol {
+        /// The reference, or reference and blob digest.
+        subject: String,
+        /// The host that answered.
+        host: String,
+        /// What was unexpected.
+        reason: String,
+    },
+    /// Content does not hash to its digest.
+    #[error("{subject}: expected digest {expected}, content has {actual}")]
+    DigestMismatch {
+        /// What was fetched or read.
+        subject: String,
+        /// The digest that names it.
+        expected: Digest,
+        /// The digest of what came.
+        actual: Digest,
+    },
+    /// Content is longer or shorter than its descriptor says.
+    #[error("{subject}: expected {expected} bytes, got {actual}")]
+    SizeMismatch {
+        /// What was fetched or read.
+        subject: String,
+        /// The size in its descriptor.
+        expected: u64,
+        /// The bytes that came; when too many, where reading stopped.
+        actual: u64,
+    },
+    /// A layer does not unpack to what the image's configuration says.
+    #[error("layer {layer} of {subject}: expected diff id {expected}, unpacks to {actual}")]
+    DiffIdMismatch {
+        /// The image.
+        subject: String,
+        /// The digest of the compressed layer.
+        layer: Digest,
+        /// The diff id in the configuration.
+        expected: Digest,
+        /// SHA-256 of the uncompressed layer.
+        actual: Digest,
+    },
+    /// A configured limit is exceeded.
+    #[error("{subject}: {what} exceed the limit of {limit}")]
+    TooLarge {
+        /// The manifest, blob or archive.
+        subject: String,
+        /// What is counted, for example `bytes`.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// A manifest, configuration or layer of a kind that kina does not run.
+    #[error("{subject}: unsupported media type {media_type:?}")]
+    UnsupportedMediaType {
+        /// The manifest or blob.
+        subject: String,
+        /// Its media type.
+        media_type: String,
+    },
+    /// The layer's licence forbids registries to distribute it; its bytes lie
+    /// elsewhere, which kina does not follow.
+    #[error("layer {digest} is not distributable (media type {media_type:?})")]
+    ForeignLayer {
+        /// The layer.
+        digest: Digest,
+        /// Its media type.
+        media_type: String,
+    },
+    /// A document is not the JSON that it should be.
+    #[error("{subject}: malformed {what}")]
+    Malformed {
+        /// The manifest, blob, host or file.
+        subject: String,
+        /// The kind of document.
+        what: &'static str,
+        /// The parser's word.
+        #[source]
+        source: Arc<serde_json::Error>,
+    },
+    /// A manifest or configuration contradicts itself or the specification.
+    #[error("{subject}: invalid manifest: {reason}")]
+    InvalidManifest {
+        /// The manifest or blob.
+        subject: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The image does not exist for this platform.
+    #[error("{subject} has no image for {wanted} (it has: {})", .available.join(", "))]
+    NoPlatform {
+        /// The reference or archive.
+        subject: String,
+        /// The platform that was looked for.
+        wanted: String,
+        /// The platforms that the index offers.
+        available: Vec<String>,
+    },
+    /// The layer's archive cannot become a layer image.
+    #[error("layer {digest} was refused")]
+    LayerRefused {
+        /// The layer.
+        digest: Digest,
+        /// What the writer objected to.
+        #[source]
+        source: Arc<kina_erofs::Error>,
+    },
+    /// An archive to import is not an image archive.
+    #[error("invalid image archive: {reason}")]
+    InvalidArchive {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Reading the archive, or writing one, failed.
+    #[error("cannot {operation} the image archive")]
+    ArchiveStream {
+        /// `read` or `write`.
+        operation: &'static str,
+        /// The stream's error.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// A name was given for an archive with several images.
+    #[error("the archive holds {images} images; a name can be given to one only")]
+    AmbiguousName {
+        /// How many it holds.
+        images: usize,
+    },
+    /// The store has no such image.
+    #[error("no image {name:?}")]
+    UnknownImage {
+        /// The name or id as given.
+        name: String,
+    },
+    /// Another process has this store open.
+    #[error("the image store {path} is in use by another process", path = .path.display())]
+    StoreInUse {
+        /// The store's root.
+        path: PathBuf,
+    },
+    /// A certificate bundle cannot be read.
+    #[error("cannot read certificates from {path}", path = .path.display())]
+    Certificates {
+        /// The PEM file.
+        path: PathBuf,
+        /// The PEM parser's or file system's error.
+        #[source]
+        source: Arc<rustls::pki_types::pem::Error>,
+    },
+    /// The HTTP client cannot be set up.
+    #[error("cannot set up the HTTP client")]
+    HttpClient {
+        /// The client's error.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// A mirror's address in the configuration is not a base URL.
+    #[error("mirror {url:?} of {registry} is not an http or https URL")]
+    InvalidMirror {
+        /// The registry that it mirrors.
+        registry: String,
+        /// The address as configured.
+        url: String,
+    },
+    /// A file of the store cannot be read or written.
+    #[error("cannot {operation} {path}", path = .path.display())]
+    Storage {
+        /// What was attempted.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// The work was given up before it was done: nobody waited for it any
+    /// more, or the runtime is shutting down.
+    #[error("{what} was interrupted")]
+    Interrupted {
+        /// The work.
+        what: &'static str,
+    },
+}
+
+impl Error {
+    pub(crate) fn storage(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Storage { operation, path, source: Arc::new(source) }
+    }
+}
+
+fn attempts_text(attempts: &[Attempt]) -> String {
+    let mut text = String::new();
+    for attempt in attempts {
+        if !text.is_empty() {
+            text.push_str("; ");
+        }
+        text.push_str(&attempt.host);
+        text.push_str(": ");
+        text.push_str(&attempt.reason);
+    }
+    text
+}

@@ -1,0 +1,436 @@
+//! From a reference to a recorded image.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use kina_model::Digest;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::Error;
+use crate::config::Timeouts;
+use crate::credentials::Credentials;
+use crate::images::{Inner, blocking};
+use crate::layout::sha256;
+use crate::manifest::{self, Blob, Configuration, Document, Manifest};
+use crate::pipe::{PipeWriter, pipe};
+use crate::progress::{LayerProgress, LayerState, Progress};
+use crate::records::Record;
+use crate::reference::Reference;
+use crate::registry::{Failure, FetchedManifest, Host, Session, chain};
+use crate::unpack::{LayerSource, unpack};
+
+/// Indexes within indexes.
+const MAX_INDEX_DEPTH: usize = 3;
+/// Manifests fetched to find the platform's.
+const MAX_MANIFESTS: usize = 16;
+/// Other callers' work on a layer that may fail before we do it ourselves.
+const MAX_JOINS: usize = 2;
+const PROGRESS_STEP: u64 = 256 << 10;
+
+/// Where an image's content is.
+#[derive(Clone)]
+pub(crate) enum Source {
+    Registry(Arc<Session>),
+    /// In the store's blobs already, put there from an archive.
+    Stored,
+}
+
+/// An image chosen for the platform, its documents at hand.
+pub(crate) struct Chosen {
+    manifest_bytes: Bytes,
+    manifest: Manifest,
+    manifest_digest: Digest,
+    config_bytes: Bytes,
+    configuration: Configuration,
+}
+
+/// Pulls an image; returns its id.
+pub(crate) async fn pull(
+    inner: Arc<Inner>,
+    reference: Reference,
+    credentials: Option<Credentials>,
+    progress: watch::Sender<Progress>,
+) -> Result<Digest, Error> {
+    let session = inner.registry.session(&reference, credentials.as_ref())?;
+    let top = session.manifest().await?;
+    let names = match reference.digest() {
+        Some(_) => vec![reference.clone()],
+        None => vec![reference.clone(), reference.with_digest(&top.digest)],
+    };
+    let source = Source::Registry(session);
+    let subject = reference.to_string();
+    let chosen = choose(&inner, &source, top, &subject).await?;
+    bring_in(&inner, &source, chosen, names, &subject, &progress).await
+}
+
+/// Walks from a manifest or index to the image for the platform.
+pub(crate) async fn choose(
+    inner: &Arc<Inner>,
+    source: &Source,
+    top: FetchedManifest,
+    subject: &str,
+) -> Result<Chosen, Error> {
+    let config = &inner.config;
+    let mut waiting: VecDeque<(Blob, usize)> = VecDeque::new();
+    let mut available = Vec::new();
+    let mut first_error = None;
+    let mut fetched = 0;
+    let mut next = Some((top, 0));
+    loop {
+        let (current, depth) = match next.take() {
+            Some(current) => current,
+            None => {
+                let Some((blob, depth)) = waiting.pop_front() else { break };
+                fetched += 1;
+                if fetched > MAX_MANIFESTS {
+                    return Err(Error::InvalidManifest {
+                        subject: subject.to_owned(),
+                        reason: format!(
+                            "more than {MAX_MANIFESTS} manifests have to be fetched to find the platform's"
+                        ),
+                    });
+                }
+                match fetch_manifest(inner, source, &blob).await {
+                    Ok(manifest) => (manifest, depth),
+                    // Archives leave other platforms' manifests out.
+                    Err(error @ Error::NotFound { .. }) => {
+                        first_error.get_or_insert(error);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        let parsed =
+            manifest::parse(&current.bytes, current.media_type.as_deref(), subject, config.limits.layers);
+        match parsed {
+            Ok(Document::Index(entries)) => {
+                if depth >= MAX_INDEX_DEPTH {
+                    return Err(Error::InvalidManifest {
+                        subject: subject.to_owned(),
+                        reason: format!("indexes are nested deeper than {MAX_INDEX_DEPTH}"),
+                    });
+                }
+                available.extend(manifest::offered(&entries));
+                // An inner index's entries come before the outer one's rest.
+                for entry in manifest::candidates(&entries, &config.platform).into_iter().rev() {
+                    match entry.blob(subject) {
+                        Ok(blob) => waiting.push_front((blob, depth + 1)),
+                        Err(error) => first_error = Some(error),
+                    }
+                }
+                waiting.truncate(MAX_MANIFESTS + 1);
+            }
+            Ok(Document::Image(manifest)) => {
+                let config_bytes = fetch_config(inner, source, &manifest.config).await?;
+                let configuration =
+                    manifest::parse_configuration(&config_bytes, subject, manifest.layers.len())?;
+                if configuration.runs_on(&config.platform) {
+                    let manifest_digest = current.digest;
+                    return Ok(Chosen {
+                        manifest_bytes: current.bytes,
+                        manifest,
+                        manifest_digest,
+                        config_bytes,
+                        configuration,
+                    });
+                }
+                available.push(configuration.platform_text());
+            }
+            // Something else than an image beside images.
+            Err(error @ Error::UnsupportedMediaType { .. }) if depth > 0 => {
+                first_error.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(first_error.unwrap_or_else(|| Error::NoPlatform {
+        subject: subject.to_owned(),
+        wanted: config.platform.to_string(),
+        available,
+    }))
+}
+
+async fn fetch_manifest(inner: &Arc<Inner>, source: &Source, blob: &Blob) -> Result<FetchedManifest, Error> {
+    match source {
+        Source::Registry(session) => session.manifest_of(blob).await,
+        Source::Stored => {
+            let bytes = stored(inner, blob, inner.config.limits.manifest_bytes).await?;
+            let media_type = Some(blob.media_type.clone());
+            Ok(FetchedManifest { digest: sha256(&bytes), bytes, media_type })
+        }
+    }
+}
+
+async fn fetch_config(inner: &Arc<Inner>, source: &Source, blob: &Blob) -> Result<Bytes, Error> {
+    let limit = inner.config.limits.config_bytes;
+    match source {
+        Source::Registry(session) => session.small_blob(blob, limit).await,
+        Source::Stored => stored(inner, blob, limit).await,
+    }
+}
+
+async fn stored(inner: &Arc<Inner>, blob: &Blob, limit: u64) -> Result<Bytes, Error> {
+    let layout = inner.layout.clone();
+    let blob = blob.clone();
+    blocking("reading a blob", move || {
+        let missing =
+            || Error::NotFound { subject: format!("blob {}", blob.digest), host: "the archive".to_owned() };
+        let bytes = layout.read_blob(&blob.digest, limit)?.ok_or_else(missing)?;
+        let actual = bytes.len() as u64;
+        if actual != blob.size {
+            let subject = format!("blob {}", blob.digest);
+            return Err(Error::SizeMismatch { subject, expected: blob.size, actual });
+        }
+        Ok(Bytes::from(bytes))
+    })
+    .await
+}
+
+/// Gets every layer, keeps the documents and records the image.
+pub(crate) async fn bring_in(
+    inner: &Arc<Inner>,
+    source: &Source,
+    chosen: Chosen,
+    names: Vec<Reference>,
+    subject: &str,
+    progress: &watch::Sender<Progress>,
+) -> Result<Digest, Error> {
+    let Chosen { manifest_bytes, manifest, manifest_digest, config_bytes, configuration } = chosen;
+    let layers: Vec<(Blob, Digest)> =
+        manifest.layers.into_iter().zip(configuration.diff_ids.iter().cloned()).collect();
+    let record = Record {
+        manifest: Blob {
+            media_type: manifest.media_type.to_owned(),
+            digest: manifest_digest,
+            size: manifest_bytes.len() as u64,
+        },
+        config: manifest.config,
+        layers,
+        configuration: Arc::new(configuration),
+        removed: false,
+    };
+    for (blob, _) in &record.layers {
+        if blob.size > inner.config.limits.layer_bytes {
+            let subject = format!("layer {} of {subject}", blob.digest);
+            return Err(Error::TooLarge { subject, what: "bytes", limit: inner.config.limits.layer_bytes });
+        }
+    }
+    // From here on what is found in the store stays there until it is recorded.
+    let pin = inner.pin();
+    pin.add(record.blobs().cloned(), record.diff_ids().cloned());
+    progress.send_replace(Progress {
+        layers: record
+            .layers
+            .iter()
+            .map(|(blob, _)| LayerProgress {
+                digest: blob.digest.clone(),
+                size: blob.size,
+                fetched: 0,
+                state: LayerState::Waiting,
+            })
+            .collect(),
+    });
+    let mut work = Vec::with_capacity(record.layers.len());
+    for (number, (blob, diff_id)) in record.layers.iter().enumerate() {
+        let report = move |fetched, state| {
+            progress.send_modify(|progress| {
+                if let Some(layer) = progress.layers.get_mut(number) {
+                    layer.fetched = fetched;
+                    layer.state = state;
+                }
+            });
+        };
+        work.push(obtain_layer(inner, source, blob, diff_id, subject, report));
+    }
+    futures::stream::iter(work)
+        .buffer_unordered(inner.config.max_concurrent_layers.clamp(1, 64))
+        .try_collect::<()>()
+        .await?;
+    let inner = inner.clone();
+    let id = record.config.digest.clone();
+    blocking("recording an image", move || {
+        inner.layout.write_blob(&record.config.digest, &config_bytes)?;
+        inner.layout.write_blob(&record.manifest.digest, &manifest_bytes)?;
+        inner.record(record, names)?;
+        drop(pin);
+        Ok(id)
+    })
+    .await
+}
+
+/// Makes sure that a layer's blob and image are here, and that they belong together.
+async fn obtain_layer(
+    inner: &Arc<Inner>,
+    source: &Source,
+    blob: &Blob,
+    diff_id: &Digest,
+    subject: &str,
+    report: impl Fn(u64, LayerState),
+) -> Result<(), Error> {
+    if is_here(inner, blob, diff_id).await? {
+        report(blob.size, LayerState::Done);
+        return Ok(());
+    }
+    let mut joins = 0;
+    let actual = loop {
+        let key = (blob.digest.clone(), blob.size);
+        let (flight, own) = inner
+            .layers
+            .join(key, |progress| layer_work(inner.clone(), source.clone(), blob.clone(), progress));
+        let outcome = flight.wait(|fetched| report(fetched, LayerState::Fetching)).await;
+        match outcome.unwrap_or(Err(Error::Interrupted { what: "fetching a layer" })) {
+            Ok(actual) => break actual,
+            // Another pull's registry or credentials failed; ours may do.
+            Err(_) if !own && joins < MAX_JOINS => joins += 1,
+            Err(error) => return Err(error),
+        }
+    };
+    if actual != *diff_id {
+        return Err(Error::DiffIdMismatch {
+            subject: subject.to_owned(),
+            layer: blob.digest.clone(),
+            expected: diff_id.clone(),
+            actual,
+        });
+    }
+    report(blob.size, LayerState::Done);
+    Ok(())
+}
+
+async fn is_here(inner: &Arc<Inner>, blob: &Blob, diff_id: &Digest) -> Result<bool, Error> {
+    let (layout, blob, diff_id) = (inner.layout.clone(), blob.clone(), diff_id.clone());
+    blocking("looking for a layer", move || {
+        Ok(layout.has_layer_image(&diff_id) && layout.has_blob(&blob.digest, blob.size))
+    })
+    .await
+}
+
+/// One layer, for all that wait for it: its diff id.
+async fn layer_work(
+    inner: Arc<Inner>,
+    source: Source,
+    blob: Blob,
+    progress: watch::Sender<u64>,
+) -> Result<Digest, Error> {
+    let Ok(_slot) = inner.layer_slots.acquire().await else {
+        return Err(Error::Interrupted { what: "fetching a layer" });
+    };
+    match (unpack_stored(&inner, &blob).await, source) {
+        (Ok(Some(diff_id)), _) => Ok(diff_id),
+        (Ok(None), Source::Stored) => {
+            Err(Error::NotFound { subject: format!("layer {}", blob.digest), host: "the archive".to_owned() })
+        }
+        (Ok(None), Source::Registry(session)) => fetch_layer(&inner, &session, &blob, &progress).await,
+        (Err(error @ Error::DigestMismatch { .. }), Source::Registry(session)) => {
+            tracing::warn!(layer = %blob.digest, %error, "stored layer is damaged; fetching it again");
+            fetch_layer(&inner, &session, &blob, &progress).await
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Makes the image from the store's own blob, if that is here.
+async fn unpack_stored(inner: &Arc<Inner>, blob: &Blob) -> Result<Option<Digest>, Error> {
+    let (inner, blob) = (inner.clone(), blob.clone());
+    blocking("unpacking a layer", move || {
+        let layout = &inner.layout;
+        if !layout.has_blob(&blob.digest, blob.size) {
+            return Ok(None);
+        }
+        let path = layout.blob(&blob.digest);
+        let file = File::open(&path).map_err(Error::storage("open", &path))?;
+        unpack(layout, LayerSource::Stored(file), &blob, &inner.config.limits).map(Some)
+    })
+    .await
+}
+
+async fn fetch_layer(
+    inner: &Arc<Inner>,
+    session: &Arc<Session>,
+    blob: &Blob,
+    progress: &watch::Sender<u64>,
+) -> Result<Digest, Error> {
+    let mut tries = session.tries(format!("layer {} of {}", blob.digest, session.reference()));
+    while let Some(host) = tries.next().await {
+        progress.send_replace(0);
+        match fetch_layer_from(inner, session, &host, blob, progress).await {
+            Ok(diff_id) => return Ok(diff_id),
+            Err(failure) => tries.failed(failure)?,
+        }
+    }
+    Err(tries.into_error())
+}
+
+async fn fetch_layer_from(
+    inner: &Arc<Inner>,
+    session: &Session,
+    host: &Host,
+    blob: &Blob,
+    progress: &watch::Sender<u64>,
+) -> Result<Digest, Failure> {
+    let response = session.blob(host, blob).await?;
+    let (writer, reader) = pipe();
+    let worker = {
+        let (layout, blob, limits) = (inner.layout.clone(), blob.clone(), inner.config.limits.clone());
+        tokio::task::spawn_blocking(move || unpack(&layout, LayerSource::Transfer(reader), &blob, &limits))
+    };
+    let transferred = transfer(response, writer, inner.config.timeouts.stall, progress).await;
+    match (worker.await, transferred) {
+        (Ok(Ok(diff_id)), _) => Ok(diff_id),
+        (_, Err(failure)) => Err(failure),
+        (Ok(Err(error @ (Error::DigestMismatch { .. } | Error::SizeMismatch { .. }))), Ok(())) => {
+            Err(Failure::Content(error))
+        }
+        (Ok(Err(error)), Ok(())) => Err(Failure::Final(error)),
+        (Err(_), Ok(())) => Err(Failure::Final(Error::Interrupted { what: "unpacking a layer" })),
+    }
+}
+
+/// Passes a body on as it comes, and gives up if it hardly does.
+async fn transfer(
+    mut response: reqwest::Response,
+    writer: PipeWriter,
+    stall: Duration,
+    progress: &watch::Sender<u64>,
+) -> Result<(), Failure> {
+    let stalled = || Failure::Transient(format!("stalled for {stall:?}"));
+    let (mut total, mut shown) = (0, 0);
+    // Only time spent on the network counts, not time waiting for the disk.
+    let (mut waited, mut since) = (Duration::ZERO, 0);
+    loop {
+        let before = Instant::now();
+        let chunk = match tokio::time::timeout(stall, response.chunk()).await {
+            Err(_) => return Err(stalled()),
+            Ok(Err(error)) => return Err(Failure::Transient(chain(error))),
+            Ok(Ok(None)) => break,
+            Ok(Ok(Some(chunk))) => chunk,
+        };
+        let length = chunk.len() as u64;
+        waited += before.elapsed();
+        since += length;
+        if waited >= stall {
+            if since < Timeouts::MIN_RATE * stall.as_secs() {
+                return Err(stalled());
+            }
+            (waited, since) = (Duration::ZERO, 0);
+        }
+        total += length;
+        if total - shown >= PROGRESS_STEP {
+            shown = total;
+            progress.send_replace(total);
+        }
+        // The worker has its reason when it stops reading.
+        if !chunk.is_empty() && !writer.write(chunk).await {
+            return Ok(());
+        }
+    }
+    progress.send_replace(total);
+    writer.finish().await;
+    Ok(())
+}

@@ -283,9 +283,11 @@ fn a_full_disk_fails_batches_but_not_the_store() {
     assert_eq!(store.table::<Many>().list().unwrap().len(), written);
 }
 
+#[cfg(target_os = "linux")]
 #[derive(Debug, Serialize, Deserialize)]
 struct Many(Vec<Number>);
 
+#[cfg(target_os = "linux")]
 impl Record for Many {
     const TABLE: &'static str = "many";
     const VERSION: u32 = 1;

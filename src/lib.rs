@@ -1,3 +1,12 @@
 //! The kina daemon and its command line.
 
+pub mod config;
 pub mod cri;
+pub mod error;
+pub mod failpoint;
+pub mod layers;
+pub mod placement;
+pub mod pod;
+pub mod recover;
+pub mod registry;
+pub mod runtime;

@@ -1,0 +1,420 @@
+//! The daemon's configuration: parsed and checked once. This is the only home
+//! of defaults; `kina config default` prints them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::placement::PlacementPolicy;
+use crate::pod::context::Paths;
+use crate::runtime::RuntimeConfig;
+
+/// Where `kina serve` looks for its configuration when no path is given.
+pub const DEFAULT_PATH: &str = "/etc/kina/config.toml";
+
+/// The most bytes that a unix socket's path may have, so that it works on
+/// Linux (108 with its end) and on macOS (104).
+pub const SOCKET_PATH_LIMIT: usize = 104;
+
+/// The name of the guest's program.
+const GUEST: &str = "kina-guest";
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not TOML, or has keys or values that kina does not know.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("{key}: {reason}")]
+    Value {
+        /// The key, for example `log.format`.
+        key: &'static str,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// The guest program is nowhere.
+    #[error("guest.program: no {GUEST} found in {places}; install it or set the path")]
+    GuestMissing {
+        /// Where it was looked for.
+        places: String,
+    },
+}
+
+/// The configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What lasts: records, images, writable layers.
+    pub root: PathBuf,
+    /// What does not outlive a boot: sockets, mounts.
+    pub run: PathBuf,
+    /// The socket for kubelet, crictl and the CLI; `kina.sock` in `run` if empty.
+    pub socket: PathBuf,
+    /// Absolute cgroup path below which pods go that name no parent.
+    pub cgroup_parent: String,
+    /// The daemon's log.
+    pub log: Log,
+    /// The guest.
+    pub guest: Guest,
+    /// Virtual machines.
+    pub machine: Machine,
+    /// Where pods go that name no runtime handler.
+    pub placement: PlacementPolicy,
+    /// Images and registries.
+    pub image: Image,
+}
+
+/// The daemon's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as
+    /// `info,kina::pod=debug`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guest {
+    /// The `kina-guest` executable; empty looks beside `kina`, then in
+    /// `/usr/libexec/kina` and `/usr/local/libexec/kina`.
+    pub program: PathBuf,
+    /// Seconds that a guest may take to answer after its machine was started.
+    pub handshake_seconds: u64,
+}
+
+/// Virtual machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Machine {
+    /// Memory of a virtual machine whose pod names none, in MiB.
+    pub memory_mib: u64,
+    /// Virtual CPUs, likewise.
+    pub cpus: u32,
+}
+
+/// Images and registries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Image {
+    /// Registries spoken to without TLS, as `host` or `host:port`.
+    pub plain_http: Vec<String>,
+    /// Base URLs of a registry's mirrors, asked in order before the registry.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// PEM file of further root certificates; empty takes the system's.
+    pub ca_bundle: PathBuf,
+    /// Layers fetched or unpacked at the same time.
+    pub max_concurrent_layers: usize,
+    /// The largest layer as transferred, in MiB.
+    pub max_layer_mib: u64,
+    /// The largest layer unpacked, in MiB.
+    pub max_unpacked_layer_mib: u64,
+    /// Seconds after which a transfer without progress is given up.
+    pub stall_seconds: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/kina".into(),
+            run: "/run/kina".into(),
+            socket: PathBuf::new(),
+            cgroup_parent: "/kina".to_owned(),
+            log: Log::default(),
+            guest: Guest::default(),
+            machine: Machine::default(),
+            placement: PlacementPolicy::default(),
+            image: Image::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self { program: PathBuf::new(), handshake_seconds: 60 }
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { memory_mib: 512, cpus: 1 }
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        let limits = kina_image::Limits::default();
+        let timeouts = kina_image::Timeouts::default();
+        Self {
+            plain_http: Vec::new(),
+            mirrors: BTreeMap::new(),
+            ca_bundle: PathBuf::new(),
+            max_concurrent_layers: kina_image::Config::default().max_concurrent_layers,
+            max_layer_mib: limits.layer_bytes >> 20,
+            max_unpacked_layer_mib: limits.unpacked_layer_bytes >> 20,
+            stall_seconds: timeouts.stall.as_secs(),
+        }
+    }
+}
+
+/// The defaults with a word about each, as `kina config default` prints them.
+pub const DEFAULT_TOML: &str = include_str!("config/default.toml");
+
+impl Config {
+    /// Reads a configuration. Without a path it takes [`DEFAULT_PATH`], or the
+    /// defaults if that does not exist.
+    ///
+    /// # Errors
+    /// When the file cannot be read or understood.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, required) = match path {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_PATH), false),
+        };
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Understands a configuration's text.
+    ///
+    /// # Errors
+    /// With the line and the key.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text)
+            .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })
+    }
+
+    /// The socket's path.
+    #[must_use]
+    pub fn socket_path(&self) -> PathBuf {
+        if self.socket.as_os_str().is_empty() { self.run.join("kina.sock") } else { self.socket.clone() }
+    }
+
+    /// Checks every value, without touching the machine.
+    ///
+    /// # Errors
+    /// The first that makes no sense.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, reason: String| Err(ConfigError::Value { key, reason });
+        for (key, path) in [("root", &self.root), ("run", &self.run), ("socket", &self.socket_path())] {
+            if !path.is_absolute() {
+                return refuse(key, format!("{} is not an absolute path", path.display()));
+            }
+        }
+        if self.root == self.run {
+            return refuse("run", "must differ from root: what lies in it does not outlive a boot".to_owned());
+        }
+        let socket = self.socket_path();
+        let length = socket.as_os_str().len();
+        if length > SOCKET_PATH_LIMIT {
+            let path = socket.display();
+            return refuse("socket", format!("{path} has {length} bytes, at most {SOCKET_PATH_LIMIT} are possible"));
+        }
+        if !self.cgroup_parent.starts_with('/') || self.cgroup_parent.split('/').any(|part| part == "..") {
+            let reason = format!("{:?} is not an absolute path without \"..\"", self.cgroup_parent);
+            return refuse("cgroup_parent", reason);
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
+            return refuse("log.level", format!("{:?}: {error}", self.log.level));
+        }
+        for (key, value) in [
+            ("guest.handshake_seconds", self.guest.handshake_seconds),
+            ("machine.memory_mib", self.machine.memory_mib),
+            ("machine.cpus", self.machine.cpus.into()),
+            ("image.max_concurrent_layers", self.image.max_concurrent_layers as u64),
+            ("image.max_layer_mib", self.image.max_layer_mib),
+            ("image.max_unpacked_layer_mib", self.image.max_unpacked_layer_mib),
+            ("image.stall_seconds", self.image.stall_seconds),
+        ] {
+            if value == 0 {
+                return refuse(key, "must be at least 1".to_owned());
+            }
+        }
+        for (registry, urls) in &self.image.mirrors {
+            if let Some(url) = urls.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+                let reason = format!("{url:?} of {registry:?} does not begin with http:// or https://");
+                return refuse("image.mirrors", reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the runtime is made from.
+    ///
+    /// # Errors
+    /// When a value makes no sense or the guest program is nowhere.
+    pub fn runtime(&self) -> Result<RuntimeConfig, ConfigError> {
+        self.check()?;
+        let paths = Paths { root: self.root.clone(), run: self.run.clone() };
+        let mib = |value: u64| value.saturating_mul(1 << 20);
+        let images = kina_image::Config {
+            root: paths.images(),
+            plain_http: self.image.plain_http.clone(),
+            mirrors: self.image.mirrors.clone(),
+            ca_bundle: Some(self.image.ca_bundle.clone()).filter(|path| !path.as_os_str().is_empty()),
+            max_concurrent_layers: self.image.max_concurrent_layers,
+            limits: kina_image::Limits {
+                layer_bytes: mib(self.image.max_layer_mib),
+                unpacked_layer_bytes: mib(self.image.max_unpacked_layer_mib),
+                ..kina_image::Limits::default()
+            },
+            timeouts: kina_image::Timeouts {
+                stall: Duration::from_secs(self.image.stall_seconds),
+                ..kina_image::Timeouts::default()
+            },
+            ..kina_image::Config::default()
+        };
+        Ok(RuntimeConfig {
+            netns_prefix: netns_prefix(&self.root),
+            paths,
+            guest_program: self.guest_program()?,
+            cgroup_parent: self.cgroup_parent.clone(),
+            placement: self.placement,
+            handshake_deadline: Duration::from_secs(self.guest.handshake_seconds),
+            machine_memory_bytes: mib(self.machine.memory_mib),
+            machine_cpus: self.machine.cpus,
+            images,
+        })
+    }
+
+    /// The guest program, as configured or as found.
+    ///
+    /// # Errors
+    /// When it is not configured and in none of the usual places.
+    pub fn guest_program(&self) -> Result<PathBuf, ConfigError> {
+        if !self.guest.program.as_os_str().is_empty() {
+            return Ok(self.guest.program.clone());
+        }
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
+        let places: Vec<PathBuf> = beside
+            .into_iter()
+            .chain(["/usr/libexec/kina".into(), "/usr/local/libexec/kina".into()])
+            .map(|directory| directory.join(GUEST))
+            .collect();
+        places.iter().find(|path| path.is_file()).cloned().ok_or_else(|| ConfigError::GuestMissing {
+            places: places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+/// What the names of a daemon's network namespaces begin with. Daemons with
+/// other roots on the same node must not take each other's for their own.
+fn netns_prefix(root: &Path) -> String {
+    if root == Config::default().root {
+        return "kina-".to_owned();
+    }
+    // FNV-1a: it only has to tell a few paths of one machine apart, but always
+    // in the same way.
+    let hash = root.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("kina-{:08x}-", hash >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("test.toml"))
+    }
+
+    #[test]
+    fn the_printed_defaults_are_the_defaults() {
+        assert_eq!(parse(DEFAULT_TOML).unwrap(), Config::default());
+        assert!(Config::default().check().is_ok());
+    }
+
+    #[test]
+    fn the_printed_defaults_name_every_key() {
+        fn keys(prefix: &str, value: &toml::Value, found: &mut Vec<String>) {
+            let toml::Value::Table(table) = value else {
+                return;
+            };
+            for (key, value) in table {
+                found.push(key.clone());
+                keys(prefix, value, found);
+            }
+        }
+        let mut found = Vec::new();
+        keys("", &toml::Value::try_from(Config::default()).unwrap(), &mut found);
+        for key in found {
+            let named = |line: &str| line.starts_with(&format!("{key} ")) || line == format!("[{key}]") || line == format!("[image.{key}]");
+            assert!(DEFAULT_TOML.lines().any(named), "{key} is missing");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, expected) in [
+            ("rot = \"/x\"", "unknown field `rot`"),
+            ("[log]\nformat = \"xml\"", "unknown variant `xml`"),
+            ("root = 3", "invalid type"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("test.toml"), "{error}");
+        }
+        let long = format!("socket = \"/{}\"", "s".repeat(SOCKET_PATH_LIMIT));
+        for (text, expected) in [
+            ("root = \"relative\"", "root: relative is not an absolute path"),
+            ("run = \"/var/lib/kina\"", "run: must differ from root"),
+            (long.as_str(), "socket: "),
+            ("cgroup_parent = \"/a/../b\"", "cgroup_parent: "),
+            ("[log]\nlevel = \"a=b=c\"", "log.level: "),
+            ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
+            ("[image.mirrors]\n\"docker.io\" = [\"localhost:5000\"]", "image.mirrors: "),
+        ] {
+            let error = parse(text).unwrap().check().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn daemons_with_other_roots_do_not_share_names() {
+        assert_eq!(netns_prefix(Path::new("/var/lib/kina")), "kina-");
+        let (one, two) = (netns_prefix(Path::new("/tmp/a")), netns_prefix(Path::new("/tmp/b")));
+        assert_ne!(one, two);
+        // What comes after the prefix must not parse as a pod id of the other.
+        assert!(two.starts_with("kina-") && two.len() > "kina-".len());
+    }
+}

@@ -1,0 +1,148 @@
+//! The daemon's error: what failed, with ids, whatever the layer below.
+
+use std::time::Duration;
+
+use kina_guest_api::GuestError;
+use kina_model::{ContainerId, PodId, SpecError};
+
+/// Why a request failed. `service/status.rs` maps each variant to a gRPC status.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request asks for something that makes no sense or cannot be had.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// There is no such pod.
+    #[error("pod sandbox {id:?} not found")]
+    PodNotFound {
+        /// As the caller wrote it.
+        id: String,
+    },
+    /// There is no such container.
+    #[error("container {id:?} not found")]
+    ContainerNotFound {
+        /// As the caller wrote it.
+        id: String,
+    },
+    /// There is no such image.
+    #[error("image {reference:?} not found; pull it first")]
+    ImageNotFound {
+        /// As the caller wrote it.
+        reference: String,
+    },
+    /// An id's beginning that several share.
+    #[error("{id:?} is the beginning of several ids; write more of it")]
+    AmbiguousId {
+        /// As the caller wrote it.
+        id: String,
+    },
+    /// The name belongs to another one.
+    #[error("{what} {name} exists already with id {id} and another configuration")]
+    NameTaken {
+        /// Pod sandbox or container.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// Whose it is.
+        id: String,
+    },
+    /// The pod's state does not allow it.
+    #[error("pod sandbox {pod} is {state}, cannot {operation}")]
+    PodState {
+        /// The pod.
+        pod: PodId,
+        /// Its state.
+        state: &'static str,
+        /// What was asked.
+        operation: &'static str,
+    },
+    /// The container's state does not allow it.
+    #[error("container {container} is {state}, cannot {operation}")]
+    ContainerState {
+        /// The container.
+        container: ContainerId,
+        /// Its state.
+        state: &'static str,
+        /// What was asked.
+        operation: &'static str,
+    },
+    /// The pod did not come up; it has been cleaned away.
+    #[error("pod sandbox {pod} did not start: {reason}")]
+    StartFailed {
+        /// The pod.
+        pod: PodId,
+        /// The failed step and why.
+        reason: String,
+    },
+    /// Teardown left something behind; the call may be repeated.
+    #[error("pod sandbox {pod} is not torn down: {reason}")]
+    TeardownFailed {
+        /// The pod.
+        pod: PodId,
+        /// What could not be undone.
+        reason: String,
+    },
+    /// The container did not come up.
+    #[error("container {container}: {operation}: {reason}")]
+    ContainerFailed {
+        /// The container.
+        container: ContainerId,
+        /// What was being done.
+        operation: &'static str,
+        /// Why it failed.
+        reason: String,
+    },
+    /// More requests wait for this pod than may.
+    #[error("pod sandbox {pod} has too many requests waiting; try again")]
+    Busy {
+        /// The pod.
+        pod: PodId,
+    },
+    /// It took longer than allowed.
+    #[error("{what} took longer than {limit:?}")]
+    Deadline {
+        /// What was waited for.
+        what: &'static str,
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    ShuttingDown,
+    /// The guest refused or is gone.
+    #[error("guest of pod sandbox {pod}")]
+    Guest {
+        /// The pod.
+        pod: PodId,
+        /// Why.
+        #[source]
+        source: GuestError,
+    },
+    /// The machine driver failed.
+    #[error("machine")]
+    Machine(#[from] kina_machine::Error),
+    /// The node refused an effect.
+    #[error("node")]
+    Node(#[from] kina_node::Error),
+    /// The image store or a registry failed.
+    #[error("image")]
+    Image(#[from] kina_image::Error),
+    /// The store failed.
+    #[error("store")]
+    Store(#[from] kina_store::Error),
+}
+
+/// An error with everything that caused it, in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their source in their own text.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,541 @@
+//! One task owns one pod. It takes requests from a bounded mailbox, decides
+//! with the model's transition functions, performs effects in tasks of its own
+//! and publishes a snapshot after every change.
+//!
+//! A client that gives up changes nothing here: replies go into the void, the
+//! effects run to their end.
+//!
+//! Records are written by the actor itself, in the order of the decisions, so
+//! that the store never goes backwards.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kina_guest_api::GuestClient;
+use kina_image::Lease;
+use kina_model::{
+    ContainerDenied, ContainerEffect, ContainerEvent, ContainerId, ContainerImage, ContainerSpec, ContainerState,
+    Digest, Nanos, PodDenied, PodEffect, PodEvent, PodState, Process, Ready, StopCause,
+};
+use kina_node::LayerImage;
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::context::now;
+use super::guest_watch::{self, GuestNews};
+use super::record::{ContainerRecord, PodRecord};
+use super::start::{StartError, Subject};
+use super::view::{ContainerView, Identity, PodView};
+use crate::error::{Error, chain};
+use crate::failpoint;
+
+/// Requests that may wait for one pod.
+pub(super) const MAILBOX: usize = 128;
+/// News from the guest that may wait.
+const NEWS: usize = 64;
+
+/// The answer to a request.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// A request.
+pub(super) enum Command {
+    /// Answers once the pod is ready, or has failed to become so.
+    AwaitStarted(Reply<()>),
+    /// StopPodSandbox.
+    Stop(Reply<()>),
+    /// RemovePodSandbox.
+    Remove(Reply<()>),
+    /// CreateContainer.
+    CreateContainer(Box<NewContainer>, Reply<ContainerId>),
+    /// StartContainer.
+    StartContainer(ContainerId, Reply<()>),
+    /// StopContainer.
+    StopContainer(ContainerId, Duration, Reply<()>),
+    /// RemoveContainer.
+    RemoveContainer(ContainerId, Reply<()>),
+}
+
+/// A container to make.
+pub(super) struct NewContainer {
+    pub(super) id: ContainerId,
+    pub(super) spec: ContainerSpec,
+    pub(super) process: Process,
+    /// The image, kept for as long as the container is.
+    pub(super) image: Lease,
+    pub(super) log_path: Option<PathBuf>,
+}
+
+/// A container as the actor knows it.
+pub(super) struct Container {
+    pub(super) view: ContainerView,
+    /// Its layers by their uncompressed digest, the lowest first.
+    pub(super) layers: Vec<Digest>,
+    /// Keeps the image's files; `None` if the image was lost while no daemon ran.
+    pub(super) _lease: Option<Lease>,
+    /// Requests that wait for what is under way.
+    pub(super) waiting: Vec<Command>,
+    /// Who waits for its creation.
+    pub(super) creators: Vec<Reply<ContainerId>>,
+    /// Who waits for its start.
+    pub(super) starters: Vec<Reply<()>>,
+    /// Who waits for its removal.
+    pub(super) removers: Vec<Reply<()>>,
+}
+
+/// What a task of the actor has come to.
+enum Done {
+    Start(Result<(GuestClient, Ready), StartError>),
+    Teardown(Result<(), String>),
+    Created(ContainerId, Result<Identity, Error>),
+    Started(ContainerId, Result<Nanos, Error>),
+    Stopped(Result<(), Error>, Reply<()>),
+    Removed(ContainerId, Result<(), String>),
+}
+
+/// One pod.
+pub(super) struct Pod {
+    subject: Subject,
+    created_at: Nanos,
+    state: PodState,
+    containers: BTreeMap<ContainerId, Container>,
+    guest: Option<GuestClient>,
+    publish: watch::Sender<Arc<PodView>>,
+    publish_guest: watch::Sender<Option<GuestClient>>,
+    mailbox: mpsc::Receiver<Command>,
+    news: mpsc::Receiver<GuestNews>,
+    news_sender: mpsc::Sender<GuestNews>,
+    tasks: JoinSet<Done>,
+    /// Ends the watch over the guest.
+    guest_watch: CancellationToken,
+    /// Interrupts the start effects while they run.
+    starting: Option<CancellationToken>,
+    /// Teardown effects that wait for the interrupted start to end.
+    after_start: Vec<PodEffect>,
+    /// Held for reading by every task that works on a container; teardown
+    /// waits for them between ending the machine and freeing the rest.
+    container_work: Arc<RwLock<()>>,
+    /// Requests that wait for the present phase to end.
+    waiting: Vec<Command>,
+    start_waiters: Vec<Reply<()>>,
+    teardown_waiters: Vec<Reply<()>>,
+    /// Why the last phase failed, for those who wait for it.
+    failure: Option<String>,
+}
+
+/// What an actor starts with.
+pub(super) struct Beginning {
+    pub(super) subject: Subject,
+    pub(super) created_at: Nanos,
+    pub(super) state: PodState,
+    /// What is to be done first, as the model said.
+    pub(super) effects: Vec<PodEffect>,
+    pub(super) containers: BTreeMap<ContainerId, Container>,
+    /// What is to be done with containers first.
+    pub(super) container_effects: Vec<(ContainerId, Vec<ContainerEffect>)>,
+    /// An adopted pod's guest, and the number of the last event known of it.
+    pub(super) guest: Option<(GuestClient, u64)>,
+}
+
+/// The ends of an actor's channels that others hold.
+pub(super) struct Ends {
+    pub(super) mailbox: mpsc::Sender<Command>,
+    pub(super) view: watch::Receiver<Arc<PodView>>,
+    pub(super) guest: watch::Receiver<Option<GuestClient>>,
+}
+
+impl Pod {
+    /// Makes an actor; [`Pod::run`] runs it.
+    pub(super) fn new(beginning: Beginning) -> (Self, Ends, Start) {
+        let Beginning { subject, created_at, state, effects, containers, container_effects, guest } = beginning;
+        let (mailbox_sender, mailbox) = mpsc::channel(MAILBOX);
+        let (news_sender, news) = mpsc::channel(NEWS);
+        let view = view(&subject, created_at, &state, &containers);
+        let (publish, view) = watch::channel(Arc::new(view));
+        let (publish_guest, guest_receiver) = watch::channel(None);
+        let pod = Self {
+            subject,
+            created_at,
+            state,
+            containers,
+            guest: None,
+            publish,
+            publish_guest,
+            mailbox,
+            news,
+            news_sender,
+            tasks: JoinSet::new(),
+            guest_watch: CancellationToken::new(),
+            starting: None,
+            after_start: Vec::new(),
+            container_work: Arc::default(),
+            waiting: Vec::new(),
+            start_waiters: Vec::new(),
+            teardown_waiters: Vec::new(),
+            failure: None,
+        };
+        let ends = Ends { mailbox: mailbox_sender, view, guest: guest_receiver };
+        (pod, ends, Start { effects, container_effects, guest })
+    }
+
+    /// Lives as long as the pod does.
+    pub(super) async fn run(mut self, start: Start) {
+        if let Some((guest, sequence)) = start.guest {
+            self.adopt_guest(guest, sequence);
+        }
+        for (container, effects) in start.container_effects {
+            self.perform_container(&container, effects).await;
+        }
+        self.perform(start.effects).await;
+        while self.state != PodState::Removed {
+            tokio::select! {
+                // Ends first: who asks afterwards shall see them.
+                biased;
+                Some(news) = self.news.recv() => self.hear(news).await,
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.finish(done).await,
+                    Err(error) => warn!(pod = %self.subject.id, %error, "a task of the pod panicked"),
+                },
+                command = self.mailbox.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    // Nobody can ask any more: the daemon is ending. The pod lives on.
+                    None => return,
+                },
+            }
+        }
+        self.guest_watch.cancel();
+        // Requests that came too late find the pod gone, which is what they want.
+        self.mailbox.close();
+        while let Some(command) = self.mailbox.recv().await {
+            self.answer_gone(command);
+        }
+        for command in std::mem::take(&mut self.waiting) {
+            self.answer_gone(command);
+        }
+    }
+
+    fn answer_gone(&self, command: Command) {
+        let gone = || Error::PodNotFound { id: self.subject.id.to_string() };
+        match command {
+            Command::Stop(reply)
+            | Command::Remove(reply)
+            | Command::StopContainer(_, _, reply)
+            | Command::RemoveContainer(_, reply) => drop(reply.send(Ok(()))),
+            Command::AwaitStarted(reply) | Command::StartContainer(_, reply) => drop(reply.send(Err(gone()))),
+            Command::CreateContainer(_, reply) => drop(reply.send(Err(gone()))),
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::AwaitStarted(reply) => match self.state {
+                PodState::Starting => self.start_waiters.push(reply),
+                PodState::Ready(_) => drop(reply.send(Ok(()))),
+                PodState::Stopping(_)
+                | PodState::StopFailed { .. }
+                | PodState::Stopped(_)
+                | PodState::Removing
+                | PodState::Removed => drop(reply.send(Err(self.wrong_state("run again")))),
+            },
+            Command::Stop(reply) => self.ask(PodEvent::StopAsked, reply, Command::Stop).await,
+            Command::Remove(reply) => self.ask(PodEvent::RemoveAsked, reply, Command::Remove).await,
+            Command::CreateContainer(new, reply) => self.create(*new, reply).await,
+            Command::StartContainer(id, reply) => self.start_container(id, reply).await,
+            Command::StopContainer(id, timeout, reply) => self.stop_container(&id, timeout, reply),
+            Command::RemoveContainer(id, reply) => self.remove_container(id, reply).await,
+        }
+    }
+
+    fn wrong_state(&self, operation: &'static str) -> Error {
+        Error::PodState { pod: self.subject.id.clone(), state: self.state.name(), operation }
+    }
+
+    /// A request to stop or remove the pod.
+    async fn ask(&mut self, event: PodEvent, reply: Reply<()>, again: fn(Reply<()>) -> Command) {
+        match self.state.step(event) {
+            Ok((next, effects)) if effects.is_empty() => {
+                self.state = next;
+                let _ = reply.send(Ok(()));
+            }
+            Ok((next, effects)) => {
+                self.teardown_waiters.push(reply);
+                self.enter(next, effects).await;
+            }
+            Err(PodDenied::Later) => self.waiting.push(again(reply)),
+            Err(PodDenied::Impossible) => drop(reply.send(Err(self.wrong_state("stop")))),
+        }
+    }
+
+    /// An event that nobody asked for.
+    async fn happen(&mut self, event: PodEvent) {
+        debug!(pod = %self.subject.id, state = self.state.name(), ?event, "pod event");
+        match self.state.step(event) {
+            Ok((next, effects)) => self.enter(next, effects).await,
+            Err(denied) => warn!(pod = %self.subject.id, state = self.state.name(), %denied, "pod event ignored"),
+        }
+    }
+
+    async fn enter(&mut self, next: PodState, effects: Vec<PodEffect>) {
+        if next.name() != self.state.name() {
+            info!(pod = %self.subject.id, from = self.state.name(), to = next.name(), "pod");
+        }
+        self.state = next;
+        self.perform(effects).await;
+        self.publish();
+    }
+
+    /// Performs effects: records at once, the rest in a task.
+    async fn perform(&mut self, effects: Vec<PodEffect>) {
+        let mut rest = effects.into_iter().peekable();
+        while let Some(effect) = rest.peek() {
+            match effect {
+                PodEffect::Record => {
+                    rest.next();
+                    if let Err(error) = self.record().await
+                        && self.state == PodState::Starting
+                    {
+                        // Without its record a pod cannot be found again: nothing may be made.
+                        let reason = format!("{}: {}", PodEffect::Record.name(), chain(&error));
+                        self.tasks.spawn(async { Done::Start(Err(StartError::Failed(reason))) });
+                        return;
+                    }
+                }
+                PodEffect::CancelStart => {
+                    rest.next();
+                    if let Some(cancel) = &self.starting {
+                        cancel.cancel();
+                        self.after_start = rest.collect();
+                        return;
+                    }
+                }
+                PodEffect::MakeDirectories
+                | PodEffect::CreateNetwork
+                | PodEffect::CreateMachine
+                | PodEffect::StartMachine
+                | PodEffect::Handshake
+                | PodEffect::SetupPod => {
+                    self.begin_start(rest.collect());
+                    return;
+                }
+                PodEffect::StopMachine
+                | PodEffect::DestroyMachine
+                | PodEffect::RemoveNetwork
+                | PodEffect::ReleaseLayers
+                | PodEffect::RemoveDirectories
+                | PodEffect::DeleteRecords => {
+                    self.begin_teardown(rest.collect());
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn record(&mut self) -> Result<(), Error> {
+        let record = PodRecord {
+            id: self.subject.id.clone(),
+            spec: (*self.subject.spec).clone(),
+            state: self.state.clone(),
+            created_at: self.created_at,
+        };
+        let table = self.subject.context.store.table::<PodRecord>();
+        let write = table.put(self.subject.id.as_str(), &record);
+        let result = failpoint::around(PodEffect::Record.name(), write).await;
+        if let Err(error) = &result {
+            warn!(pod = %self.subject.id, error = chain(error), "write the pod's record");
+        }
+        Ok(result?)
+    }
+
+    fn begin_start(&mut self, effects: Vec<PodEffect>) {
+        let cancel = CancellationToken::new();
+        self.starting = Some(cancel.clone());
+        let subject = self.subject.clone();
+        self.tasks.spawn(async move { Done::Start(subject.start(&effects, &cancel).await) });
+    }
+
+    fn begin_teardown(&mut self, effects: Vec<PodEffect>) {
+        self.guest_watch.cancel();
+        self.guest = None;
+        self.publish_guest.send_replace(None);
+        let subject = self.subject.clone();
+        let containers: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        let container_work = Arc::clone(&self.container_work);
+        self.tasks.spawn(async move {
+            let mut failures = Vec::new();
+            for effect in effects {
+                // A record is what finds the rest again: it goes only when all else is gone.
+                if effect == PodEffect::DeleteRecords && !failures.is_empty() {
+                    break;
+                }
+                if effect != PodEffect::StopMachine {
+                    // Whoever still works on a container notices that the guest is gone.
+                    drop(container_work.write().await);
+                }
+                if let Err(failure) = subject.teardown_effect(effect, &containers).await {
+                    failures.push(failure);
+                }
+            }
+            Done::Teardown(if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) })
+        });
+    }
+
+    fn adopt_guest(&mut self, guest: GuestClient, sequence: u64) {
+        self.guest = Some(guest.clone());
+        self.publish_guest.send_replace(Some(guest.clone()));
+        let watch = guest_watch::run(self.subject.clone(), guest, sequence, self.news_sender.clone());
+        let cancel = self.guest_watch.clone();
+        tokio::spawn(async move { cancel.run_until_cancelled(watch).await });
+    }
+
+    async fn hear(&mut self, news: GuestNews) {
+        match news {
+            GuestNews::Exited { id, code, finished_at, oom_killed } => {
+                let event = ContainerEvent::ExitSeen { code, finished_at, oom_killed };
+                self.container_event(&id, event).await;
+            }
+            GuestNews::Reconnected(guest) => {
+                self.guest = Some(guest.clone());
+                self.publish_guest.send_replace(Some(guest));
+            }
+            GuestNews::MachineEnded(reason) => {
+                warn!(pod = %self.subject.id, reason, "the machine of the pod has ended");
+                self.happen(PodEvent::MachineEnded(reason)).await;
+            }
+        }
+    }
+
+    async fn finish(&mut self, done: Done) {
+        match done {
+            Done::Start(result) => self.start_ended(result).await,
+            Done::Teardown(result) => self.teardown_ended(result).await,
+            Done::Created(id, result) => self.created(&id, result).await,
+            Done::Started(id, result) => self.started(&id, result).await,
+            Done::Stopped(result, reply) => drop(reply.send(result)),
+            Done::Removed(id, result) => self.removed(&id, result).await,
+        }
+    }
+
+    async fn start_ended(&mut self, result: Result<(GuestClient, Ready), StartError>) {
+        self.starting = None;
+        match result {
+            Ok((guest, ready)) => {
+                if self.state == PodState::Starting {
+                    self.adopt_guest(guest, 0);
+                }
+                self.happen(PodEvent::Started(ready)).await;
+            }
+            Err(StartError::Cancelled) => {}
+            Err(StartError::Failed(reason)) => {
+                warn!(pod = %self.subject.id, reason, "the pod did not start");
+                self.failure = Some(reason.clone());
+                self.happen(PodEvent::StartFailed(reason)).await;
+            }
+        }
+        if self.state.is_ready() {
+            self.start_waiters.drain(..).for_each(|waiter| drop(waiter.send(Ok(()))));
+        }
+        let interrupted = std::mem::take(&mut self.after_start);
+        if !interrupted.is_empty() {
+            self.perform(interrupted).await;
+        }
+    }
+
+    async fn teardown_ended(&mut self, result: Result<(), String>) {
+        // A removed pod's containers are forgotten with it; writing their end
+        // would bring their records back.
+        if self.state != PodState::Removing || result.is_err() {
+            self.containers_ended_with_pod().await;
+        }
+        let failure = result.as_ref().err().cloned();
+        match result {
+            Ok(()) => self.happen(PodEvent::TornDown).await,
+            Err(reason) => {
+                warn!(pod = %self.subject.id, reason, "the pod is not torn down");
+                self.happen(PodEvent::TeardownFailed(reason)).await;
+            }
+        }
+        for waiter in std::mem::take(&mut self.start_waiters) {
+            let reason = self.failure.clone().unwrap_or_else(|| "it was stopped while it started".to_owned());
+            let _ = waiter.send(Err(Error::StartFailed { pod: self.subject.id.clone(), reason }));
+        }
+        for waiter in std::mem::take(&mut self.teardown_waiters) {
+            let answer = match &failure {
+                None => Ok(()),
+                Some(reason) => {
+                    Err(Error::TeardownFailed { pod: self.subject.id.clone(), reason: reason.clone() })
+                }
+            };
+            let _ = waiter.send(answer);
+        }
+        for command in std::mem::take(&mut self.waiting) {
+            self.obey_again(command).await;
+        }
+    }
+
+    /// A request that had to wait; boxed because it may come back here.
+    fn obey_again(&mut self, command: Command) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.obey(command))
+    }
+
+    /// The machine is gone: containers that were not seen to end have ended now.
+    async fn containers_ended_with_pod(&mut self) {
+        let finished_at = now();
+        let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        for id in ids {
+            let event = match &self.state {
+                PodState::Stopping(StopCause::MachineEnded(reason)) => {
+                    ContainerEvent::MachineEnded(finished_at, format!("the pod's machine ended: {reason}"))
+                }
+                PodState::Stopping(StopCause::Rebooted) => {
+                    ContainerEvent::MachineEnded(finished_at, "the node was rebooted".to_owned())
+                }
+                // Killed with its pod, as asked.
+                PodState::Stopping(_)
+                | PodState::Starting
+                | PodState::Ready(_)
+                | PodState::StopFailed { .. }
+                | PodState::Stopped(_)
+                | PodState::Removing
+                | PodState::Removed => ContainerEvent::ExitSeen { code: 137, finished_at, oom_killed: false },
+            };
+            self.container_event(&id, event).await;
+        }
+    }
+
+    fn publish(&self) {
+        let view = view(&self.subject, self.created_at, &self.state, &self.containers);
+        self.publish.send_replace(Arc::new(view));
+    }
+}
+
+/// What [`Pod::run`] begins with.
+pub(super) struct Start {
+    effects: Vec<PodEffect>,
+    container_effects: Vec<(ContainerId, Vec<ContainerEffect>)>,
+    guest: Option<(GuestClient, u64)>,
+}
+
+fn view(
+    subject: &Subject,
+    created_at: Nanos,
+    state: &PodState,
+    containers: &BTreeMap<ContainerId, Container>,
+) -> PodView {
+    PodView {
+        id: subject.id.clone(),
+        spec: Arc::clone(&subject.spec),
+        state: state.clone(),
+        created_at,
+        machine: subject.driver.name(),
+        containers: containers
+            .iter()
+            .filter(|(_, container)| !matches!(container.view.state, ContainerState::Creating))
+            .map(|(id, container)| (id.clone(), Arc::new(container.view.clone())))
+            .collect(),
+    }
+}
+
+mod containers;

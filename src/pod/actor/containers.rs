@@ -1,0 +1,330 @@
+//! The actor's dealings with containers.
+
+use super::*;
+
+impl Pod {
+    fn container_error(&self, id: &ContainerId) -> Error {
+        Error::ContainerNotFound { id: id.to_string() }
+    }
+
+    pub(super) async fn create(&mut self, new: NewContainer, reply: Reply<ContainerId>) {
+        let NewContainer { id, spec, process, image: lease, log_path } = new;
+        let image = lease.image();
+        let Some(guest) = self.guest.clone().filter(|_| self.state.is_ready()) else {
+            let _ = reply.send(Err(self.wrong_state("create a container in it")));
+            return;
+        };
+        let same_name = self.containers.values_mut().find(|known| known.view.spec.metadata == spec.metadata);
+        if let Some(known) = same_name {
+            let same = *known.view.spec == spec;
+            match known.view.state {
+                // The caller gave up on the first call and asks again.
+                ContainerState::Creating if same => known.creators.push(reply),
+                ContainerState::Created if same => drop(reply.send(Ok(known.view.id.clone()))),
+                _ => {
+                    let name = format!("{} (attempt {})", spec.metadata.name, spec.metadata.attempt);
+                    let id = known.view.id.to_string();
+                    let _ = reply.send(Err(Error::NameTaken { what: "container", name, id }));
+                }
+            }
+            return;
+        }
+
+        let layers: Vec<LayerImage> = image
+            .layers
+            .iter()
+            .map(|layer| LayerImage { diff_id: layer.diff_id.to_string(), path: layer.image_path.clone() })
+            .collect();
+        let view = ContainerView {
+            id: id.clone(),
+            pod: self.subject.id.clone(),
+            image: ContainerImage {
+                requested: spec.image.clone(),
+                user_specified: spec.user_specified_image.clone(),
+                annotations: spec.image_annotations.clone(),
+                id: image.id.clone(),
+                reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+            },
+            spec: Arc::new(spec),
+            process,
+            log_path,
+            state: ContainerState::Creating,
+            created_at: now(),
+            identity: None,
+        };
+        let container = Container {
+            view: view.clone(),
+            layers: image.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
+            _lease: Some(lease),
+            waiting: Vec::new(),
+            creators: vec![reply],
+            starters: Vec::new(),
+            removers: Vec::new(),
+        };
+        self.containers.insert(id.clone(), container);
+        if let Err(error) = self.record_container(&id).await {
+            self.tasks.spawn(async move { Done::Created(id, Err(error)) });
+            return;
+        }
+        let subject = self.subject.clone();
+        let work = Arc::clone(&self.container_work).read_owned();
+        self.tasks.spawn(async move {
+            let _work = work.await;
+            let result = subject.create_container(&guest, &view, layers).await;
+            Done::Created(id, result)
+        });
+    }
+
+    pub(super) async fn created(&mut self, id: &ContainerId, result: Result<Identity, Error>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        match result {
+            Ok(identity) => {
+                container.view.identity = Some(identity);
+                self.container_event(id, ContainerEvent::Created).await;
+                if let Some(container) = self.containers.get_mut(id) {
+                    for reply in std::mem::take(&mut container.creators) {
+                        let _ = reply.send(Ok(id.clone()));
+                    }
+                }
+            }
+            Err(error) => {
+                let mut replies = std::mem::take(&mut container.creators).into_iter();
+                let reason = chain(&error);
+                warn!(pod = %self.subject.id, container = %id, reason, "the container was not made");
+                // The first asked first and gets the error as it is.
+                if let Some(reply) = replies.next() {
+                    let _ = reply.send(Err(error));
+                }
+                for reply in replies {
+                    let (container, reason) = (id.clone(), reason.clone());
+                    let _ = reply.send(Err(Error::ContainerFailed { container, operation: "create", reason }));
+                }
+                self.container_event(id, ContainerEvent::CreateFailed).await;
+            }
+        }
+        self.replay(id).await;
+    }
+
+    pub(super) async fn start_container(&mut self, id: ContainerId, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(&id) else {
+            let _ = reply.send(Err(self.container_error(&id)));
+            return;
+        };
+        // A start under way answers all who ask for it.
+        if container.view.state == ContainerState::Starting {
+            container.starters.push(reply);
+            return;
+        }
+        if self.guest.is_none() && container.view.state == ContainerState::Created {
+            let _ = reply.send(Err(self.wrong_state("start a container in it")));
+            return;
+        }
+        match container.view.state.step(ContainerEvent::StartAsked) {
+            Ok((_, effects)) if effects.is_empty() => drop(reply.send(Ok(()))),
+            Ok((next, effects)) => {
+                container.starters.push(reply);
+                container.view.state = next;
+                self.perform_container(&id, effects).await;
+                self.publish();
+            }
+            Err(ContainerDenied::Later) => container.waiting.push(Command::StartContainer(id, reply)),
+            Err(ContainerDenied::AlreadyRan | ContainerDenied::Impossible) => {
+                let state = container.view.state.name();
+                let _ = reply.send(Err(Error::ContainerState { container: id, state, operation: "start it" }));
+            }
+        }
+    }
+
+    pub(super) async fn started(&mut self, id: &ContainerId, result: Result<Nanos, Error>) {
+        let event = match &result {
+            Ok(started_at) => ContainerEvent::Started(*started_at),
+            Err(error) => ContainerEvent::StartFailed(now(), chain(error)),
+        };
+        self.container_event(id, event).await;
+        let replies =
+            self.containers.get_mut(id).map(|container| std::mem::take(&mut container.starters)).unwrap_or_default();
+        let mut replies = replies.into_iter();
+        match result {
+            Ok(_) => replies.for_each(|reply| drop(reply.send(Ok(())))),
+            Err(error) => {
+                let reason = chain(&error);
+                if let Some(reply) = replies.next() {
+                    let _ = reply.send(Err(error));
+                }
+                for reply in replies {
+                    let (container, reason) = (id.clone(), reason.clone());
+                    let _ = reply.send(Err(Error::ContainerFailed { container, operation: "start", reason }));
+                }
+            }
+        }
+        self.replay(id).await;
+    }
+
+    pub(super) fn stop_container(&mut self, id: &ContainerId, timeout: Duration, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            let _ = reply.send(Ok(()));
+            return;
+        };
+        match (&container.view.state, &self.guest) {
+            (ContainerState::Running(_), Some(guest)) => {
+                let (subject, guest) = (self.subject.clone(), guest.clone());
+                let (view, pod) = (container.view.clone(), self.publish.subscribe());
+                self.tasks.spawn(async move {
+                    Done::Stopped(subject.stop_container(&guest, &view, timeout, pod).await, reply)
+                });
+            }
+            (ContainerState::Creating | ContainerState::Starting, _) => {
+                container.waiting.push(Command::StopContainer(id.clone(), timeout, reply));
+            }
+            // Nothing runs; or the pod is being torn down, which ends it.
+            (
+                ContainerState::Running(_)
+                | ContainerState::Created
+                | ContainerState::Exited(_)
+                | ContainerState::Removing(_)
+                | ContainerState::Gone,
+                _,
+            ) => drop(reply.send(Ok(()))),
+        }
+    }
+
+    pub(super) async fn remove_container(&mut self, id: ContainerId, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(&id) else {
+            let _ = reply.send(Ok(()));
+            return;
+        };
+        // One that runs is ended first; the request comes back when it has.
+        if matches!(container.view.state, ContainerState::Running(_)) {
+            container.waiting.push(Command::RemoveContainer(id.clone(), reply));
+            let (unheard, _) = oneshot::channel();
+            self.stop_container(&id, Duration::ZERO, unheard);
+            return;
+        }
+        match container.view.state.step(ContainerEvent::RemoveAsked(now())) {
+            Ok((next, effects)) => {
+                container.removers.push(reply);
+                container.view.state = next;
+                self.perform_container(&id, effects).await;
+                self.publish();
+            }
+            Err(ContainerDenied::Later) => container.waiting.push(Command::RemoveContainer(id, reply)),
+            Err(ContainerDenied::AlreadyRan | ContainerDenied::Impossible) => {
+                let state = container.view.state.name();
+                let _ = reply.send(Err(Error::ContainerState { container: id, state, operation: "remove it" }));
+            }
+        }
+    }
+
+    pub(super) async fn removed(&mut self, id: &ContainerId, result: Result<(), String>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let replies = std::mem::take(&mut container.removers);
+        let event = if result.is_ok() { ContainerEvent::Removed } else { ContainerEvent::RemoveFailed };
+        self.container_event(id, event).await;
+        for reply in replies {
+            let answer = result.clone().map_err(|reason| Error::ContainerFailed {
+                container: id.clone(),
+                operation: "remove",
+                reason,
+            });
+            let _ = reply.send(answer);
+        }
+        self.replay(id).await;
+        if self.containers.get(id).is_some_and(|container| container.view.state == ContainerState::Gone) {
+            self.containers.remove(id);
+            self.publish();
+        }
+    }
+
+    /// Something happened to a container.
+    pub(super) async fn container_event(&mut self, id: &ContainerId, event: ContainerEvent) {
+        let Some(container) = self.containers.get_mut(id) else {
+            debug!(pod = %self.subject.id, container = %id, ?event, "news of an unknown container");
+            return;
+        };
+        debug!(pod = %self.subject.id, container = %id, state = container.view.state.name(), ?event, "container event");
+        let ended = matches!(event, ContainerEvent::ExitSeen { .. } | ContainerEvent::MachineEnded(..));
+        match container.view.state.step(event) {
+            Ok((next, effects)) => {
+                let changed = next != container.view.state;
+                container.view.state = next;
+                self.perform_container(id, effects).await;
+                if changed {
+                    self.publish();
+                }
+            }
+            Err(denied) => warn!(pod = %self.subject.id, container = %id, %denied, "container event ignored"),
+        }
+        if ended {
+            self.replay(id).await;
+        }
+    }
+
+    /// Requests that waited for the container come again.
+    async fn replay(&mut self, id: &ContainerId) {
+        let waiting =
+            self.containers.get_mut(id).map(|container| std::mem::take(&mut container.waiting)).unwrap_or_default();
+        for command in waiting {
+            self.obey_again(command).await;
+        }
+    }
+
+    /// Performs effects on a container: records at once, the rest in a task.
+    pub(super) async fn perform_container(&mut self, id: &ContainerId, effects: Vec<ContainerEffect>) {
+        let mut rest = effects.into_iter().peekable();
+        while rest.next_if_eq(&ContainerEffect::Record).is_some() {
+            // The guest, or what is found after a restart, tells what the
+            // record would have told.
+            let _ = self.record_container(id).await;
+        }
+        let rest: Vec<ContainerEffect> = rest.collect();
+        let work = Arc::clone(&self.container_work).read_owned();
+        let (subject, guest, id) = (self.subject.clone(), self.guest.clone(), id.clone());
+        match (rest.first(), guest) {
+            (None, _) => {}
+            (Some(ContainerEffect::GuestStart), Some(guest)) => {
+                self.tasks.spawn(async move {
+                    let _work = work.await;
+                    let result = subject.start_container(&guest, &id).await;
+                    Done::Started(id, result)
+                });
+            }
+            (Some(_), guest) => {
+                self.tasks.spawn(async move {
+                    let _work = work.await;
+                    let result = subject.remove_container(guest.as_ref(), &id, &rest).await;
+                    Done::Removed(id, result)
+                });
+            }
+        }
+    }
+
+    async fn record_container(&self, id: &ContainerId) -> Result<(), Error> {
+        let Some(container) = self.containers.get(id) else {
+            return Ok(());
+        };
+        let view = &container.view;
+        let record = ContainerRecord {
+            id: view.id.clone(),
+            pod: view.pod.clone(),
+            spec: (*view.spec).clone(),
+            image: view.image.clone(),
+            layers: container.layers.clone(),
+            process: view.process.clone(),
+            log_path: view.log_path.clone(),
+            state: view.state.clone(),
+            created_at: view.created_at,
+            identity: view.identity.clone(),
+        };
+        let table = self.subject.context.store.table::<ContainerRecord>();
+        let write = table.put(id.as_str(), &record);
+        let result = failpoint::around(ContainerEffect::Record.name(), write).await;
+        if let Err(error) = &result {
+            warn!(pod = %self.subject.id, container = %id, error = chain(error), "write the container's record");
+        }
+        Ok(result?)
+    }
+}

@@ -1,0 +1,230 @@
+//! The effects on one container.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
+use kina_machine::{LayerAccess, Share};
+use kina_model::{ContainerEffect, ContainerId, Nanos, container};
+use kina_node::LayerImage;
+use tokio::sync::watch;
+
+use super::context::pod_cgroup;
+use super::guest_request;
+use super::record::ContainerRecord;
+use super::start::Subject;
+use super::view::{ContainerView, Identity, PodView};
+use crate::error::{Error, chain};
+use crate::failpoint;
+
+/// How long a killed container may take to be reported as ended.
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+impl Subject {
+    fn guest_error(&self, source: GuestError) -> Error {
+        Error::Guest { pod: self.id.clone(), source }
+    }
+
+    /// Makes a container: its layers, then the guest's part. What an earlier
+    /// effect made stays when a later one fails; the caller removes it.
+    pub(super) async fn create_container(
+        &self,
+        guest: &GuestClient,
+        view: &ContainerView,
+        layers: Vec<LayerImage>,
+    ) -> Result<Identity, Error> {
+        let mut guest_layers = Vec::new();
+        for effect in container::CREATE {
+            match effect {
+                ContainerEffect::MountLayers => {
+                    guest_layers =
+                        failpoint::around(effect.name(), self.mount_layers(&view.id, layers.clone())).await?;
+                }
+                ContainerEffect::GuestCreate => {
+                    let create = self.guest_create(guest, view, std::mem::take(&mut guest_layers));
+                    return failpoint::around(effect.name(), create).await;
+                }
+                // The actor has recorded the intent.
+                ContainerEffect::Record
+                | ContainerEffect::GuestStart
+                | ContainerEffect::GuestDelete
+                | ContainerEffect::ReleaseLayers
+                | ContainerEffect::RemoveFiles
+                | ContainerEffect::DeleteRecord => {}
+            }
+        }
+        Err(Error::ContainerFailed {
+            container: view.id.clone(),
+            operation: "create",
+            reason: "the effects do not include the guest".to_owned(),
+        })
+    }
+
+    /// Layers as the guest shall find them, topmost first.
+    async fn mount_layers(&self, container: &ContainerId, layers: Vec<LayerImage>) -> Result<Vec<v1::Layer>, Error> {
+        use v1::layer::Source;
+        let mut found = Vec::with_capacity(layers.len());
+        match self.driver.capabilities().layers {
+            LayerAccess::Mounted => {
+                let directories = self.context.layers.acquire(container, layers.clone()).await?;
+                for (layer, directory) in layers.into_iter().zip(directories) {
+                    let source = Source::Mounted(directory.display().to_string());
+                    found.push(v1::Layer { diff_id: layer.diff_id, source: Some(source) });
+                }
+            }
+            LayerAccess::ImageFile => {
+                for layer in layers {
+                    let share = Share { source: layer.path, readonly: true };
+                    let path = self.driver.share(&self.id, &share).await?;
+                    let source = Source::Image(path.display().to_string());
+                    found.push(v1::Layer { diff_id: layer.diff_id, source: Some(source) });
+                }
+            }
+        }
+        found.reverse();
+        Ok(found)
+    }
+
+    async fn guest_create(
+        &self,
+        guest: &GuestClient,
+        view: &ContainerView,
+        layers: Vec<v1::Layer>,
+    ) -> Result<Identity, Error> {
+        use v1::log_target::Target;
+        let mut mounts = Vec::with_capacity(view.spec.mounts.len());
+        for mount in &view.spec.mounts {
+            let share = Share { source: mount.host_path.clone(), readonly: mount.readonly };
+            let source = self.driver.share(&self.id, &share).await?;
+            mounts.push(guest_request::mount(mount, &source));
+        }
+        let log = match &view.log_path {
+            None => Target::Discard(v1::Empty {}),
+            Some(path) if self.driver.capabilities().guest_writes_logs => {
+                if let Some(directory) = path.parent() {
+                    self.context.node.create_directory(directory, 0o755).await?;
+                }
+                Target::Path(path.display().to_string())
+            }
+            Some(_) => Target::Stream(v1::Empty {}),
+        };
+        let request =
+            guest_request::create_container(view.id.as_str(), &view.spec, &view.process, layers, mounts, log);
+        let made = guest.create_container(request).await.map_err(|source| self.guest_error(source))?;
+        for warning in &made.warnings {
+            tracing::warn!(pod = %self.id, container = %view.id, warning, "container made with a restriction");
+        }
+        Ok(Identity { pid: made.pid, uid: made.uid, gid: made.gid, supplemental_groups: made.supplemental_groups })
+    }
+
+    /// Runs a made container; returns when it was started.
+    pub(super) async fn start_container(&self, guest: &GuestClient, container: &ContainerId) -> Result<Nanos, Error> {
+        let request = v1::StartContainerRequest { id: container.to_string() };
+        let start = async { guest.start_container(request).await.map_err(|source| self.guest_error(source)) };
+        Ok(failpoint::around(ContainerEffect::GuestStart.name(), start).await?.started_at_nanos)
+    }
+
+    /// Undoes everything of a container; all is tried.
+    pub(super) async fn remove_container(
+        &self,
+        guest: Option<&GuestClient>,
+        container: &ContainerId,
+        effects: &[ContainerEffect],
+    ) -> Result<(), String> {
+        let mut failures = Vec::new();
+        for effect in effects {
+            // The record is what finds the rest again: it goes only when all else is gone.
+            if *effect == ContainerEffect::DeleteRecord && !failures.is_empty() {
+                break;
+            }
+            let result = failpoint::around(effect.name(), self.undo_container(guest, container, *effect)).await;
+            if let Err(error) = result {
+                failures.push(format!("{}: {}", effect.name(), chain(&error)));
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+
+    async fn undo_container(
+        &self,
+        guest: Option<&GuestClient>,
+        container: &ContainerId,
+        effect: ContainerEffect,
+    ) -> Result<(), Error> {
+        match effect {
+            ContainerEffect::GuestDelete => {
+                let Some(guest) = guest else {
+                    return Ok(());
+                };
+                let request = v1::DeleteContainerRequest { id: container.to_string() };
+                match guest.delete_container(request).await {
+                    // A guest that is gone holds nothing.
+                    Ok(_) | Err(GuestError::Gone { .. }) => Ok(()),
+                    Err(source) => Err(self.guest_error(source)),
+                }
+            }
+            ContainerEffect::ReleaseLayers => self.context.layers.release(container).await,
+            ContainerEffect::RemoveFiles => {
+                let directory = self.context.paths.container(&self.id, container);
+                self.context.node.remove_tree(&directory).await?;
+                let group = format!("{}/{container}", pod_cgroup(&self.spec.cgroup_parent, &self.id));
+                Ok(self.context.node.kill_cgroup(&group, KILL_DEADLINE).await?)
+            }
+            ContainerEffect::DeleteRecord => {
+                self.context.store.table::<ContainerRecord>().delete(container.as_str()).await?;
+                Ok(())
+            }
+            ContainerEffect::Record
+            | ContainerEffect::MountLayers
+            | ContainerEffect::GuestCreate
+            | ContainerEffect::GuestStart => Ok(()),
+        }
+    }
+
+    /// Ends a running container: its stop signal, then SIGKILL after `timeout`;
+    /// returns when its end has been seen.
+    pub(super) async fn stop_container(
+        &self,
+        guest: &GuestClient,
+        view: &ContainerView,
+        timeout: Duration,
+        mut pod: watch::Receiver<Arc<PodView>>,
+    ) -> Result<(), Error> {
+        let polite = !timeout.is_zero();
+        if polite {
+            let signal = u32::from(view.process.stop_signal.number());
+            self.signal(guest, &view.id, signal, false).await?;
+            if tokio::time::timeout(timeout, ended(&mut pod, &view.id)).await.is_ok() {
+                return Ok(());
+            }
+        }
+        self.signal(guest, &view.id, u32::from(kina_model::Signal::KILL.number()), true).await?;
+        tokio::time::timeout(KILL_DEADLINE, ended(&mut pod, &view.id))
+            .await
+            .map_err(|_| Error::Deadline { what: "the end of a killed container", limit: KILL_DEADLINE })
+    }
+
+    async fn signal(
+        &self,
+        guest: &GuestClient,
+        container: &ContainerId,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Error> {
+        let request = v1::SignalContainerRequest { id: container.to_string(), signal, all };
+        match guest.signal_container(request).await {
+            // Its end is on the way.
+            Ok(_) | Err(GuestError::Gone { .. } | GuestError::Refused { code: Refusal::NotFound, .. }) => Ok(()),
+            Err(source) => Err(self.guest_error(source)),
+        }
+    }
+}
+
+/// Waits until a container has ended or is gone.
+async fn ended(pod: &mut watch::Receiver<Arc<PodView>>, container: &ContainerId) {
+    let over = |view: &Arc<PodView>| {
+        view.containers.get(container).is_none_or(|container| container.state.exit().is_some())
+    };
+    // An error says that the pod's actor has ended, and the container with it.
+    let _ = pod.wait_for(over).await;
+}

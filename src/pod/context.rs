@@ -1,0 +1,123 @@
+//! What all pods share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kina_machine::Driver;
+use kina_model::{ContainerId, Nanos, Placement, PodId};
+use kina_node::Node;
+use kina_store::Store;
+
+use crate::layers::Layers;
+
+/// Where things lie, how long they may take, and who does them.
+pub struct Context {
+    /// The node.
+    pub node: Arc<dyn Node>,
+    /// The driver for pods placed on the node's kernel.
+    pub shared: Option<Arc<dyn Driver>>,
+    /// The driver for pods placed in a virtual machine.
+    pub vm: Option<Arc<dyn Driver>>,
+    /// Records.
+    pub store: Store,
+    /// Layer mounts.
+    pub layers: Layers,
+    /// Where everything lies.
+    pub paths: Paths,
+    /// How long a guest may take to answer after its machine was started.
+    pub handshake_deadline: Duration,
+    /// Memory of a virtual machine whose pod names none, in bytes.
+    pub machine_memory_bytes: u64,
+    /// Virtual CPUs, likewise.
+    pub machine_cpus: u32,
+}
+
+impl Context {
+    /// The driver for a placement, if this node has one.
+    #[must_use]
+    pub fn driver(&self, placement: Placement) -> Option<&Arc<dyn Driver>> {
+        match placement {
+            Placement::Shared => self.shared.as_ref(),
+            Placement::Vm => self.vm.as_ref(),
+        }
+    }
+}
+
+/// The daemon's directories.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// What lasts: records, images, writable layers.
+    pub root: PathBuf,
+    /// What does not outlive a boot: sockets, mounts.
+    pub run: PathBuf,
+}
+
+impl Paths {
+    /// The record file.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.root.join("records.redb")
+    }
+
+    /// The image store.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// Where pods keep what lasts.
+    #[must_use]
+    pub fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// A pod's share of it, which its guest sees.
+    #[must_use]
+    pub fn pod(&self, pod: &PodId) -> PathBuf {
+        self.pods().join(pod.as_str())
+    }
+
+    /// A container's writable layer.
+    #[must_use]
+    pub fn container(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.pod(pod).join("containers").join(container.as_str())
+    }
+
+    /// Where pods keep what does not last.
+    #[must_use]
+    pub fn run_pods(&self) -> PathBuf {
+        self.run.join("pods")
+    }
+
+    /// A pod's share of it.
+    #[must_use]
+    pub fn run_pod(&self, pod: &PodId) -> PathBuf {
+        self.run_pods().join(pod.as_str())
+    }
+
+    /// The directory of a pod's machine.
+    #[must_use]
+    pub fn machine(&self, pod: &PodId) -> PathBuf {
+        self.run_pod(pod).join("machine")
+    }
+}
+
+/// The cgroup of a pod below its parent.
+#[must_use]
+pub fn pod_cgroup(parent: &str, pod: &PodId) -> String {
+    format!("{}/kina-{pod}", parent.trim_end_matches('/'))
+}
+
+/// Where a log file lies, and the directory that must exist for it.
+#[must_use]
+pub fn log_path(directory: Option<&Path>, file: &str) -> Option<PathBuf> {
+    directory.filter(|_| !file.is_empty()).map(|directory| directory.join(file))
+}
+
+/// The time now.
+#[must_use]
+pub fn now() -> Nanos {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Nanos::try_from(since.as_nanos()).unwrap_or(Nanos::MAX)
+}

@@ -1,0 +1,242 @@
+//! The effects that make a pod and those that undo it, each performed on its
+//! own: a start stops at its first failure, a teardown tries everything.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kina_guest_api::{Connect, GuestClient, GuestStream};
+use kina_machine::{Driver, MachineSpec, Share};
+use kina_model::{ContainerId, PodEffect, PodId, PodSpec, Ready};
+use kina_store::Batch;
+use tokio_util::sync::CancellationToken;
+
+use super::context::{Context, pod_cgroup};
+use super::guest_request;
+use super::record::{ContainerRecord, PodRecord};
+use crate::error::{Error, chain};
+use crate::failpoint;
+
+/// One pod's part in the effects.
+#[derive(Clone)]
+pub(super) struct Subject {
+    pub(super) context: Arc<Context>,
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) id: PodId,
+    pub(super) spec: Arc<PodSpec>,
+}
+
+/// Dials a pod's guest through its machine's driver.
+struct Dialer {
+    driver: Arc<dyn Driver>,
+    pod: PodId,
+}
+
+#[async_trait]
+impl Connect for Dialer {
+    async fn connect(&self) -> io::Result<Box<dyn GuestStream>> {
+        match self.driver.connect(&self.pod).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(io::Error::other(chain(&error))),
+        }
+    }
+}
+
+/// Shakes hands with a pod's guest, trying again until the deadline.
+pub(crate) async fn connect_guest(
+    driver: &Arc<dyn Driver>,
+    pod: &PodId,
+    deadline: Duration,
+) -> Result<GuestClient, Error> {
+    let dialer = Dialer { driver: Arc::clone(driver), pod: pod.clone() };
+    kina_guest_api::connect(Arc::new(dialer), deadline)
+        .await
+        .map_err(|source| Error::Guest { pod: pod.clone(), source })
+}
+
+/// What the start effects have made so far.
+#[derive(Default)]
+struct Progress {
+    netns: Option<PathBuf>,
+    guest: Option<GuestClient>,
+}
+
+/// Why a start ended early.
+pub(super) enum StartError {
+    /// It was interrupted.
+    Cancelled,
+    /// An effect failed.
+    Failed(String),
+}
+
+impl Subject {
+    /// Performs the start effects in order. Between two of them, and while it
+    /// waits for the guest, `cancel` interrupts.
+    pub(super) async fn start(
+        &self,
+        effects: &[PodEffect],
+        cancel: &CancellationToken,
+    ) -> Result<(GuestClient, Ready), StartError> {
+        let mut progress = Progress::default();
+        for effect in effects {
+            if cancel.is_cancelled() {
+                return Err(StartError::Cancelled);
+            }
+            failpoint::around(effect.name(), self.start_effect(*effect, &mut progress, cancel))
+                .await
+                .map_err(|error| match error {
+                    StartError::Cancelled => StartError::Cancelled,
+                    StartError::Failed(reason) => StartError::Failed(format!("{}: {reason}", effect.name())),
+                })?;
+        }
+        let Some(guest) = progress.guest else {
+            return Err(StartError::Failed("the start has no handshake".to_owned()));
+        };
+        let hello = guest.hello();
+        let ready =
+            Ready { addresses: Vec::new(), boot_id: hello.boot_id.clone(), kernel: hello.kernel_release.clone() };
+        Ok((guest, ready))
+    }
+
+    async fn start_effect(
+        &self,
+        effect: PodEffect,
+        progress: &mut Progress,
+        cancel: &CancellationToken,
+    ) -> Result<(), StartError> {
+        let failed = |error: Error| StartError::Failed(chain(&error));
+        match effect {
+            PodEffect::MakeDirectories => self.make_directories().await.map_err(failed),
+            PodEffect::CreateNetwork => {
+                if !self.spec.namespaces.host_network {
+                    let path = self.context.node.create_network_namespace(&self.id).await;
+                    progress.netns = Some(path.map_err(|error| failed(error.into()))?);
+                }
+                Ok(())
+            }
+            PodEffect::CreateMachine => {
+                self.driver.create(&self.machine_spec()).await.map_err(|error| failed(error.into()))
+            }
+            PodEffect::StartMachine => self.driver.start(&self.id).await.map_err(|error| failed(error.into())),
+            PodEffect::Handshake => {
+                tokio::select! {
+                    () = cancel.cancelled() => Err(StartError::Cancelled),
+                    guest = self.connect(self.context.handshake_deadline) => {
+                        progress.guest = Some(guest.map_err(failed)?);
+                        Ok(())
+                    }
+                }
+            }
+            PodEffect::SetupPod => self.setup_pod(progress).await.map_err(failed),
+            PodEffect::Record
+            | PodEffect::CancelStart
+            | PodEffect::StopMachine
+            | PodEffect::DestroyMachine
+            | PodEffect::RemoveNetwork
+            | PodEffect::ReleaseLayers
+            | PodEffect::RemoveDirectories
+            | PodEffect::DeleteRecords => Err(StartError::Failed("it is no start effect".to_owned())),
+        }
+    }
+
+    /// Shakes hands with the guest, trying again until the deadline.
+    pub(super) async fn connect(&self, deadline: Duration) -> Result<GuestClient, Error> {
+        connect_guest(&self.driver, &self.id, deadline).await
+    }
+
+    fn machine_spec(&self) -> MachineSpec {
+        let memory = self.spec.resources.as_ref().and_then(|resources| resources.memory_limit_bytes);
+        MachineSpec {
+            pod: self.id.clone(),
+            directory: self.context.paths.machine(&self.id),
+            cgroup: pod_cgroup(&self.spec.cgroup_parent, &self.id),
+            memory_bytes: memory
+                .and_then(|bytes| u64::try_from(bytes).ok())
+                .filter(|bytes| *bytes > 0)
+                .unwrap_or(self.context.machine_memory_bytes),
+            cpus: self.context.machine_cpus,
+        }
+    }
+
+    async fn make_directories(&self) -> Result<(), Error> {
+        let (node, paths) = (&self.context.node, &self.context.paths);
+        node.create_directory(&paths.pod(&self.id), 0o711).await?;
+        node.create_directory(&paths.machine(&self.id), 0o700).await?;
+        if let Some(directory) = &self.spec.log_directory {
+            node.create_directory(directory, 0o755).await?;
+        }
+        Ok(())
+    }
+
+    async fn setup_pod(&self, progress: &Progress) -> Result<(), Error> {
+        let Some(guest) = &progress.guest else {
+            return Ok(());
+        };
+        let state = Share { source: self.context.paths.pod(&self.id), readonly: false };
+        let state = self.driver.share(&self.id, &state).await?;
+        let netns = match &progress.netns {
+            Some(path) => self.driver.attach_network(&self.id, path).await?,
+            None => None,
+        };
+        let cgroup = pod_cgroup(&self.spec.cgroup_parent, &self.id);
+        let request = guest_request::setup_pod(&self.id, &self.spec, &state, netns.as_deref(), &cgroup);
+        guest
+            .setup_pod(request)
+            .await
+            .map(|_| ())
+            .map_err(|source| Error::Guest { pod: self.id.clone(), source })
+    }
+
+    /// Performs one teardown effect. It succeeds when there is nothing to undo.
+    pub(super) async fn teardown_effect(&self, effect: PodEffect, containers: &[ContainerId]) -> Result<(), String> {
+        failpoint::around(effect.name(), self.undo(effect, containers))
+            .await
+            .map_err(|error| format!("{}: {}", effect.name(), chain(&error)))
+    }
+
+    async fn undo(&self, effect: PodEffect, containers: &[ContainerId]) -> Result<(), Error> {
+        let (node, paths) = (&self.context.node, &self.context.paths);
+        match effect {
+            PodEffect::StopMachine => Ok(self.driver.stop(&self.id, Duration::ZERO).await?),
+            PodEffect::DestroyMachine => {
+                self.driver.destroy(&self.id).await?;
+                // The driver only knows what it made; a pod's cgroup may hold more.
+                let cgroup = pod_cgroup(&self.spec.cgroup_parent, &self.id);
+                Ok(node.kill_cgroup(&cgroup, CGROUP_DEADLINE).await?)
+            }
+            PodEffect::RemoveNetwork => Ok(node.remove_network_namespace(&self.id).await?),
+            PodEffect::ReleaseLayers => {
+                let mut result = Ok(());
+                for container in containers {
+                    result = result.and(self.context.layers.release(container).await);
+                }
+                result
+            }
+            PodEffect::RemoveDirectories => {
+                node.remove_tree(&paths.run_pod(&self.id)).await?;
+                Ok(node.remove_tree(&paths.pod(&self.id)).await?)
+            }
+            PodEffect::DeleteRecords => {
+                let mut batch = Batch::new();
+                batch.delete::<PodRecord>(self.id.as_str());
+                for container in containers {
+                    batch.delete::<ContainerRecord>(container.as_str());
+                }
+                Ok(self.context.store.commit(batch).await?)
+            }
+            PodEffect::Record
+            | PodEffect::MakeDirectories
+            | PodEffect::CreateNetwork
+            | PodEffect::CreateMachine
+            | PodEffect::StartMachine
+            | PodEffect::Handshake
+            | PodEffect::SetupPod
+            | PodEffect::CancelStart => Ok(()),
+        }
+    }
+}
+
+/// How long killed processes may take to be gone.
+const CGROUP_DEADLINE: Duration = Duration::from_secs(10);

@@ -1,0 +1,532 @@
+//! What the daemon does, free of any interface's types: the services decode a
+//! request, call one of these methods, and encode the answer.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kina_guest_api::{ExecOutput, v1};
+use kina_image::Images;
+use kina_machine::Driver;
+use kina_machine_host::{HostConfig, HostDriver};
+use kina_model::{
+    ContainerId, ContainerSpec, ContainerState, ImageDefaults, Placement, PodId, PodSpec, PodState, SpecError,
+    resolve_process,
+};
+use kina_node::{FilesystemUsage, LocalNode, LocalNodeConfig, Node};
+use kina_store::Store;
+use serde_json::json;
+use tracing::Instrument;
+
+use crate::error::Error;
+use crate::layers::Layers;
+use crate::placement::{PlacementPolicy, PlacementRequest, place};
+use crate::pod::PodHandle;
+use crate::pod::context::{Context, Paths, log_path};
+use crate::pod::view::{ContainerView, PodView};
+use crate::recover;
+use crate::registry::{Registry, Reservation};
+
+/// Bytes of each output stream that an ExecSync keeps, as containerd and CRI-O
+/// do; what a probe prints beyond that is dropped.
+const EXEC_OUTPUT_LIMIT: usize = 16 << 20;
+
+/// What a runtime is made from.
+#[derive(Clone, Debug)]
+pub struct RuntimeConfig {
+    /// Where everything lies.
+    pub paths: Paths,
+    /// The `kina-guest` executable.
+    pub guest_program: PathBuf,
+    /// What the names of this daemon's network namespaces begin with; differs
+    /// between daemons on one node.
+    pub netns_prefix: String,
+    /// The cgroup below which pods go that name none.
+    pub cgroup_parent: String,
+    /// Where pods go that name no handler.
+    pub placement: PlacementPolicy,
+    /// How long a guest may take to answer after its machine was started.
+    pub handshake_deadline: Duration,
+    /// Memory of a virtual machine whose pod names none, in bytes.
+    pub machine_memory_bytes: u64,
+    /// Virtual CPUs, likewise.
+    pub machine_cpus: u32,
+    /// The image store. Its root is [`Paths::images`].
+    pub images: kina_image::Config,
+}
+
+/// The daemon's state and abilities. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    context: Arc<Context>,
+    registry: Registry,
+    images: Images,
+    config: RuntimeConfig,
+    boot_id: String,
+}
+
+/// A runtime handler that pods may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handler {
+    /// Its name; empty is the default.
+    pub name: &'static str,
+    /// Whether its mounts can be read-only recursively.
+    pub recursive_read_only: bool,
+    /// Whether its pods can have user namespaces.
+    pub user_namespaces: bool,
+}
+
+/// Whether something works, and if not, why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// It works.
+    pub ready: bool,
+    /// One word for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// The conditions that CRI knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    /// Pods can be made.
+    pub runtime: Condition,
+    /// Pods get a network.
+    pub network: Condition,
+}
+
+impl Runtime {
+    /// Opens the store and the images, finds the pods of an earlier daemon and
+    /// adopts or cleans them.
+    ///
+    /// # Errors
+    /// When another daemon uses the same directories, when the store or the
+    /// images cannot be read, or when the node cannot be asked.
+    pub async fn open(config: RuntimeConfig) -> Result<Self, Error> {
+        let paths = config.paths.clone();
+        let node_config = LocalNodeConfig {
+            netns_prefix: config.netns_prefix.clone(),
+            ..LocalNodeConfig::new(paths.run.clone())
+        };
+        let node: Arc<dyn Node> = Arc::new(LocalNode::new(node_config));
+        let host = HostConfig::new(config.guest_program.clone(), paths.run_pods());
+        let shared: Arc<dyn Driver> = Arc::new(HostDriver::new(Arc::clone(&node), host));
+        Self::with_drivers(config, node, Some(shared), None).await
+    }
+
+    /// As [`Runtime::open`], on another node and with other machines.
+    ///
+    /// # Errors
+    /// As [`Runtime::open`].
+    pub async fn with_drivers(
+        config: RuntimeConfig,
+        node: Arc<dyn Node>,
+        shared: Option<Arc<dyn Driver>>,
+        vm: Option<Arc<dyn Driver>>,
+    ) -> Result<Self, Error> {
+        let paths = config.paths.clone();
+        node.create_directory(&paths.root, 0o711).await?;
+        node.create_directory(&paths.pods(), 0o711).await?;
+        node.create_directory(&paths.run, 0o711).await?;
+        node.create_directory(&paths.run_pods(), 0o700).await?;
+        let store_path = paths.store();
+        let store = tokio::task::spawn_blocking(move || Store::open(store_path))
+            .await
+            .map_err(|_| Error::ShuttingDown)??;
+        let images = Images::open(config.images.clone()).await?;
+        let boot_id = node.boot_id().await?;
+        let records = recover::read(&store)?;
+        let layers = Layers::adopt(Arc::clone(&node), records.layer_users()).await?;
+        let context = Arc::new(Context {
+            node,
+            shared,
+            vm,
+            store,
+            layers,
+            paths,
+            handshake_deadline: config.handshake_deadline,
+            machine_memory_bytes: config.machine_memory_bytes,
+            machine_cpus: config.machine_cpus,
+        });
+        let inner = Inner { context, registry: Registry::default(), images, config, boot_id };
+        let runtime = Self { inner: Arc::new(inner) };
+        recover::run(&runtime, records).await?;
+        if let Err(error) = runtime.inner.images.gc().await {
+            tracing::warn!(error = crate::error::chain(&error), "collect unused images");
+        }
+        Ok(runtime)
+    }
+
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.inner.context
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    pub(crate) fn boot_id(&self) -> &str {
+        &self.inner.boot_id
+    }
+
+    /// Runs a pod's actor until the pod is removed.
+    pub(crate) fn spawn(&self, handle: &PodHandle, task: crate::pod::PodTask) {
+        let id = handle.id().clone();
+        let registry = self.inner.registry.clone();
+        let span = tracing::info_span!(parent: None, "pod", id = %id);
+        let run = async move {
+            task.run().await;
+            registry.remove(&id);
+        };
+        tokio::spawn(run.instrument(span));
+    }
+
+    /// Places a pod.
+    ///
+    /// # Errors
+    /// See [`place`].
+    pub fn place(&self, request: &PlacementRequest<'_>) -> Result<Placement, SpecError> {
+        let context = &self.inner.context;
+        place(request, self.inner.config.placement, context.vm.is_some(), context.shared.is_some())
+    }
+
+    /// The runtime handlers of this node.
+    #[must_use]
+    pub fn handlers(&self) -> Vec<Handler> {
+        let context = &self.inner.context;
+        let named = [Placement::Vm, Placement::Shared].into_iter().filter(|placement| context.driver(*placement).is_some());
+        let names = std::iter::once("").chain(named.map(Placement::handler));
+        // mount_setattr(2) is as old as the oldest kernel that kina runs on.
+        names.map(|name| Handler { name, recursive_read_only: true, user_namespaces: false }).collect()
+    }
+
+    /// Makes a pod and returns when it is ready. A repeated request for the
+    /// same pod waits for the same pod.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`], or why it does not start; nothing is left then.
+    pub async fn run_pod(&self, mut spec: PodSpec) -> Result<PodId, Error> {
+        if spec.cgroup_parent.is_empty() {
+            spec.cgroup_parent.clone_from(&self.inner.config.cgroup_parent);
+        }
+        let context = &self.inner.context;
+        let driver = context.driver(spec.placement).ok_or_else(|| {
+            SpecError::unsupported("runtime_handler", format!("{:?} has no machine driver on this node", spec.placement))
+        })?;
+        let make = || PodHandle::create(Arc::clone(context), Arc::clone(driver), PodId::random(), spec.clone());
+        let handle = match self.inner.registry.reserve(&spec, make)? {
+            Reservation::New(handle, task) => {
+                self.spawn(&handle, task);
+                handle
+            }
+            Reservation::Existing(handle) => handle,
+        };
+        handle.started().await?;
+        Ok(handle.id().clone())
+    }
+
+    /// Ends everything in a pod. An unknown one is stopped already.
+    ///
+    /// # Errors
+    /// [`Error::TeardownFailed`]; it may be repeated.
+    pub async fn stop_pod(&self, id: &str) -> Result<(), Error> {
+        match self.inner.registry.pod(id) {
+            Ok(handle) => handle.stop().await,
+            Err(Error::PodNotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stops a pod and forgets it. An unknown one is removed already.
+    ///
+    /// # Errors
+    /// [`Error::TeardownFailed`]; it may be repeated.
+    pub async fn remove_pod(&self, id: &str) -> Result<(), Error> {
+        match self.inner.registry.pod(id) {
+            Ok(handle) => {
+                handle.remove().await?;
+                // The actor's end does the same, a moment later.
+                self.inner.registry.remove(handle.id());
+                Ok(())
+            }
+            Err(Error::PodNotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All pods but those that are still being made. Never waits.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Arc<PodView>> {
+        let views = self.inner.registry.pods().into_iter().map(|handle| handle.view());
+        views.filter(|view| is_visible(view)).collect()
+    }
+
+    /// A pod by its id or a unique beginning of it. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::PodNotFound`], [`Error::AmbiguousId`].
+    pub fn find_pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
+        let view = self.inner.registry.pod(id)?.view();
+        if is_visible(&view) { Ok(view) } else { Err(Error::PodNotFound { id: id.to_owned() }) }
+    }
+
+    /// Makes a container in a ready pod. A repeated request for the same
+    /// container gets the same container, until that is started.
+    ///
+    /// # Errors
+    /// When the image is not here, when the process cannot be resolved, or the
+    /// failed effect's; nothing is left then.
+    pub async fn create_container(&self, pod: &str, spec: ContainerSpec) -> Result<ContainerId, Error> {
+        let handle = self.inner.registry.pod(pod)?;
+        let image_missing = || Error::ImageNotFound { reference: spec.image.clone() };
+        let image = self.inner.images.resolve(&spec.image).ok_or_else(image_missing)?;
+        let lease = self.inner.images.lease(&image.id).ok_or_else(image_missing)?;
+        let config = &lease.image().config;
+        let defaults = ImageDefaults {
+            entrypoint: config.entrypoint.clone(),
+            cmd: config.cmd.clone(),
+            env: config.env.clone(),
+            working_dir: config.working_dir.clone(),
+            user: config.user.clone(),
+            stop_signal: config.stop_signal.clone().unwrap_or_default(),
+        };
+        let process = resolve_process(&spec, &defaults)?;
+        let log = log_path(handle.view().spec.log_directory.as_deref(), &spec.log_path);
+        let id = ContainerId::random();
+        self.inner.registry.add_container(id.clone(), handle.id());
+        let result = handle.create_container(id.clone(), spec, process, lease, log).await;
+        if result.as_ref().is_ok_and(|made| *made != id) || result.is_err() {
+            self.inner.registry.remove_container(&id);
+        }
+        result
+    }
+
+    /// Starts a container. Starting one that runs succeeds.
+    ///
+    /// # Errors
+    /// See [`PodHandle::start_container`].
+    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
+        let (container, pod) = self.inner.registry.container(id)?;
+        pod.start_container(container).await
+    }
+
+    /// Ends a container. An unknown one is stopped already.
+    ///
+    /// # Errors
+    /// See [`PodHandle::stop_container`].
+    pub async fn stop_container(&self, id: &str, timeout: Duration) -> Result<(), Error> {
+        match self.inner.registry.container(id) {
+            Ok((container, pod)) => pod.stop_container(container, timeout).await,
+            Err(Error::ContainerNotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends a container and forgets it. An unknown one is removed already.
+    ///
+    /// # Errors
+    /// See [`PodHandle::remove_container`].
+    pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
+        match self.inner.registry.container(id) {
+            Ok((container, pod)) => {
+                pod.remove_container(container.clone()).await?;
+                self.inner.registry.remove_container(&container);
+                Ok(())
+            }
+            Err(Error::ContainerNotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A container by its id or a unique beginning of it. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`], [`Error::AmbiguousId`].
+    pub fn find_container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
+        Ok(self.inner.registry.container_view(id)?.1)
+    }
+
+    /// A running container with its pod's guest.
+    fn running(
+        &self,
+        id: &str,
+        operation: &'static str,
+    ) -> Result<(ContainerId, PodId, kina_guest_api::GuestClient), Error> {
+        let (container, pod) = self.inner.registry.container(id)?;
+        let (_, view) = self.inner.registry.container_view(container.as_str())?;
+        match (pod.guest(), &view.state) {
+            (Some(guest), ContainerState::Running(_)) => Ok((container, pod.id().clone(), guest)),
+            (_, state) => Err(Error::ContainerState { container, state: state.name(), operation }),
+        }
+    }
+
+    /// Runs a command in a running container and returns what it printed.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] if it does not run; [`Error::Deadline`] after
+    /// `timeout`, the command killed; [`Error::Guest`] if it cannot be run.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        let (container, pod, guest) = self.running(id, "run a command in it")?;
+        let output = guest
+            .exec_sync(container.as_str(), command, timeout, EXEC_OUTPUT_LIMIT)
+            .await
+            .map_err(|source| Error::Guest { pod, source })?;
+        match timeout {
+            Some(limit) if output.timed_out => Err(Error::Deadline { what: "the command", limit }),
+            _ => Ok(output),
+        }
+    }
+
+    /// Opens a running container's log anew, after the caller has renamed it.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] if it does not run.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        let (container, pod, guest) = self.running(id, "reopen its log")?;
+        let request = v1::ReopenLogRequest { id: container.to_string() };
+        guest.reopen_log(request).await.map(|_| ()).map_err(|source| Error::Guest { pod, source })
+    }
+
+    /// The images.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.inner.images
+    }
+
+    /// Removes an image with all its names. An unknown one is removed already.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn remove_image(&self, reference: &str) -> Result<(), Error> {
+        self.inner.images.remove(reference).await?;
+        Ok(())
+    }
+
+    /// What images and what containers use of their file systems.
+    ///
+    /// # Errors
+    /// When the node cannot count it.
+    pub async fn image_usage(&self) -> Result<(FilesystemUsage, FilesystemUsage), Error> {
+        let context = &self.inner.context;
+        let images = context.node.usage(&context.paths.images()).await?;
+        let containers = context.node.usage(&context.paths.pods()).await?;
+        Ok((images, containers))
+    }
+
+    /// Whether pods can be made, and whether they get a network.
+    #[must_use]
+    pub fn conditions(&self) -> Conditions {
+        let guest = &self.inner.config.guest_program;
+        let runtime = if guest.is_file() {
+            Condition { ready: true, reason: String::new(), message: String::new() }
+        } else {
+            Condition {
+                ready: false,
+                reason: "GuestProgramMissing".to_owned(),
+                message: format!("{} is not there; see guest.program in the configuration", guest.display()),
+            }
+        };
+        let network = Condition {
+            ready: false,
+            reason: "NetworkPluginNotReady".to_owned(),
+            message: "this version of kina calls no CNI plugins: a pod has the node's network, or loopback only"
+                .to_owned(),
+        };
+        Conditions { runtime, network }
+    }
+
+    /// About the daemon, for the verbose status.
+    #[must_use]
+    pub fn info(&self) -> serde_json::Value {
+        let config = &self.inner.config;
+        let context = &self.inner.context;
+        let machines: Vec<&str> =
+            context.vm.iter().chain(&context.shared).map(|driver| driver.name()).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "bootId": self.inner.boot_id,
+            "root": config.paths.root,
+            "run": config.paths.run,
+            "guestProgram": config.guest_program,
+            "cgroupParent": config.cgroup_parent,
+            "placement": config.placement,
+            "machines": machines,
+            "pods": self.inner.registry.pods().len(),
+        })
+    }
+
+    /// About a pod, for its verbose status.
+    #[must_use]
+    pub fn pod_info(&self, pod: &PodView) -> serde_json::Value {
+        let ready = match &pod.state {
+            PodState::Ready(ready) => Some(ready),
+            PodState::Starting
+            | PodState::Stopping(_)
+            | PodState::StopFailed { .. }
+            | PodState::Stopped(_)
+            | PodState::Removing
+            | PodState::Removed => None,
+        };
+        json!({
+            "machine": pod.machine,
+            "placement": pod.spec.placement,
+            "state": pod.state,
+            "bootId": ready.map(|ready| &ready.boot_id),
+            "kernel": ready.map(|ready| &ready.kernel),
+            "cgroup": crate::pod::context::pod_cgroup(&pod.spec.cgroup_parent, &pod.id),
+            "spec": &*pod.spec,
+        })
+    }
+
+    /// About a container, for its verbose status.
+    #[must_use]
+    pub fn container_info(&self, container: &ContainerView) -> serde_json::Value {
+        json!({
+            "sandboxID": container.pod,
+            "pid": container.identity.as_ref().map(|identity| identity.pid),
+            "state": container.state,
+            "process": { "args": container.process.args, "cwd": container.process.cwd, "user": container.process.user },
+            "image": container.image,
+            "identity": container.identity,
+        })
+    }
+
+    /// Takes the pod network's range from the kubelet. kina calls no network
+    /// plugin yet that would use it.
+    ///
+    /// # Errors
+    /// When it is not a list of CIDR ranges.
+    pub fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
+        for range in cidr.split(',').filter(|range| !range.is_empty()) {
+            let valid = range.split_once('/').is_some_and(|(address, length)| {
+                let bits = match address.parse() {
+                    Ok(std::net::IpAddr::V4(_)) => 32,
+                    Ok(std::net::IpAddr::V6(_)) => 128,
+                    Err(_) => return false,
+                };
+                length.parse::<u8>().is_ok_and(|length| length <= bits)
+            });
+            if !valid {
+                let reason = format!("{range:?} is not an address range such as 10.244.0.0/24");
+                return Err(SpecError::invalid("runtime_config.network_config.pod_cidr", reason).into());
+            }
+        }
+        tracing::info!(cidr, "the kubelet named the pods' address range");
+        Ok(())
+    }
+}
+
+/// Whether callers may see a pod: not before it is ready for the first time.
+fn is_visible(view: &PodView) -> bool {
+    !matches!(view.state, PodState::Starting | PodState::Removed)
+}

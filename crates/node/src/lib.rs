@@ -5,6 +5,8 @@
 //! Every method may be repeated; removing what is not there succeeds. A dropped
 //! call may still take effect: its caller asks the node what is true now.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 #[cfg(target_os = "linux")]
 mod local;

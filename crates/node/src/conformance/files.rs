@@ -1,0 +1,160 @@
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::{DEADLINE, Subject, directory, ok, printed, refused, run, shell};
+use crate::{Error, Program};
+
+/// Files are read within a limit and replaced whole; what is not there is said
+/// so.
+///
+/// # Panics
+/// When the node breaks the rule.
+pub async fn files_are_read_and_replaced(subject: &dyn Subject) {
+    let node = subject.node();
+    let root = directory(subject, "files").await;
+
+    let nested = root.join("a/b");
+    ok("make directories", node.create_directory(&nested, 0o710).await);
+    ok("make directories again", node.create_directory(&nested, 0o700).await);
+    let modes = printed(subject, &format!("cd {}; stat -c %a a a/b", root.display())).await;
+    assert_eq!(modes, "710\n710", "modes of new directories");
+
+    let file = nested.join("file");
+    assert!(!ok("exists", node.exists(&file).await));
+    assert!(refused("read", node.read_file(&file, 10).await).is_not_found());
+    ok("write", node.write_file(&file, b"first", 0o640).await);
+    ok("write", node.write_file(&file, b"second", 0o604).await);
+    assert!(ok("exists", node.exists(&file).await));
+    assert_eq!(ok("read", node.read_file(&file, 6).await), b"second");
+    match refused("read beyond the limit", node.read_file(&file, 5).await) {
+        Error::TooLarge { limit, .. } => assert_eq!(limit, 5),
+        error => panic!("read beyond the limit: {error}"),
+    }
+    assert_eq!(printed(subject, &format!("stat -c %a {}", file.display())).await, "604");
+    assert_eq!(ok("list", node.list_directory(&nested).await), ["file"], "a temporary file stays");
+    assert!(ok("list", node.list_directory(&root.join("none")).await).is_empty());
+
+    run(subject, &format!("mkfifo {}/pipe", root.display())).await;
+    let begin = Instant::now();
+    refused("read of a pipe", node.read_file(&root.join("pipe"), 10).await);
+    assert!(begin.elapsed() < DEADLINE, "reading a pipe waits for its writer");
+
+    refused("write into nothing", node.write_file(&root.join("none/file"), b"", 0o600).await);
+    refused("directory on a file", node.create_directory(&file, 0o700).await);
+    ok("remove", node.remove_tree(&root).await);
+}
+
+/// Trees are measured and removed without following links; files with two
+/// names count once.
+///
+/// # Panics
+/// When the node breaks the rule.
+pub async fn trees_are_measured_and_removed(subject: &dyn Subject) {
+    let node = subject.node();
+    let root = directory(subject, "trees").await;
+    let script = "mkdir -p outside tree/deep/er tree/many; echo kept > outside/file; \
+        ln -s ../outside tree/link; ln -s file outside/own; mkfifo tree/pipe; \
+        dd if=/dev/zero of=tree/deep/er/data bs=1024 count=64 2>/dev/null; \
+        ln tree/deep/er/data tree/again; \
+        for i in $(seq 3000); do mkdir tree/many/$i; done";
+    printed(subject, &format!("cd {} && {script}", root.display())).await;
+    let tree = root.join("tree");
+
+    let usage = ok("usage", node.usage(&tree).await);
+    // The tree, deep, er, many, link, pipe, data; and the many.
+    assert_eq!(usage.used_inodes, 7 + 3000);
+    let expected = printed(subject, &format!("du -s --block-size=1 {}", tree.display())).await;
+    let expected: u64 = expected.split_whitespace().next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    assert_eq!(usage.used_bytes, expected, "bytes as du(1) counts them");
+    let mountpoint = printed(subject, &format!("stat -c %m {}", tree.display())).await;
+    assert_eq!(usage.mountpoint, Path::new(&mountpoint));
+    let file = ok("usage of a file", node.usage(&tree.join("again")).await);
+    assert_eq!(file.used_inodes, 1);
+    assert!(refused("usage", node.usage(&root.join("none")).await).is_not_found());
+
+    ok("remove a link", node.remove_tree(&root.join("outside/own")).await);
+    ok("remove a tree", node.remove_tree(&tree).await);
+    ok("remove a tree again", node.remove_tree(&tree).await);
+    ok("remove below nothing", node.remove_tree(&tree.join("a/b")).await);
+    assert!(!ok("exists", node.exists(&tree).await));
+    assert_eq!(ok("read", node.read_file(&root.join("outside/file"), 10).await), b"kept\n");
+    ok("remove", node.remove_tree(&root).await);
+}
+
+/// Programs get exactly what they are given, and end in time.
+///
+/// # Panics
+/// When the node breaks the rule.
+pub async fn programs_are_bounded(subject: &dyn Subject) {
+    let node = subject.node();
+    let given = Program {
+        stdin: b"input".to_vec(),
+        env: vec![("ONE".to_owned(), "1 and".to_owned())],
+        ..shell("echo \"$ONE $HOME\"; /bin/cat; echo wrong >&2; exit 7")
+    };
+    let output = ok("run", node.run(&given).await);
+    assert_eq!(output.code, 7);
+    assert_eq!(output.stdout, b"1 and \ninput");
+    assert_eq!(output.stderr, b"wrong\n");
+    assert_eq!(run(subject, "kill -9 $$").await.code, 137, "a signal is not told as 128 more");
+
+    // More input than a pipe holds, for a program that reads none of it.
+    let unread = Program { stdin: vec![b'x'; 1 << 20], ..shell("exit 3") };
+    assert_eq!(ok("run", node.run(&unread).await).code, 3);
+
+    let missing = Program { path: "/nonexistent/program".into(), ..shell("") };
+    match refused("a missing program", node.run(&missing).await) {
+        Error::Execute { source, .. } => assert_eq!(source.kind(), ErrorKind::NotFound),
+        error => panic!("a missing program: {error}"),
+    }
+
+    let loud = Program { max_output: 1000, ..shell("while :; do echo aaaaaaaaaaaaaaaa; done") };
+    match refused("a loud program", node.run(&loud).await) {
+        Error::ProgramOutput { limit, .. } => assert_eq!(limit, 1000),
+        error => panic!("a loud program: {error}"),
+    }
+
+    let root = directory(subject, "programs").await;
+    let file = root.join("pids");
+    // It and its child are killed together.
+    let script = format!("sleep 1000 & echo $$ $! > {}; wait", file.display());
+    let slow = Program { deadline: Duration::from_millis(300), ..shell(&script) };
+    match refused("a slow program", node.run(&slow).await) {
+        Error::ProgramDeadline { deadline, .. } => assert_eq!(deadline, slow.deadline),
+        error => panic!("a slow program: {error}"),
+    }
+    let pids = ok("read", node.read_file(&file, 100).await);
+    let pids = String::from_utf8_lossy(&pids).trim().to_owned();
+    assert_gone(subject, &pids).await;
+
+    // Dropped in the middle: likewise.
+    let waiting = root.join("waiting");
+    let script = format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000", waiting.display());
+    let program = shell(&script);
+    let started = async {
+        while !ok("exists", node.exists(&waiting).await) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        result = node.run(&program) => panic!("it ends by itself: {result:?}"),
+        () = started => {}
+    }
+    let pid = ok("read", node.read_file(&waiting, 100).await);
+    assert_gone(subject, String::from_utf8_lossy(&pid).trim()).await;
+    ok("remove", node.remove_tree(&root).await);
+}
+
+/// That processes are dead, or zombies until they are reaped.
+async fn assert_gone(subject: &dyn Subject, pids: &str) {
+    let script = format!("for pid in {pids}; do grep -h ^State: /proc/$pid/status 2>/dev/null; done; true");
+    let begin = Instant::now();
+    loop {
+        let states = printed(subject, &script).await;
+        if states.lines().all(|state| state.contains('Z')) {
+            return;
+        }
+        assert!(begin.elapsed() < DEADLINE, "processes {pids} live on: {states}");
+    }
+}

@@ -120,12 +120,16 @@ impl Layout {
         Ok(Some(bytes))
     }
 
-    /// Stores a small blob, whose digest the caller has checked.
+    /// Stores a small blob, whose digest the caller has checked. One that is here
+    /// is read first: if it is damaged, it is replaced.
     pub(crate) fn write_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
-        if self.has_blob(digest, bytes.len() as u64) {
-            return Ok(());
+        match self.read_blob(digest, bytes.len() as u64) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) | Err(Error::DigestMismatch { .. } | Error::TooLarge { .. }) => {
+                self.write_file(&self.blob(digest), bytes)
+            }
+            Err(error) => Err(error),
         }
-        self.write_file(&self.blob(digest), bytes)
     }
 
     /// The names, `None` in a new store.

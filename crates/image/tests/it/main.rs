@@ -1,0 +1,11 @@
+//! The store against a registry on loopback.
+
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+mod archives;
+mod authentication;
+mod content;
+mod fixtures;
+mod registry;
+mod sharing;
+mod store;

@@ -1,5 +1,6 @@
 //! The kina daemon and its command line.
 
+pub mod cli;
 pub mod config;
 pub mod cri;
 pub mod error;
@@ -10,3 +11,5 @@ pub mod pod;
 pub mod recover;
 pub mod registry;
 pub mod runtime;
+pub mod service;
+pub mod telemetry;

@@ -1,3 +1,7 @@
 //! The kina daemon and its command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kina::cli::main()
+}

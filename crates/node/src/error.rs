@@ -5,7 +5,6 @@ use std::time::Duration;
 
 /// Why the node refused an effect.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// A system call on a path failed.
     #[error("{operation} {path}")]

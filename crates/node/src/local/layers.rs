@@ -16,6 +16,8 @@ use rustix::mount::{
     UnmountFlags,
 };
 
+use tracing::debug;
+
 use super::loop_device;
 use crate::{Error, LayerImage};
 
@@ -65,12 +67,7 @@ impl Layers {
         }
         self.prepare()?;
         make_directory(&target)?;
-        let mounted = match mount_file(&layer.path, &target) {
-            // The kernel takes block devices only: before 6.12, or built
-            // without EROFS_FS_BACKED_BY_FILE.
-            Err(Errno::NOTBLK | Errno::NOSYS) => mount_by_loop_device(&layer.path, &target),
-            other => other.map_err(|source| Error::io("mount layer", &layer.path, source)),
-        };
+        let mounted = mount_image(&layer.path, &target);
         match mounted {
             Ok(()) => Ok(target),
             Err(error) => {
@@ -166,23 +163,57 @@ fn make_directory(path: &Path) -> Result<(), Error> {
         .map_err(|source| Error::io("create directory", path, source))
 }
 
-/// Mounts the image file itself. `directio` spares the second copy of each
-/// page that buffered reads would leave with the image file's inode; a file
-/// system that cannot do it reads buffered, a kernel that does not know it
-/// refuses the option.
-fn mount_file(image: &Path, target: &Path) -> Result<(), Errno> {
-    match mount_file_with(image, target, true) {
-        Err(Errno::INVAL) => mount_file_with(image, target, false),
-        other => other,
+/// Mounts an image in the way that costs the least page cache.
+///
+/// Measured on Linux 6.18 with a file of 64 MiB, read through the mount and
+/// through two overlays on it (cachestat(2)): the overlays add nothing, they
+/// use the pages of the layer's inode. A file-backed mount that reads buffered
+/// fills 64 MiB for the image file and 64 MiB for the layer; with `directio`
+/// only the latter. A loop device is the same: twice buffered, once with direct
+/// reads. So: the file with `directio`; where the kernel does not know that
+/// option or wants block devices, a loop device with direct reads; and the file
+/// buffered where no loop device can be had.
+fn mount_image(image: &Path, target: &Path) -> Result<(), Error> {
+    let failed = |source: Errno| Error::io("mount layer", image, source);
+    match mount_file(image, target, true) {
+        Ok(()) => Ok(()),
+        Err(FileMount::Failed(source)) => Err(failed(source)),
+        Err(FileMount::NeedsDevice) => mount_by_loop_device(image, target),
+        Err(FileMount::NoDirectReads) => {
+            let Err(by_device) = mount_by_loop_device(image, target) else { return Ok(()) };
+            debug!(image = %image.display(), error = %by_device, "no loop device; reading the file buffered");
+            mount_file(image, target, false).map_err(|_| by_device)
+        }
     }
 }
 
-fn mount_file_with(image: &Path, target: &Path, direct: bool) -> Result<(), Errno> {
+/// Why a file cannot be mounted itself.
+enum FileMount {
+    /// The kernel takes block devices only: it is older than 6.12, or built
+    /// without EROFS_FS_BACKED_BY_FILE.
+    NeedsDevice,
+    /// The kernel does not know the option `directio`.
+    NoDirectReads,
+    /// The image is bad, or missing.
+    Failed(Errno),
+}
+
+impl From<Errno> for FileMount {
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::NOTBLK | Errno::NOSYS => Self::NeedsDevice,
+            other => Self::Failed(other),
+        }
+    }
+}
+
+fn mount_file(image: &Path, target: &Path, direct: bool) -> Result<(), FileMount> {
     let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_flag(&context, "ro")?;
     rustix::mount::fsconfig_set_string(&context, "source", image)?;
     if direct {
-        rustix::mount::fsconfig_set_flag(&context, "directio")?;
+        rustix::mount::fsconfig_set_flag(&context, "directio")
+            .map_err(|_unknown| FileMount::NoDirectReads)?;
     }
     rustix::mount::fsconfig_create(&context)?;
     let mount = rustix::mount::fsmount(
@@ -190,7 +221,8 @@ fn mount_file_with(image: &Path, target: &Path, direct: bool) -> Result<(), Errn
         FsMountFlags::FSMOUNT_CLOEXEC,
         MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME,
     )?;
-    rustix::mount::move_mount(&mount, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    rustix::mount::move_mount(&mount, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
 }
 
 fn mount_by_loop_device(image: &Path, target: &Path) -> Result<(), Error> {
@@ -207,4 +239,90 @@ fn mount_by_loop_device(image: &Path, target: &Path) -> Result<(), Error> {
     .map_err(|source| Error::io("mount layer", image, source))?;
     drop::<File>(device.file);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Unmounts also when a test panics.
+    struct Mounted(PathBuf);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _gone = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+        }
+    }
+
+    fn image(directory: &Path) -> PathBuf {
+        let (tree, image) = (directory.join("tree"), directory.join("image"));
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("hello"), vec![7; 100_000]).unwrap();
+        let made = Command::new("mkfs.erofs").arg(&image).arg(&tree).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        image
+    }
+
+    fn backing_files() -> Vec<PathBuf> {
+        let devices = fs::read_dir("/sys/block").unwrap();
+        let files = devices.map(|device| device.unwrap().path().join("loop/backing_file"));
+        files
+            .filter_map(|file| fs::read_to_string(file).ok())
+            .map(|path| PathBuf::from(path.trim()))
+            .collect()
+    }
+
+    #[test]
+    fn a_loop_device_serves_where_the_kernel_wants_one_and_frees_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = image(directory.path());
+        let target = directory.path().join("target");
+        fs::create_dir(&target).unwrap();
+        mount_by_loop_device(&image, &target).unwrap();
+        let mounted = Mounted(target.clone());
+        assert!(is_mounted(&target).unwrap());
+        assert_eq!(fs::read(target.join("hello")).unwrap(), vec![7; 100_000]);
+        assert!(backing_files().contains(&image));
+        drop(mounted);
+        assert!(!is_mounted(&target).unwrap());
+        // The kernel frees it when the last reference goes, in its own time.
+        let begin = std::time::Instant::now();
+        while backing_files().contains(&image) {
+            assert!(begin.elapsed().as_secs() < 10, "the loop device stays");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_bad_image_leaves_no_loop_device() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        fs::write(&image, [0; 8192]).unwrap();
+        let error = mount_by_loop_device(&image, directory.path()).unwrap_err();
+        assert!(matches!(error, Error::Io { operation: "mount layer", .. }), "{error:?}");
+        let begin = std::time::Instant::now();
+        while backing_files().contains(&image) {
+            assert!(begin.elapsed().as_secs() < 10, "the loop device stays");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_file_is_mounted_buffered_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = image(directory.path());
+        let target = directory.path().join("target");
+        fs::create_dir(&target).unwrap();
+        match mount_file(&image, &target, false) {
+            Ok(()) => {
+                let _mounted = Mounted(target.clone());
+                assert_eq!(fs::read(target.join("hello")).unwrap().len(), 100_000);
+            }
+            Err(FileMount::NeedsDevice) => {}
+            Err(FileMount::NoDirectReads) => panic!("direct reads were not asked for"),
+            Err(FileMount::Failed(error)) => panic!("{error}"),
+        }
+    }
 }

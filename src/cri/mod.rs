@@ -4,7 +4,26 @@
 //! No field of a request is ignored in silence: it is kept in the model, or
 //! refused with an error that names it, or has no meaning here.
 
+mod check;
+mod container;
+mod filters;
+mod image;
+mod mounts;
+mod pod;
+mod resources;
+mod security;
+pub mod support;
+#[cfg(test)]
+mod tests;
+pub mod views;
+
 use std::fmt;
+
+pub use container::{container_spec, seccomp_file};
+pub use filters::{container_listed, pod_listed};
+pub use image::{credentials, image, info as image_info};
+pub use pod::pod_spec;
+pub use security::Kernel;
 
 /// The generated messages, clients and servers of the CRI.
 #[allow(

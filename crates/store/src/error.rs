@@ -26,7 +26,6 @@ pub enum MigrateError {
 
 /// What can go wrong with the store.
 #[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The store's file, or one beside it, could not be created or opened.
     #[error("open store file {}", path.display())]

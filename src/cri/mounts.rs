@@ -1,0 +1,215 @@
+//! Mounts and devices.
+
+use std::path::PathBuf;
+
+use kina_model::{Device, Mount, Propagation, SpecError};
+
+use super::{check, v1};
+
+/// The options of a bind mount that only say what the mount allows.
+const OPTIONS: [&str; 14] = [
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "noexec",
+    "exec",
+    "noatime",
+    "atime",
+    "nodiratime",
+    "diratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nosymfollow",
+];
+
+/// The mount at that field.
+///
+/// `recursive` says whether the pod's machine can make mounts read-only with
+/// everything below them.
+pub(super) fn mount(field: &str, message: v1::Mount, recursive: bool) -> Result<Mount, SpecError> {
+    let v1::Mount {
+        container_path,
+        host_path,
+        readonly,
+        // Containers have no SELinux label of their own to relabel for.
+        selinux_relabel: _,
+        propagation,
+        uid_mappings,
+        gid_mappings,
+        recursive_read_only,
+        image,
+        image_sub_path,
+        mount_options,
+    } = message;
+
+    if image.is_some_and(|image| image != v1::ImageSpec::default()) || !image_sub_path.is_empty() {
+        let reason = "kina does not mount images as volumes; copy the files in an init container instead";
+        return Err(SpecError::unsupported(format!("{field}.image"), reason));
+    }
+    for (name, mappings) in [("uidMappings", uid_mappings), ("gidMappings", gid_mappings)] {
+        if !mappings.is_empty() {
+            let reason =
+                "id-mapped mounts need a user namespace, which kina does not offer; set hostUsers to true";
+            return Err(SpecError::unsupported(format!("{field}.{name}"), reason));
+        }
+    }
+    check::absolute_path(&format!("{field}.container_path"), &container_path)?;
+    if container_path.bytes().all(|byte| byte == b'/') {
+        let reason = "the root itself cannot be mounted over; choose a path below it";
+        return Err(SpecError::invalid(format!("{field}.container_path"), reason));
+    }
+    check::absolute_path(&format!("{field}.host_path"), &host_path)?;
+    let propagation = match check::known(&format!("{field}.propagation"), propagation)? {
+        v1::MountPropagation::PropagationPrivate => Propagation::Private,
+        v1::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
+        v1::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
+    };
+    if recursive_read_only {
+        let field = format!("{field}.recursive_read_only");
+        if !readonly {
+            return Err(SpecError::invalid(field, "needs readonly as well"));
+        }
+        if propagation != Propagation::Private {
+            return Err(SpecError::invalid(field, "needs propagation PROPAGATION_PRIVATE"));
+        }
+        if !recursive {
+            let reason = "the kernel of this pod cannot do that (Linux 5.12 can); leave it out";
+            return Err(SpecError::unsupported(field, reason));
+        }
+    }
+    for (index, option) in mount_options.iter().enumerate() {
+        if !OPTIONS.contains(&option.as_str()) {
+            let reason = format!("{option:?} is none of {}", OPTIONS.join(", "));
+            return Err(SpecError::unsupported(format!("{field}.mount_options[{index}]"), reason));
+        }
+    }
+    Ok(Mount {
+        container_path,
+        host_path: PathBuf::from(host_path),
+        readonly,
+        recursive_read_only,
+        propagation,
+        options: mount_options,
+    })
+}
+
+/// The mount as a container's status says it.
+pub(super) fn message(mount: &Mount) -> v1::Mount {
+    let propagation = match mount.propagation {
+        Propagation::Private => v1::MountPropagation::PropagationPrivate,
+        Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
+        Propagation::Bidirectional => v1::MountPropagation::PropagationBidirectional,
+    };
+    v1::Mount {
+        container_path: mount.container_path.clone(),
+        host_path: mount.host_path.to_string_lossy().into_owned(),
+        readonly: mount.readonly,
+        selinux_relabel: false,
+        propagation: propagation.into(),
+        uid_mappings: Vec::new(),
+        gid_mappings: Vec::new(),
+        recursive_read_only: mount.recursive_read_only,
+        image: None,
+        image_sub_path: String::new(),
+        mount_options: mount.options.clone(),
+    }
+}
+
+/// The device at that field.
+pub(super) fn device(field: &str, message: v1::Device) -> Result<Device, SpecError> {
+    let v1::Device { container_path, host_path, permissions } = message;
+    check::absolute_path(&format!("{field}.container_path"), &container_path)?;
+    check::absolute_path(&format!("{field}.host_path"), &host_path)?;
+    let repeats = |index: usize| permissions[..index].contains(&permissions[index..=index]);
+    let known = permissions.bytes().all(|byte| matches!(byte, b'r' | b'w' | b'm'));
+    if permissions.is_empty() || !known || (1..permissions.len()).any(repeats) {
+        let reason = format!("{permissions:?} is not made of r, w and m, each at most once");
+        return Err(SpecError::invalid(format!("{field}.permissions"), reason));
+    }
+    Ok(Device { container_path, host_path: PathBuf::from(host_path), permissions })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> v1::Mount {
+        v1::Mount { container_path: "/data".into(), host_path: "/var/data".into(), ..Default::default() }
+    }
+
+    #[test]
+    fn mounts_are_kept_and_said_again() {
+        let original = v1::Mount {
+            readonly: true,
+            recursive_read_only: true,
+            mount_options: vec!["noexec".into()],
+            ..plain()
+        };
+        assert_eq!(message(&mount("m", original.clone(), true).unwrap()), original);
+        let shared = v1::Mount {
+            propagation: v1::MountPropagation::PropagationBidirectional.into(),
+            selinux_relabel: true,
+            image: Some(v1::ImageSpec::default()),
+            ..plain()
+        };
+        assert_eq!(mount("m", shared, false).unwrap().propagation, Propagation::Bidirectional);
+    }
+
+    #[test]
+    fn mounts_that_cannot_be_had() {
+        type Change = fn(&mut v1::Mount);
+        let cases: [(&str, &str, Change); 13] = [
+            ("m.container_path", "absolute", |m| m.container_path = "data".into()),
+            ("m.container_path", "\"..\"", |m| m.container_path = "/a/../etc".into()),
+            ("m.container_path", "root itself", |m| m.container_path = "//".into()),
+            ("m.host_path", "absolute", |m| m.host_path.clear()),
+            ("m.propagation", "value 7", |m| m.propagation = 7),
+            ("m.uidMappings", "hostUsers", |m| m.uid_mappings.push(v1::IdMapping::default())),
+            ("m.gidMappings", "hostUsers", |m| m.gid_mappings.push(v1::IdMapping::default())),
+            ("m.image", "init container", |m| {
+                m.image = Some(v1::ImageSpec { image: "x".into(), ..Default::default() });
+            }),
+            ("m.image", "init container", |m| m.image_sub_path = "a".into()),
+            ("m.recursive_read_only", "readonly", |m| m.recursive_read_only = true),
+            ("m.recursive_read_only", "PROPAGATION_PRIVATE", |m| {
+                m.recursive_read_only = true;
+                m.readonly = true;
+                m.propagation = 1;
+            }),
+            ("m.recursive_read_only", "5.12", |m| {
+                m.recursive_read_only = true;
+                m.readonly = true;
+            }),
+            ("m.mount_options[0]", "remount", |m| m.mount_options.push("remount".into())),
+        ];
+        for (field, reason, change) in cases {
+            let mut message = plain();
+            change(&mut message);
+            let error = mount("m", message, false).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{field}: ")) && error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn devices() {
+        let ask = |permissions: &str| {
+            let message = v1::Device {
+                container_path: "/dev/null2".into(),
+                host_path: "/dev/null".into(),
+                permissions: permissions.to_owned(),
+            };
+            device("d", message)
+        };
+        for good in ["r", "mrw", "rwm"] {
+            assert_eq!(ask(good).unwrap().permissions, good);
+        }
+        for bad in ["", "rx", "rr", "rwmr", "é"] {
+            assert!(ask(bad).unwrap_err().to_string().starts_with("d.permissions: "), "{bad}");
+        }
+        let relative =
+            v1::Device { host_path: "dev".into(), container_path: "/d".into(), ..Default::default() };
+        assert!(device("d", relative).unwrap_err().to_string().starts_with("d.host_path: "));
+    }
+}

@@ -1,0 +1,268 @@
+//! What kina does with each field of the requests that make pods and
+//! containers. A test holds the table against the protocol file, the
+//! conversions name every field, and the documentation is made from it.
+
+/// What happens to a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// It is kept and acted upon.
+    Honoured,
+    /// Any value but the default is refused; why. Holds for all below it.
+    Refused(&'static str),
+    /// It asks for nothing here; why. Holds for all below it.
+    NotApplicable(&'static str),
+}
+
+use Support::{Honoured, NotApplicable, Refused};
+
+const NO_POD_PROCESS: &str = "a pod has no process of its own; containers carry their own value";
+const OUTPUT_ONLY: &str = "runtimes report it, callers do not set it";
+
+/// Fields of `RunPodSandboxRequest`, by path.
+pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
+    ("config.metadata.name", Honoured),
+    ("config.metadata.uid", Honoured),
+    ("config.metadata.namespace", Honoured),
+    ("config.metadata.attempt", Honoured),
+    ("config.hostname", Honoured),
+    ("config.log_directory", Honoured),
+    ("config.dns_config.servers", Honoured),
+    ("config.dns_config.searches", Honoured),
+    ("config.dns_config.options", Honoured),
+    ("config.port_mappings.protocol", Honoured),
+    ("config.port_mappings.container_port", Honoured),
+    ("config.port_mappings.host_port", Honoured),
+    ("config.port_mappings.host_ip", Honoured),
+    ("config.labels", Honoured),
+    ("config.annotations", Honoured),
+    ("config.linux.cgroup_parent", Honoured),
+    ("config.linux.security_context.namespace_options.network", Honoured),
+    ("config.linux.security_context.namespace_options.pid", Honoured),
+    ("config.linux.security_context.namespace_options.ipc", Honoured),
+    ("config.linux.security_context.namespace_options.target_id", Refused("only a container has a target")),
+    (
+        "config.linux.security_context.namespace_options.userns_options",
+        Refused("no user namespaces; mode NODE is taken"),
+    ),
+    ("config.linux.security_context.selinux_options", Refused("no SELinux labels")),
+    ("config.linux.security_context.run_as_user", NotApplicable(NO_POD_PROCESS)),
+    ("config.linux.security_context.run_as_group", NotApplicable(NO_POD_PROCESS)),
+    ("config.linux.security_context.readonly_rootfs", NotApplicable(NO_POD_PROCESS)),
+    ("config.linux.security_context.supplemental_groups", NotApplicable(NO_POD_PROCESS)),
+    ("config.linux.security_context.supplemental_groups_policy", NotApplicable(NO_POD_PROCESS)),
+    ("config.linux.security_context.privileged", Honoured),
+    ("config.linux.security_context.seccomp", NotApplicable(NO_POD_PROCESS)),
+    ("config.linux.security_context.apparmor", NotApplicable(NO_POD_PROCESS)),
+    ("config.linux.security_context.seccomp_profile_path", NotApplicable(NO_POD_PROCESS)),
+    ("config.linux.sysctls", Honoured),
+    ("config.linux.overhead.cpu_period", Honoured),
+    ("config.linux.overhead.cpu_quota", Honoured),
+    ("config.linux.overhead.cpu_shares", Honoured),
+    ("config.linux.overhead.memory_limit_in_bytes", Honoured),
+    ("config.linux.overhead.oom_score_adj", Honoured),
+    ("config.linux.overhead.cpuset_cpus", Honoured),
+    ("config.linux.overhead.cpuset_mems", Honoured),
+    ("config.linux.overhead.hugepage_limits.page_size", Honoured),
+    ("config.linux.overhead.hugepage_limits.limit", Honoured),
+    ("config.linux.overhead.unified", Honoured),
+    ("config.linux.overhead.memory_swap_limit_in_bytes", Honoured),
+    ("config.linux.resources.cpu_period", Honoured),
+    ("config.linux.resources.cpu_quota", Honoured),
+    ("config.linux.resources.cpu_shares", Honoured),
+    ("config.linux.resources.memory_limit_in_bytes", Honoured),
+    ("config.linux.resources.oom_score_adj", Honoured),
+    ("config.linux.resources.cpuset_cpus", Honoured),
+    ("config.linux.resources.cpuset_mems", Honoured),
+    ("config.linux.resources.hugepage_limits.page_size", Honoured),
+    ("config.linux.resources.hugepage_limits.limit", Honoured),
+    ("config.linux.resources.unified", Honoured),
+    ("config.linux.resources.memory_swap_limit_in_bytes", Honoured),
+    ("config.windows", Refused("Linux pods only")),
+    ("runtime_handler", Honoured),
+];
+
+/// Fields of `CreateContainerRequest`, by path.
+pub const CREATE_CONTAINER: &[(&str, Support)] = &[
+    ("pod_sandbox_id", Honoured),
+    ("config.metadata.name", Honoured),
+    ("config.metadata.attempt", Honoured),
+    ("config.image.image", Honoured),
+    ("config.image.annotations", Honoured),
+    ("config.image.user_specified_image", Honoured),
+    ("config.image.runtime_handler", NotApplicable("every handler runs the same images")),
+    ("config.image.image_ref", NotApplicable(OUTPUT_ONLY)),
+    ("config.command", Honoured),
+    ("config.args", Honoured),
+    ("config.working_dir", Honoured),
+    ("config.envs.key", Honoured),
+    ("config.envs.value", Honoured),
+    ("config.mounts.container_path", Honoured),
+    ("config.mounts.host_path", Honoured),
+    ("config.mounts.readonly", Honoured),
+    (
+        "config.mounts.selinux_relabel",
+        NotApplicable("containers have no SELinux label of their own to relabel for"),
+    ),
+    ("config.mounts.propagation", Honoured),
+    ("config.mounts.uidMappings", Refused("id-mapped mounts need a user namespace")),
+    ("config.mounts.gidMappings", Refused("id-mapped mounts need a user namespace")),
+    ("config.mounts.recursive_read_only", Honoured),
+    ("config.mounts.image", Refused("images are not mounted as volumes")),
+    ("config.mounts.image_sub_path", Refused("images are not mounted as volumes")),
+    ("config.mounts.mount_options", Honoured),
+    ("config.devices.container_path", Honoured),
+    ("config.devices.host_path", Honoured),
+    ("config.devices.permissions", Honoured),
+    ("config.labels", Honoured),
+    ("config.annotations", Honoured),
+    ("config.log_path", Honoured),
+    ("config.stdin", Honoured),
+    ("config.stdin_once", Honoured),
+    ("config.tty", Honoured),
+    ("config.linux.resources.cpu_period", Honoured),
+    ("config.linux.resources.cpu_quota", Honoured),
+    ("config.linux.resources.cpu_shares", Honoured),
+    ("config.linux.resources.memory_limit_in_bytes", Honoured),
+    ("config.linux.resources.oom_score_adj", Honoured),
+    ("config.linux.resources.cpuset_cpus", Honoured),
+    ("config.linux.resources.cpuset_mems", Honoured),
+    ("config.linux.resources.hugepage_limits.page_size", Honoured),
+    ("config.linux.resources.hugepage_limits.limit", Honoured),
+    ("config.linux.resources.unified", Honoured),
+    ("config.linux.resources.memory_swap_limit_in_bytes", Honoured),
+    ("config.linux.security_context.capabilities.add_capabilities", Honoured),
+    ("config.linux.security_context.capabilities.drop_capabilities", Honoured),
+    ("config.linux.security_context.capabilities.add_ambient_capabilities", Honoured),
+    ("config.linux.security_context.privileged", Honoured),
+    ("config.linux.security_context.namespace_options.network", Honoured),
+    ("config.linux.security_context.namespace_options.pid", Honoured),
+    ("config.linux.security_context.namespace_options.ipc", Honoured),
+    ("config.linux.security_context.namespace_options.target_id", Honoured),
+    (
+        "config.linux.security_context.namespace_options.userns_options",
+        Refused("no user namespaces; mode NODE is taken"),
+    ),
+    ("config.linux.security_context.selinux_options", Refused("no SELinux labels")),
+    ("config.linux.security_context.run_as_user", Honoured),
+    ("config.linux.security_context.run_as_group", Honoured),
+    ("config.linux.security_context.run_as_username", Honoured),
+    ("config.linux.security_context.readonly_rootfs", Honoured),
+    ("config.linux.security_context.supplemental_groups", Honoured),
+    ("config.linux.security_context.supplemental_groups_policy", Honoured),
+    ("config.linux.security_context.no_new_privs", Honoured),
+    ("config.linux.security_context.masked_paths", Honoured),
+    ("config.linux.security_context.readonly_paths", Honoured),
+    ("config.linux.security_context.seccomp.profile_type", Honoured),
+    ("config.linux.security_context.seccomp.localhost_ref", Honoured),
+    ("config.linux.security_context.apparmor.profile_type", Honoured),
+    ("config.linux.security_context.apparmor.localhost_ref", Honoured),
+    ("config.linux.security_context.apparmor_profile", Honoured),
+    ("config.linux.security_context.seccomp_profile_path", Honoured),
+    ("config.windows", Refused("Linux containers only")),
+    ("config.CDI_devices", Refused("no CDI; use devices")),
+    ("config.stop_signal", Honoured),
+    (
+        "sandbox_config",
+        NotApplicable("RunPodSandbox has fixed it already; a log directory that differs is refused"),
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Paths of all fields below a message that the table covers or should:
+    /// those of messages only if they have no entry of their own.
+    fn paths(
+        messages: &Messages,
+        message: &str,
+        prefix: &str,
+        table: &[(&str, Support)],
+        found: &mut BTreeSet<String>,
+    ) {
+        for field in &messages.iter().find(|(name, _)| name == message).expect("message of the file").1 {
+            let path = format!("{prefix}{}", field.name);
+            let covered = table.iter().any(|(listed, _)| *listed == path);
+            match &field.message {
+                Some(inner) if !covered => paths(messages, inner, &format!("{path}."), table, found),
+                _ => assert!(found.insert(path), "{} is there twice", field.name),
+            }
+        }
+    }
+
+    struct Field {
+        name: String,
+        /// The message that it holds; `None` for scalars and maps.
+        message: Option<String>,
+    }
+
+    type Messages = Vec<(String, Vec<Field>)>;
+
+    fn messages() -> Messages {
+        let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/cri");
+        let set = protox::compile([include.join("api.proto")], [&include]).unwrap();
+        let file = set.file.iter().find(|file| file.package() == "runtime.v1").unwrap();
+        file.message_type
+            .iter()
+            .map(|message| {
+                let fields = message.field.iter().map(|field| {
+                    // A map is a repeated message that is nested in its own.
+                    let inner = field.type_name().strip_prefix(".runtime.v1.");
+                    let inner = inner.filter(|inner| !inner.contains('.'));
+                    let is_message = inner
+                        .filter(|inner| file.message_type.iter().any(|message| message.name() == *inner));
+                    // Wrappers of numbers are numbers that can be absent.
+                    let is_message = is_message.filter(|inner| *inner != "Int64Value");
+                    Field { name: field.name().to_owned(), message: is_message.map(ToOwned::to_owned) }
+                });
+                (message.name().to_owned(), fields.collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_field_of_the_interface_is_listed() {
+        let messages = messages();
+        for (message, table) in
+            [("RunPodSandboxRequest", RUN_POD_SANDBOX), ("CreateContainerRequest", CREATE_CONTAINER)]
+        {
+            let mut found = BTreeSet::new();
+            paths(&messages, message, "", table, &mut found);
+            let listed: BTreeSet<String> = table.iter().map(|(path, _)| (*path).to_owned()).collect();
+            assert_eq!(listed.len(), table.len(), "{message}: a path is listed twice");
+            let missing: Vec<_> = found.difference(&listed).collect();
+            let stale: Vec<_> = listed.difference(&found).collect();
+            assert!(
+                missing.is_empty() && stale.is_empty(),
+                "{message}: missing {missing:?}, stale {stale:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_walk_goes_deep() {
+        let messages = messages();
+        let mut found = BTreeSet::new();
+        paths(&messages, "RunPodSandboxRequest", "", &[], &mut found);
+        for path in ["config.linux.resources.hugepage_limits.page_size", "config.labels", "runtime_handler"] {
+            assert!(found.contains(path), "{path} is not in {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_whole_message_is_never_honoured_unseen() {
+        let messages = messages();
+        for (message, table) in
+            [("RunPodSandboxRequest", RUN_POD_SANDBOX), ("CreateContainerRequest", CREATE_CONTAINER)]
+        {
+            let mut leaves = BTreeSet::new();
+            paths(&messages, message, "", &[], &mut leaves);
+            for (path, support) in table {
+                assert!(*support != Honoured || leaves.contains(*path), "{path} has fields; list them");
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The image service.
+
+use kina_image::Reference;
+use kina_model::SpecError;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+use tracing::{debug_span, info_span};
+
+use super::{answer, info, later};
+use crate::cri::v1::image_service_server::ImageService;
+use crate::cri::{self, v1};
+use crate::error::Error;
+use crate::pod::context::now;
+use crate::runtime::Runtime;
+
+/// The image service over a runtime.
+pub(super) struct Images {
+    runtime: Runtime,
+}
+
+impl Images {
+    pub(super) fn new(runtime: Runtime) -> Self {
+        Self { runtime }
+    }
+
+    async fn list(&self, request: v1::ListImagesRequest) -> Result<v1::ListImagesResponse, Error> {
+        let asked = request.filter.and_then(|filter| filter.image).unwrap_or_default().image;
+        let images = if asked.is_empty() {
+            self.runtime.images().list()
+        } else {
+            self.runtime.images().resolve(&asked).into_iter().collect()
+        };
+        Ok(v1::ListImagesResponse { images: images.iter().map(cri::image).collect() })
+    }
+
+    /// An unknown image is no error: the answer has none.
+    async fn status(&self, request: v1::ImageStatusRequest) -> Result<v1::ImageStatusResponse, Error> {
+        let Some(image) = self.runtime.images().resolve(&name(request.image)?) else {
+            return Ok(v1::ImageStatusResponse::default());
+        };
+        Ok(v1::ImageStatusResponse {
+            image: Some(cri::image(&image)),
+            info: if request.verbose { info("info", &cri::image_info(&image)) } else { Default::default() },
+        })
+    }
+
+    /// The answer is the image's id, as everywhere else.
+    async fn pull(&self, request: v1::PullImageRequest) -> Result<v1::PullImageResponse, Error> {
+        let v1::PullImageRequest { image, auth, sandbox_config: _ } = request;
+        let reference: Reference = name(image)?.parse()?;
+        let credentials = cri::credentials(auth)?;
+        let image = self.runtime.images().pull(&reference, credentials.as_ref(), None).await?;
+        tracing::info!(id = %image.id, bytes = image.size, "image is here");
+        Ok(v1::PullImageResponse { image_ref: image.id.to_string() })
+    }
+
+    async fn remove(&self, request: v1::RemoveImageRequest) -> Result<v1::RemoveImageResponse, Error> {
+        self.runtime.remove_image(&name(request.image)?).await?;
+        Ok(v1::RemoveImageResponse {})
+    }
+
+    async fn usage(&self) -> Result<v1::ImageFsInfoResponse, Error> {
+        let (images, containers) = self.runtime.image_usage().await?;
+        let timestamp = now();
+        let message = |usage: kina_node::FilesystemUsage| v1::FilesystemUsage {
+            timestamp,
+            fs_id: Some(v1::FilesystemIdentifier {
+                mountpoint: usage.mountpoint.to_string_lossy().into_owned(),
+            }),
+            used_bytes: Some(v1::UInt64Value { value: usage.used_bytes }),
+            inodes_used: Some(v1::UInt64Value { value: usage.used_inodes }),
+        };
+        Ok(v1::ImageFsInfoResponse {
+            image_filesystems: vec![message(images)],
+            container_filesystems: vec![message(containers)],
+        })
+    }
+}
+
+/// The image that a specification names. Its annotations and runtime handler
+/// change nothing: every handler runs the same images.
+fn name(spec: Option<v1::ImageSpec>) -> Result<String, SpecError> {
+    match spec {
+        Some(spec) if !spec.image.is_empty() => Ok(spec.image),
+        Some(_) | None => Err(SpecError::invalid("image.image", "is empty; name an image")),
+    }
+}
+
+/// For spans: the name alone.
+fn named(spec: &Option<v1::ImageSpec>) -> &str {
+    spec.as_ref().map_or("", |spec| spec.image.as_str())
+}
+
+#[tonic::async_trait]
+impl ImageService for Images {
+    type StreamImagesStream = BoxStream<v1::StreamImagesResponse>;
+
+    async fn list_images(
+        &self,
+        request: Request<v1::ListImagesRequest>,
+    ) -> Result<Response<v1::ListImagesResponse>, Status> {
+        answer(debug_span!("ListImages"), self.list(request.into_inner())).await
+    }
+
+    async fn stream_images(
+        &self,
+        _request: Request<v1::StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        Err(later("StreamImages"))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<v1::ImageStatusRequest>,
+    ) -> Result<Response<v1::ImageStatusResponse>, Status> {
+        let request = request.into_inner();
+        answer(debug_span!("ImageStatus", image = named(&request.image)), self.status(request)).await
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<v1::PullImageRequest>,
+    ) -> Result<Response<v1::PullImageResponse>, Status> {
+        let request = request.into_inner();
+        answer(info_span!("PullImage", image = named(&request.image)), self.pull(request)).await
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<v1::RemoveImageRequest>,
+    ) -> Result<Response<v1::RemoveImageResponse>, Status> {
+        let request = request.into_inner();
+        answer(info_span!("RemoveImage", image = named(&request.image)), self.remove(request)).await
+    }
+
+    async fn image_fs_info(
+        &self,
+        _request: Request<v1::ImageFsInfoRequest>,
+    ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
+        answer(debug_span!("ImageFsInfo"), self.usage()).await
+    }
+}

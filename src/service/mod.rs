@@ -1,0 +1,85 @@
+//! The gRPC services. Handlers decode a request, call the runtime and encode
+//! its answer; nothing is decided here.
+
+mod admin;
+mod containers;
+mod images;
+mod pods;
+mod routes;
+mod runtime;
+mod status;
+
+use std::future::Future;
+use std::time::Instant;
+
+use tonic::{Code, Response, Status};
+use tracing::{Instrument, Span};
+
+use crate::cri::v1::image_service_server::ImageServiceServer;
+use crate::cri::v1::runtime_service_server::RuntimeServiceServer;
+use crate::error::{Error, chain};
+use crate::runtime::Runtime;
+
+pub use routes::Routes;
+
+/// The largest message in either direction, in bytes: the kubelet's own limit
+/// (`maxMsgSize` of its CRI client).
+pub const MESSAGE_LIMIT: usize = 16 << 20;
+
+/// The CRI over that runtime; [`Routes::add`] puts more beside it.
+#[must_use]
+pub fn server(runtime: Runtime) -> Routes {
+    let images = images::Images::new(runtime.clone());
+    Routes::default()
+        .add(admin::Admin::server(runtime.clone()))
+        .add(
+            RuntimeServiceServer::new(runtime::Service::new(runtime))
+                .max_decoding_message_size(MESSAGE_LIMIT)
+                .max_encoding_message_size(MESSAGE_LIMIT),
+        )
+        .add(
+            ImageServiceServer::new(images)
+                .max_decoding_message_size(MESSAGE_LIMIT)
+                .max_encoding_message_size(MESSAGE_LIMIT),
+        )
+}
+
+/// Does a call's work in its span. A failure is logged here and nowhere else.
+async fn answer<T>(
+    span: Span,
+    work: impl Future<Output = Result<T, Error>> + Send,
+) -> Result<Response<T>, Status> {
+    let timed = async move {
+        let begin = Instant::now();
+        let result = work.await;
+        let millis = begin.elapsed().as_millis();
+        match result {
+            Ok(message) => {
+                tracing::debug!(millis, "done");
+                Ok(Response::new(message))
+            }
+            Err(error) => {
+                let code = status::code(&error);
+                // The kubelet asks for what is gone all the time.
+                if code == Code::NotFound {
+                    tracing::debug!(millis, ?code, error = chain(&error), "failed");
+                } else {
+                    tracing::warn!(millis, ?code, error = chain(&error), "failed");
+                }
+                Err(status::status(&error))
+            }
+        }
+    };
+    timed.instrument(span).await
+}
+
+/// The answer to a call that this version does not have.
+fn later(call: &'static str) -> Status {
+    tracing::debug!(call, "not implemented");
+    Status::unimplemented(format!("{call} is not implemented in this version of kina"))
+}
+
+/// JSON under the one key that kina's verbose answers have.
+fn info(key: &str, value: &serde_json::Value) -> std::collections::BTreeMap<String, String> {
+    std::collections::BTreeMap::from([(key.to_owned(), value.to_string())])
+}

@@ -1,0 +1,91 @@
+//! Which service a call is for.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::{Future, Ready, ready};
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use futures::future::Either;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
+use tonic::server::NamedService;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tower::ServiceExt;
+use tower::util::{BoxCloneSyncService, Oneshot};
+
+type Named = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Infallible>;
+
+/// Several gRPC services behind one listener.
+#[derive(Clone, Debug, Default)]
+pub struct Routes {
+    services: BTreeMap<&'static str, Named>,
+}
+
+impl Routes {
+    /// These and another one, which replaces one of the same name.
+    #[must_use]
+    pub fn add<S>(mut self, service: S) -> Self
+    where
+        S: Service<
+                http::Request<Body>,
+                Response = http::Response<Body>,
+                Error = Infallible,
+                Future = BoxFuture<http::Response<Body>, Infallible>,
+            > + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.services.insert(S::NAME, BoxCloneSyncService::new(service));
+        self
+    }
+
+    /// Serves every connection that comes in until `signal`, then waits for the
+    /// calls that are under way.
+    ///
+    /// # Errors
+    /// When no more connections can be accepted.
+    pub async fn serve_with_incoming_shutdown<I, IO, E, F>(
+        self,
+        incoming: I,
+        signal: F,
+    ) -> Result<(), tonic::transport::Error>
+    where
+        I: Stream<Item = Result<IO, E>>,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+        F: Future<Output = ()>,
+    {
+        Server::builder().serve_with_incoming_shutdown(self, incoming, signal).await
+    }
+}
+
+impl Service<http::Request<Body>> for Routes {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future =
+        Either<Oneshot<Named, http::Request<Body>>, Ready<Result<http::Response<Body>, Infallible>>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Each call waits for its own service.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        // A path is /<service>/<call>.
+        let name = request.uri().path().split('/').nth(1).unwrap_or_default();
+        match self.services.get(name) {
+            Some(service) => Either::Left(service.clone().oneshot(request)),
+            None => {
+                let known: Vec<&str> = self.services.keys().copied().collect();
+                let text = format!("there is no service {name:?} here, only {}", known.join(", "));
+                Either::Right(ready(Ok(Status::unimplemented(text).into_http())))
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The only place where an error becomes a gRPC status. Callers get the whole
+//! chain of causes as text.
+
+use kina_guest_api::{GuestError, Refusal};
+use kina_model::SpecError;
+use tonic::{Code, Status};
+
+use crate::error::{Error, chain};
+
+/// The longest text of a status, in bytes. It travels in a header, and some
+/// clients take no more than 16 KiB of those.
+const TEXT_LIMIT: usize = 4096;
+
+/// The status that says an error.
+pub(super) fn status(error: &Error) -> Status {
+    let mut text = chain(error);
+    if text.len() > TEXT_LIMIT {
+        text.truncate(text.floor_char_boundary(TEXT_LIMIT));
+        text.push('…');
+    }
+    Status::new(code(error), text)
+}
+
+/// `InvalidArgument`: the request is at fault, whatever the daemon's state.
+/// `Unimplemented`: it would make sense, but not here. `NotFound`,
+/// `AlreadyExists`, `FailedPrecondition`: the state is at fault.
+/// `Unavailable`: the same request may succeed later. `Internal`: a bug, or the
+/// node is broken.
+pub(super) fn code(error: &Error) -> Code {
+    match error {
+        Error::Spec(SpecError::Invalid { .. }) | Error::AmbiguousId { .. } => Code::InvalidArgument,
+        Error::Spec(SpecError::Unsupported { .. }) => Code::Unimplemented,
+        Error::PodNotFound { .. } | Error::ContainerNotFound { .. } | Error::ImageNotFound { .. } => {
+            Code::NotFound
+        }
+        Error::NameTaken { .. } => Code::AlreadyExists,
+        Error::PodState { .. } | Error::ContainerState { .. } | Error::ContainerFailed { .. } => {
+            Code::FailedPrecondition
+        }
+        Error::StartFailed { .. }
+        | Error::TeardownFailed { .. }
+        | Error::Busy { .. }
+        | Error::ShuttingDown => Code::Unavailable,
+        Error::Deadline { .. } => Code::DeadlineExceeded,
+        Error::Guest { source, .. } => guest(source),
+        Error::Machine(source) => machine(source),
+        Error::Node(source) => node(source),
+        Error::Image(source) => image(source),
+        Error::Store(source) => store(source),
+    }
+}
+
+fn guest(error: &GuestError) -> Code {
+    match error {
+        GuestError::Connect { .. } | GuestError::Handshake { .. } | GuestError::Gone { .. } => {
+            Code::Unavailable
+        }
+        GuestError::Version { .. } => Code::FailedPrecondition,
+        GuestError::Deadline { .. } => Code::DeadlineExceeded,
+        GuestError::Refused { code, .. } => match code {
+            Refusal::NotFound => Code::NotFound,
+            Refusal::AlreadyExists => Code::AlreadyExists,
+            Refusal::WrongState => Code::FailedPrecondition,
+            Refusal::Invalid => Code::InvalidArgument,
+            Refusal::Unsupported => Code::Unimplemented,
+            Refusal::Exhausted => Code::ResourceExhausted,
+            Refusal::Internal => Code::Internal,
+        },
+        GuestError::Protocol { .. } => Code::Internal,
+    }
+}
+
+fn machine(error: &kina_machine::Error) -> Code {
+    use kina_machine::Error;
+    match error {
+        // The pod is known, or the request would not have come so far: its
+        // machine has just ended. NotFound would speak of the pod.
+        Error::NotFound { .. } => Code::Unavailable,
+        Error::WrongState { .. } | Error::Guest { .. } => Code::FailedPrecondition,
+        Error::Unsupported { .. } => Code::Unimplemented,
+        Error::Boot { .. } | Error::Connect { .. } | Error::Survives { .. } => Code::Unavailable,
+        Error::List { .. } | Error::Share { .. } | Error::Node { .. } => Code::Internal,
+    }
+}
+
+fn image(error: &kina_image::Error) -> Code {
+    use kina_image::Error;
+    match error {
+        Error::InvalidReference { .. }
+        | Error::InvalidCredentials { .. }
+        | Error::InvalidArchive { .. }
+        | Error::AmbiguousName { .. } => Code::InvalidArgument,
+        Error::NotFound { .. } | Error::NoPlatform { .. } | Error::UnknownImage { .. } => Code::NotFound,
+        Error::Denied { status: 401, .. } => Code::Unauthenticated,
+        Error::Denied { .. } => Code::PermissionDenied,
+        Error::Unreachable { .. } | Error::Protocol { .. } | Error::Interrupted { .. } => Code::Unavailable,
+        Error::DigestMismatch { .. } | Error::SizeMismatch { .. } | Error::DiffIdMismatch { .. } => {
+            Code::DataLoss
+        }
+        Error::TooLarge { .. } => Code::ResourceExhausted,
+        Error::UnsupportedMediaType { .. } | Error::ForeignLayer { .. } => Code::Unimplemented,
+        Error::Malformed { .. }
+        | Error::InvalidManifest { .. }
+        | Error::LayerRefused { .. }
+        | Error::StoreInUse { .. }
+        | Error::Certificates { .. }
+        | Error::InvalidMirror { .. } => Code::FailedPrecondition,
+        Error::ArchiveStream { .. } => Code::Aborted,
+        Error::HttpClient { .. } => Code::Internal,
+        Error::Storage { source, .. } => io(source.kind()),
+    }
+}
+
+fn io(kind: std::io::ErrorKind) -> Code {
+    use std::io::ErrorKind;
+    // The standard library's list has no end, so what remains is `Internal`.
+    if matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::OutOfMemory) {
+        Code::ResourceExhausted
+    } else {
+        Code::Internal
+    }
+}
+
+fn node(error: &kina_node::Error) -> Code {
+    use kina_node::Error;
+    match error {
+        Error::Io { source, .. } => io(source.kind()),
+        Error::LoopDevices { .. } => Code::ResourceExhausted,
+        Error::ProgramDeadline { .. } => Code::DeadlineExceeded,
+        Error::Survivors { .. } | Error::Interrupted { .. } => Code::Unavailable,
+        Error::TooLarge { .. }
+        | Error::NotAFile { .. }
+        | Error::MountInside { .. }
+        | Error::Moved { .. }
+        | Error::SocketPath { .. }
+        | Error::LayerName { .. }
+        | Error::Execute { .. }
+        | Error::ProgramOutput { .. }
+        | Error::Process { .. }
+        | Error::Cgroup { .. } => Code::Internal,
+    }
+}
+
+fn store(error: &kina_store::Error) -> Code {
+    use kina_store::Error;
+    match error {
+        // A specification that is kept whole must fit a record.
+        Error::ValueTooLong { .. } => Code::ResourceExhausted,
+        Error::Open { .. } | Error::Locked { .. } | Error::NewerSchema { .. } | Error::NewerRecord { .. } => {
+            Code::FailedPrecondition
+        }
+        Error::Corrupt { .. } | Error::Decode { .. } | Error::Migrate { .. } => Code::DataLoss,
+        Error::Unavailable { .. } | Error::Stopped { .. } => Code::Unavailable,
+        Error::Encode { .. }
+        | Error::KeyLength { .. }
+        | Error::Exists { .. }
+        | Error::Read { .. }
+        | Error::Write { .. }
+        | Error::Thread { .. } => Code::Internal,
+    }
+}

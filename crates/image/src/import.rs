@@ -1,7 +1,8 @@
 //! Images in from OCI archives and from what `docker save` writes.
 
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -27,6 +28,10 @@ use crate::unpack::{Compression, Decoder};
 const CHUNK: usize = 64 << 10;
 /// Images in one archive.
 const MAX_IMAGES: usize = 256;
+/// Bytes of an entry's headers, long names and attributes included.
+const MAX_HEADERS: u64 = 1 << 20;
+/// Bytes of a name in an archive.
+const MAX_NAME: usize = 4096;
 
 /// What an archive holds once it is read: its files are blobs of the store.
 #[derive(Default)]
@@ -209,43 +214,28 @@ fn read_entries(
     reader: &mut PipeReader,
     pin: &Pin,
 ) -> Result<Contents, Error> {
-    let unreadable = |error: std::io::Error| invalid(&error.to_string());
+    let unreadable = |error: io::Error| invalid(&error.to_string());
     let too_large = |what, limit| Error::TooLarge { subject: "the image archive".to_owned(), what, limit };
     let decoder = Decoder::sniff(reader).map_err(unreadable)?;
     // One byte more than the limit, so that reaching it shows.
     let mut bounded = decoder.take(limits.archive_bytes.saturating_add(1));
     let mut contents = Contents::default();
-    let mut archive = tar::Archive::new(BufReader::with_capacity(CHUNK, &mut bounded));
-    let mut seen = 0_usize;
+    let allowance = Cell::new(0);
+    let metered = Metered { input: BufReader::with_capacity(CHUNK, &mut bounded), allowance: &allowance };
+    let mut archive = tar::Archive::new(metered);
     let outcome = (|| {
-        for entry in archive.entries().map_err(unreadable)? {
+        let mut entries = archive.entries().map_err(unreadable)?;
+        for seen in 0.. {
+            // Between two entries lie headers only, as every entry is read to its
+            // end. The tar reader holds long names and attributes in memory.
+            allowance.set(MAX_HEADERS);
+            let Some(entry) = entries.next() else { break };
             let mut entry = entry.map_err(unreadable)?;
-            seen += 1;
-            if seen > limits.archive_entries {
+            allowance.set(u64::MAX);
+            if seen == limits.archive_entries {
                 return Err(too_large("entries", limits.archive_entries as u64));
             }
-            let name = clean_name(&String::from_utf8_lossy(&entry.path_bytes()));
-            let kind = entry.header().entry_type();
-            if kind.is_symlink() || kind.is_hard_link() {
-                if let Some(target) = entry.link_name_bytes() {
-                    let target = String::from_utf8_lossy(&target).into_owned();
-                    let target = if kind.is_symlink() { beside(&name, &target) } else { clean_name(&target) };
-                    contents.links.insert(name, target);
-                }
-                continue;
-            }
-            if !kind.is_file() {
-                continue;
-            }
-            match name.as_str() {
-                "index.json" => contents.index = Some(document(&mut entry, limits)?),
-                "manifest.json" => contents.docker = Some(document(&mut entry, limits)?),
-                "oci-layout" | "repositories" => {}
-                _ => {
-                    let stored = store_file(layout, &mut entry, &name, pin)?;
-                    contents.files.insert(name, stored);
-                }
-            }
+            read_entry(layout, limits, &mut entry, pin, &mut contents)?;
         }
         Ok(())
     })();
@@ -255,8 +245,61 @@ fn read_entries(
     }
     outcome?;
     // What follows the archive's end is read, so that a broken stream shows.
-    std::io::copy(&mut bounded, &mut std::io::sink()).map_err(unreadable)?;
+    io::copy(&mut bounded, &mut io::sink()).map_err(unreadable)?;
     Ok(contents)
+}
+
+fn read_entry<R: Read>(
+    layout: &Layout,
+    limits: &Limits,
+    entry: &mut tar::Entry<'_, R>,
+    pin: &Pin,
+    contents: &mut Contents,
+) -> Result<(), Error> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let name = clean_name(&text(&entry.path_bytes()));
+    let target = entry.link_name_bytes().map(|target| text(&target)).unwrap_or_default();
+    if name.len() > MAX_NAME || target.len() > MAX_NAME {
+        return Err(invalid("a name in it is too long"));
+    }
+    let kind = entry.header().entry_type();
+    if !kind.is_file() {
+        if entry.size() > 0 {
+            return Err(invalid(&format!("{name:?} has content but is not a plain file")));
+        }
+        if kind.is_symlink() {
+            let target = beside(&name, &target);
+            contents.links.insert(name, target);
+        } else if kind.is_hard_link() {
+            contents.links.insert(name, clean_name(&target));
+        }
+        return Ok(());
+    }
+    match name.as_str() {
+        "index.json" => contents.index = Some(document(entry, limits)?),
+        "manifest.json" => contents.docker = Some(document(entry, limits)?),
+        "oci-layout" | "repositories" => drop(document(entry, limits)?),
+        _ => {
+            let stored = store_file(layout, entry, &name, pin)?;
+            contents.files.insert(name, stored);
+        }
+    }
+    Ok(())
+}
+
+/// A reader that gives out as many bytes as it is allowed to.
+struct Metered<'a, R> {
+    input: R,
+    allowance: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        let left = self.allowance.get().checked_sub(count as u64);
+        self.allowance.set(left.ok_or_else(|| io::Error::other("the headers of an entry are too long"))?);
+        Ok(count)
+    }
 }
 
 fn document(entry: &mut impl Read, limits: &Limits) -> Result<Vec<u8>, Error> {
@@ -277,7 +320,7 @@ fn store_file(layout: &Layout, entry: &mut impl Read, name: &str, pin: &Pin) -> 
     let mut start = Vec::with_capacity(4);
     let mut buffer = vec![0; CHUNK];
     loop {
-        let count = entry.read(&mut buffer).map_err(|error| invalid(&format!("{name}: {error}")))?;
+        let count = entry.read(&mut buffer).map_err(|error| invalid(&format!("{name:?}: {error}")))?;
         if count == 0 {
             break;
         }
@@ -295,7 +338,7 @@ fn store_file(layout: &Layout, entry: &mut impl Read, name: &str, pin: &Pin) -> 
                 let subject = format!("{name} of the archive");
                 return Err(Error::DigestMismatch { subject, expected, actual: digest });
             }
-            Err(_) => return Err(invalid(&format!("{name} is not named by a digest"))),
+            Err(_) => return Err(invalid(&format!("{name:?} is not named by a digest"))),
         }
     }
     pin.add([digest.clone()], []);

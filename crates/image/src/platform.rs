@@ -50,11 +50,13 @@ impl fmt::Display for Platform {
     }
 }
 
+/// For messages: the parts can be an image's, so what is not printable is escaped.
 pub(crate) fn text(os: &str, architecture: &str, variant: Option<&str>) -> String {
-    match variant {
+    let text = match variant {
         Some(variant) if !variant.is_empty() => format!("{os}/{architecture}/{variant}"),
         _ => format!("{os}/{architecture}"),
-    }
+    };
+    text.escape_debug().to_string()
 }
 
 /// Common aliases to Go's names; a baseline variant is left out.

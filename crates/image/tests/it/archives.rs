@@ -145,7 +145,22 @@ async fn broken_archives_are_refused() {
     let blob_name = |blob: &[u8]| format!("blobs/sha256/{}", digest(blob).hex());
     let (manifest_name, config_name) = (blob_name(&image.manifest), blob_name(&image.blobs[0]));
     let layer_name = blob_name(&image.blobs[1]);
+    let special = |kind: tar::EntryType, size: usize| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(size as u64);
+        header.set_path("special").unwrap();
+        header.set_cksum();
+        let mut archive = header.as_bytes().to_vec();
+        archive.extend(vec![b'x'; size]);
+        archive.extend(&whole);
+        archive
+    };
     let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("endless name", special(tar::EntryType::GNULongName, 4 << 20)),
+        ("long name", special(tar::EntryType::GNULongName, 8 << 10)),
+        ("endless attributes", special(tar::EntryType::XHeader, 4 << 20)),
+        ("content in a directory", special(tar::EntryType::Directory, 512)),
         ("empty", Vec::new()),
         ("noise", vec![7; 5000]),
         ("no index", tar_of(&[("hello", b"x")])),

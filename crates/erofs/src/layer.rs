@@ -30,6 +30,7 @@ pub(crate) fn write<R: Read>(reader: R, out: &mut File, options: &Options) -> Re
         tree: Tree::new(options),
         options,
         inline_bytes: 0,
+        sparse_bytes: 0,
         summary: Summary::default(),
     };
     while let Some(entry) = layer.archive.next_entry()? {
@@ -54,6 +55,7 @@ struct Layer<'a, R> {
     tree: Tree,
     options: &'a Options,
     inline_bytes: u64,
+    sparse_bytes: u64,
     summary: Summary,
 }
 
@@ -152,6 +154,12 @@ impl<R: Read> Layer<'_, R> {
         self.summary.unpacked_bytes += entry.stored_size;
         if let Some(map) = &entry.sparse {
             let geometry = data::ChunkGeometry::of(map.real_size);
+            // Few bytes far apart cost a chunk each.
+            self.sparse_bytes = self.sparse_bytes.saturating_add(geometry.allocated_bytes(map));
+            let limit = self.options.limits.max_unpacked_bytes;
+            if self.sparse_bytes > limit {
+                return Err(Error::limit(path, Exceeded::UnpackedBytes, limit));
+            }
             self.tree.hold(4 * geometry.chunks(), path)?;
             let chunked = data::write_sparse(&mut self.archive, &mut self.sink, map, geometry)?;
             return Ok(Kind::Chunked(Box::new(chunked)));

@@ -110,7 +110,8 @@ impl Default for Options {
 pub struct Limits {
     /// Entries in the stream, and inodes in the image (parents that are made count).
     pub max_entries: u64,
-    /// Bytes of file data, in all; of sparse files what is stored, not the holes.
+    /// Bytes of file data in the stream, in all; and as much again for what sparse files
+    /// take in the image (holes do not count, but data is rounded up to chunks).
     pub max_unpacked_bytes: u64,
     /// The size of one file, holes included. Capped at 8 TiB.
     pub max_file_bytes: u64,

@@ -158,6 +158,12 @@ fn absurd_sizes_are_refused_before_they_are_read() {
         .pax(&[("GNU.sparse.size", b"9000000000000000000"), ("GNU.sparse.map", b"0,1")])
         .entry("a", b'0', b"x");
     refused!(sparse.end(), Error::LimitExceeded { exceeded: Exceeded::FileBytes, .. });
+    // A few hundred bytes that would stretch the image over terabytes.
+    let map: Vec<String> = (0..5000_u64).map(|at| format!("{},1", at << 29)).collect();
+    let scattered = Raw::default()
+        .pax(&[("GNU.sparse.size", b"8796093022208"), ("GNU.sparse.map", map.join(",").as_bytes())])
+        .entry("a", b'0', &[1; 5000]);
+    refused!(scattered.end(), Error::LimitExceeded { exceeded: Exceeded::UnpackedBytes, .. });
     let mut many = Raw::default();
     for _ in 0..17 {
         many = many.pax(&[("path", b"a")]);

@@ -48,6 +48,18 @@ impl ChunkGeometry {
         usize::try_from(self.size.div_ceil(self.chunk_bytes())).unwrap_or(usize::MAX)
     }
 
+    /// What the chunks with data in them take in the image.
+    pub(crate) fn allocated_bytes(self, map: &SparseMap) -> u64 {
+        let mut chunks = 0;
+        let mut next = 0;
+        for &Segment { offset, length } in &map.segments {
+            let first = (offset / self.chunk_bytes()).max(next);
+            next = (offset + length).div_ceil(self.chunk_bytes());
+            chunks += next.saturating_sub(first);
+        }
+        chunks * self.chunk_bytes()
+    }
+
     fn chunk_bytes(self) -> u64 {
         1 << (BLOCK_BITS + self.bits)
     }
@@ -116,5 +128,26 @@ impl ChunkWriter {
             sink.align()?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_counts_once_however_many_segments_touch_it() {
+        let geometry = ChunkGeometry::of(100 * BLOCK_BYTES);
+        let allocated = |pairs: &[u64]| {
+            let stored = pairs.chunks(2).map(|pair| pair[1]).sum();
+            let map = SparseMap::new(b"f", 100 * BLOCK_BYTES, stored, pairs).unwrap();
+            geometry.allocated_bytes(&map) / BLOCK_BYTES
+        };
+        assert_eq!(allocated(&[]), 0);
+        assert_eq!(allocated(&[0, 1, 2, 1, 4095, 1]), 1);
+        assert_eq!(allocated(&[0, 1, 4095, 2, 4098, 1]), 2);
+        assert_eq!(allocated(&[4096, 8192, 40960, 1]), 3);
+        assert_eq!(ChunkGeometry::of(8 << 40).chunk_bytes(), 32 << 20);
+        assert_eq!(ChunkGeometry::of(0).chunks(), 0);
     }
 }

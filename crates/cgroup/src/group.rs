@@ -108,6 +108,15 @@ impl Group {
         Ok(())
     }
 
+    /// The files that [`enter`](Self::enter) writes "0" into, for a process that is to enter the
+    /// group by itself.
+    #[must_use]
+    pub fn entry_files(&self) -> Vec<PathBuf> {
+        let v1 = self.hierarchy.v1_hierarchies().map(|(_, root)| below(root, &self.path).join("tasks"));
+        let unified = self.unified_directory();
+        v1.chain(unified.map(|directory| directory.join("cgroup.procs"))).collect()
+    }
+
     /// Moves the calling process into the group. It must have one thread only. On v1 this is much
     /// cheaper than [`add`](Self::add): a thread that moves itself needs no lock over all
     /// processes of the machine.
@@ -115,11 +124,8 @@ impl Group {
     /// # Errors
     /// [`Error::Add`].
     pub fn enter(&self) -> Result<(), Error> {
-        for (_, root) in self.hierarchy.v1_hierarchies() {
-            join(&below(root, &self.path).join("tasks"), 0)?;
-        }
-        if let Some(directory) = self.unified_directory() {
-            join(&directory.join("cgroup.procs"), 0)?;
+        for file in self.entry_files() {
+            join(&file, 0)?;
         }
         Ok(())
     }

@@ -1,0 +1,141 @@
+//! Starting the helper from a process with many threads.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::sys;
+
+/// The helper's end of the socket.
+pub(crate) const SOCKET: RawFd = 3;
+/// The order.
+pub(crate) const ORDER: RawFd = 4;
+/// A detached root mount or the container's pidfd.
+pub(crate) const EXTRA: RawFd = 5;
+/// The first number that the helper closes.
+pub(crate) const FIRST_FREE: RawFd = 6;
+/// Above every fixed number.
+const PARKING: RawFd = 64;
+
+/// Opens a program so that whoever executes the descriptor cannot be made to give write access to
+/// the file: through a read-only mount of its own, or where that cannot be made, as a sealed copy.
+pub(crate) fn open_sealed(program: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(rustix::fs::CWD, program, flags).map_err(io::Error::from);
+    let mount = mount.and_then(|mount| {
+        sys::mount_setattr(mount.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0)?;
+        Ok(mount)
+    });
+    match mount {
+        Ok(mount) => Ok(mount),
+        Err(_) => sealed_copy(program),
+    }
+}
+
+fn sealed_copy(program: &Path) -> io::Result<OwnedFd> {
+    let mut from = File::from(rustix::fs::open(program, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = File::from(rustix::fs::memfd_create(c"kina-launch", flags)?);
+    io::copy(&mut from, &mut copy)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    Ok(copy.into())
+}
+
+/// Descriptors for the helper, by the number that each will have.
+pub(crate) struct Descriptors<'a> {
+    pub(crate) streams: [&'a OwnedFd; 3],
+    pub(crate) socket: &'a OwnedFd,
+    pub(crate) order: &'a OwnedFd,
+    pub(crate) extra: Option<&'a OwnedFd>,
+}
+
+/// Forks and executes the helper; returns its pid and pidfd. The environment is empty.
+pub(crate) fn spawn(
+    program: &OwnedFd,
+    arguments: &[CString],
+    descriptors: &Descriptors<'_>,
+) -> io::Result<(i32, OwnedFd)> {
+    let mut argv: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
+    argv.push(std::ptr::null());
+    let envp = [std::ptr::null::<libc::c_char>()];
+    let program = program.as_raw_fd();
+    let mut moves: [(RawFd, RawFd); 6] = [
+        (descriptors.streams[0].as_raw_fd(), 0),
+        (descriptors.streams[1].as_raw_fd(), 1),
+        (descriptors.streams[2].as_raw_fd(), 2),
+        (descriptors.socket.as_raw_fd(), SOCKET),
+        (descriptors.order.as_raw_fd(), ORDER),
+        (-1, EXTRA),
+    ];
+    if let Some(extra) = descriptors.extra {
+        moves[5].0 = extra.as_raw_fd();
+    }
+    let mut pidfd: RawFd = -1;
+    let mut clone = sys::CloneArguments {
+        flags: u64::try_from(libc::CLONE_PIDFD).unwrap_or(0),
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: u64::try_from(libc::SIGCHLD).unwrap_or(0),
+        ..sys::CloneArguments::default()
+    };
+    // SAFETY: zeroed signal sets are initialised by the calls that follow.
+    let (all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        (all, std::mem::zeroed())
+    };
+    // No handler of the caller may run in the child, where it would find half a process.
+    // SAFETY: both sets are valid.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+    // SAFETY: the child calls `become_helper` only, which makes system calls only.
+    let pid = unsafe { sys::clone3(&mut clone) };
+    if matches!(pid, Ok(0)) {
+        // SAFETY: in the child; every pointer was made before the fork and is null-terminated.
+        unsafe { become_helper(program, argv.as_ptr(), envp.as_ptr(), &mut moves) }
+    }
+    // SAFETY: `before` was filled in above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    let pid = pid?;
+    // SAFETY: the kernel opened it for the parent in clone3; nothing else owns it.
+    Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// Puts the descriptors in their places and executes the helper.
+///
+/// # Safety
+/// To be called in a forked child. Makes only system calls that are async-signal-safe, and does
+/// not allocate.
+unsafe fn become_helper(
+    program: RawFd,
+    argv: *const *const libc::c_char,
+    envp: *const *const libc::c_char,
+    moves: &mut [(RawFd, RawFd); 6],
+) -> ! {
+    // SAFETY: numbers and valid pointers only.
+    unsafe {
+        // First out of the way, so that no target number is still somebody's source.
+        for (from, _) in moves.iter_mut().filter(|(from, _)| *from >= 0) {
+            *from = libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, PARKING);
+        }
+        let program = libc::fcntl(program, libc::F_DUPFD_CLOEXEC, PARKING);
+        for (from, to) in moves.iter() {
+            if *from >= 0 {
+                libc::dup2(*from, *to);
+            } else {
+                libc::close(*to);
+            }
+        }
+        libc::syscall(libc::SYS_close_range, FIRST_FREE, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH);
+        // The launcher finds the error number in the exit code.
+        libc::_exit(*libc::__errno_location());
+    }
+}

@@ -1,5 +1,5 @@
-//! Compiles the CRI (there is no `protoc` on the machine, so protox does it)
-//! and stamps the version.
+//! Compiles the CRI and the admin interface (there is no `protoc` on the machine,
+//! so protox does it) and stamps the version.
 
 use std::error::Error;
 use std::path::Path;
@@ -7,6 +7,7 @@ use std::process::Command;
 
 fn main() -> Result<(), Box<dyn Error>> {
     compile("proto/cri", "api.proto")?;
+    compile("proto/admin", "admin.proto")?;
     stamp_version();
     Ok(())
 }
@@ -19,7 +20,7 @@ fn compile(include: &str, file: &str) -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile([&path], [include])?;
     tonic_prost_build::configure()
         .btree_map(".")
-        .skip_debug([".runtime.v1.AuthConfig", ".runtime.v1.KeyValue"])
+        .skip_debug([".runtime.v1.AuthConfig", ".runtime.v1.KeyValue", ".kina.admin.v1.Credentials"])
         .compile_fds(descriptors)?;
     Ok(())
 }

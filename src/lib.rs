@@ -1,6 +1,8 @@
 //! The kina daemon and its command line.
 
+pub mod admin;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod cri;
 pub mod error;

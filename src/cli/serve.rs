@@ -1,24 +1,31 @@
 //! `kina serve`: the daemon.
 
+use std::ffi::OsStr;
 use std::fs::{File, Permissions};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use sd_notify::NotifyState;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
-use tracing::info;
+use tonic::transport::Server;
+use tracing::{info, warn};
 
 use crate::config::{Config, LogFormat};
 use crate::runtime::Runtime;
 
 /// How long calls under way may take to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// Calls at the same time on one connection; more wait at the caller.
+const MAX_STREAMS: u32 = 1024;
 
 /// Flags of `kina serve`. Each overrides the configuration file.
 #[derive(Debug, clap::Args)]
@@ -85,39 +92,89 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     let path = config.socket_path();
     let listener = bind(&path).await?;
-    let runtime = Runtime::open(runtime_config).await?;
+    let runtime = tokio::select! {
+        opened = Runtime::open(runtime_config) => opened.map_err(|error| {
+            // Nobody listens on it any more.
+            let _ = std::fs::remove_file(&path);
+            error
+        })?,
+        () = signals.stop() => {
+            info!("told to stop before everything was open");
+            let _ = std::fs::remove_file(&path);
+            return Ok(());
+        }
+    };
     info!(socket = %path.display(), pid = std::process::id(), version = env!("KINA_VERSION"), "kina serves");
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = crate::service::server(runtime)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+    let served = server().serve_with_incoming_shutdown(
+        crate::service::server(runtime),
+        UnixListenerStream::new(listener),
+        async {
             let _ = stopped.await;
-        });
-    let server = tokio::spawn(server);
-    notify(NotifyState::Ready);
+        },
+    );
+    let mut served = tokio::spawn(served);
+    notify(&[NotifyState::Ready, NotifyState::Status("serves")]);
 
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.stop() => {}
+        result = &mut served => {
+            let _ = std::fs::remove_file(&path);
+            result?.context("serve")?;
+            bail!("the server ended by itself");
+        }
     }
     info!("stopping; pods stay as they are");
-    notify(NotifyState::Stopping);
+    notify(&[NotifyState::Stopping]);
     // Nobody new gets in; the file goes first, so that callers fail at once.
     let removed = std::fs::remove_file(&path);
     let _ = stop.send(());
     tokio::select! {
-        result = tokio::time::timeout(DRAIN, server) => match result {
+        result = tokio::time::timeout(DRAIN, served) => match result {
             Ok(served) => served??,
-            Err(_) => info!("calls were still under way after {DRAIN:?}"),
+            Err(_) => warn!("calls were still under way after {DRAIN:?}"),
         },
-        _ = terminate.recv() => info!("told twice"),
-        _ = interrupt.recv() => info!("told twice"),
+        () = signals.stop() => warn!("told twice: calls under way are cut off"),
     }
     removed.with_context(|| format!("remove {}", path.display()))
+}
+
+/// The server's settings. PINGs need none: h2 answers every one and counts
+/// none, so that gRPC clients of any temper get their answers; and over a unix
+/// socket the kernel tells when a peer has gone, so that the daemon sends none.
+fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        // The kubelet gives up calls by the dozen when its context ends; h2
+        // would take more than 20 of them unread for an attack. Whoever may
+        // open this socket may do all the rest.
+        .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
+}
+
+/// What tells the daemon to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Makes sure that this is the only daemon on these directories. The lock goes
@@ -128,12 +185,18 @@ fn lock(path: &Path) -> anyhow::Result<File> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(path)
         .with_context(|| format!("open {}", path.display()))?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut owner = String::new();
-        let _ = (&file).take(32).read_to_string(&mut owner);
-        bail!("another kina (process {}) uses {}; stop it or set another run directory", owner.trim(), path.display());
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let mut owner = String::new();
+            let _ = (&file).take(32).read_to_string(&mut owner);
+            let owner = owner.trim();
+            bail!("another kina (process {owner}) uses {}; stop it or set another run directory", path.display());
+        }
+        Err(error) => return Err(error).with_context(|| format!("lock {}", path.display())),
     }
     file.set_len(0)?;
     file.rewind()?;
@@ -141,20 +204,28 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// Listens on a socket that only root and its group may use. A file that nobody
-/// listens on any more is replaced.
+/// Listens on a socket that only root and its group may use. A socket that
+/// nobody listens on any more is replaced.
 async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    if UnixStream::connect(path).await.is_ok() {
-        bail!("something else listens on {}; stop it or set another socket", path.display());
-    }
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            bail!("{} is there and is no socket; remove it or set another socket", path.display());
+        }
+        _ => {}
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {}
+        // A full queue, too, is somebody's.
+        Ok(_) | Err(_) => {
+            bail!("something else listens on {}; stop it or set another socket", path.display())
+        }
+    }
     // Made under another name and renamed when its mode is right: it is never
     // there with a wider one.
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push("~");
-    let fresh = PathBuf::from(fresh);
+    let fresh = fresh_name(path);
     let _ = std::fs::remove_file(&fresh);
     let bound = || format!("listen on {}", path.display());
     let listener = UnixListener::bind(&fresh).with_context(bound)?;
@@ -163,9 +234,61 @@ async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Another name in the same directory, no longer than this one: a socket's path
+/// has a limit.
+fn fresh_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+    if let Some(last) = name.last_mut() {
+        *last = if *last == b'~' { b'-' } else { b'~' };
+    }
+    path.with_file_name(OsStr::from_bytes(&name))
+}
+
 /// Tells the service manager, if there is one.
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "tell the service manager");
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "tell the service manager");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_name_is_another_and_no_longer() {
+        for path in ["/run/kina/kina.sock", "/run/kina/k", "/run/~", "/run/kin\u{e4}"] {
+            let fresh = fresh_name(Path::new(path));
+            assert_ne!(fresh, Path::new(path));
+            assert_eq!(fresh.as_os_str().len(), path.len());
+            assert_eq!(fresh.parent(), Path::new(path).parent());
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_dead_socket_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = bind(&path).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        assert!(bind(&path).await.unwrap_err().to_string().contains("something else listens on"));
+        drop(listener);
+        assert!(path.exists());
+        drop(bind(&path).await.unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        assert!(bind(&path).await.unwrap_err().to_string().contains("is no socket"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn the_second_owner_of_a_lock_hears_of_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kina.lock");
+        let first = lock(&path).unwrap();
+        let error = lock(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(first);
+        lock(&path).unwrap();
     }
 }

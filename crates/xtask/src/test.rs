@@ -88,7 +88,7 @@ fn perform(
         }
         "clippy" => run_command(
             cargo()
-                .args(["clippy", "--quiet", "--workspace", "--all-targets"])
+                .args(["clippy", "--quiet", "--keep-going", "--workspace", "--all-targets"])
                 .args(["--", "--deny", "warnings"]),
         )?,
         "doc" => {

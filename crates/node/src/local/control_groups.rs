@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,24 @@ use crate::{Error, ProcessIdentity};
 #[derive(Default)]
 pub(crate) struct ControlGroups {
     hierarchy: OnceLock<Hierarchy>,
+}
+
+/// What a process needs to be in a group.
+pub(crate) struct Membership {
+    /// In each v1 hierarchy, the file through which a process of one thread
+    /// moves itself by writing `0`. Moving one thread, the kernel need not stop
+    /// every fork and exit of the machine as it does for `cgroup.procs`.
+    pub(crate) tasks: Vec<File>,
+    pub(crate) unified: Option<Unified>,
+}
+
+/// A group in the cgroup2 hierarchy.
+pub(crate) struct Unified {
+    /// For clone3(2), which makes a process in the group (Linux 5.7). Moving one
+    /// there waits for a grace period of RCU, some ten milliseconds.
+    pub(crate) directory: File,
+    /// For the move, where that is not possible.
+    pub(crate) processes: File,
 }
 
 fn failed(
@@ -39,24 +57,32 @@ impl ControlGroups {
         self.hierarchy()?.group(path).map_err(|source| failed("name", path, source))
     }
 
-    /// Makes a group and opens, in each hierarchy, the file through which a
-    /// process of one thread moves itself into it by writing `0`.
-    pub(crate) fn create_and_open(&self, path: &str) -> Result<Vec<File>, Error> {
+    /// Makes a group and opens what a new process needs to be in it from its
+    /// first instruction on.
+    pub(crate) fn create_and_open(&self, path: &str) -> Result<Membership, Error> {
         let group = self.group(path)?;
         group.create().map_err(|source| failed("create", path, source))?;
-        let hierarchy = group.hierarchy();
+        let open = |file: &Path, write: bool| {
+            OpenOptions::new()
+                .read(!write)
+                .write(write)
+                .open(file)
+                .map_err(|source| Error::io("open", file, source))
+        };
         let relative = path.trim_start_matches('/');
-        // `tasks` moves one thread, for which the kernel need not stop every
-        // fork and exit of the machine as it does for `cgroup.procs`.
-        let files = hierarchy
+        let tasks = group
+            .hierarchy()
             .v1_hierarchies()
-            .map(|(_, root)| root.join(relative).join("tasks"))
-            .chain(group.unified_directory().map(|directory| directory.join("cgroup.procs")));
-        files
-            .map(|file| {
-                OpenOptions::new().write(true).open(&file).map_err(|source| Error::io("open", &file, source))
-            })
-            .collect()
+            .map(|(_, root)| open(&root.join(relative).join("tasks"), true))
+            .collect::<Result<_, _>>()?;
+        let unified = match group.unified_directory() {
+            Some(directory) => Some(Unified {
+                processes: open(&directory.join("cgroup.procs"), true)?,
+                directory: open(&directory, false)?,
+            }),
+            None => None,
+        };
+        Ok(Membership { tasks, unified })
     }
 
     /// See [`crate::Node::kill_cgroup`]. Blocks.

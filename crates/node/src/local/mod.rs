@@ -2,6 +2,7 @@
 
 mod control_groups;
 mod files;
+mod fork;
 mod layers;
 mod loop_device;
 mod mountinfo;

@@ -1,0 +1,211 @@
+//! Makes the process of a guest: in its cgroups from the start, in a session of
+//! its own, with nothing of the daemon open.
+//!
+//! The standard library's `Command` cannot make a process in a cgroup, and
+//! moving it there afterwards is what costs most of a guest's start.
+
+#![allow(unsafe_code, reason = "a forked child of a threaded process makes bare system calls")]
+
+use std::ffi::{CStr, CString};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::pipe::PipeFlags;
+
+use super::control_groups::Membership;
+
+/// `CLONE_INTO_CGROUP` and `CLONE_PIDFD` of linux/sched.h.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+const CLONE_PIDFD: u64 = 0x1000;
+
+/// `CLOSE_RANGE_CLOEXEC` of linux/close_range.h (Linux 5.11).
+const CLOSE_RANGE_CLOEXEC: libc::c_int = 4;
+
+/// What is executed.
+pub(crate) struct Image {
+    /// Path of the program.
+    pub(crate) program: CString,
+    /// Its arguments, its own name first.
+    pub(crate) args: Vec<CString>,
+    /// `NAME=value` for its whole environment.
+    pub(crate) env: Vec<CString>,
+}
+
+/// A process that has been executed; to be reaped through its descriptor.
+pub(crate) struct Daemon {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// `struct clone_args` of linux/sched.h.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// All that the child uses, made before it exists: it may not allocate.
+struct Prepared<'a> {
+    program: &'a CStr,
+    args: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    null: RawFd,
+    /// Where the child writes the error number when it does not get to execute.
+    report: RawFd,
+    /// Files to write `0` to.
+    join: Vec<RawFd>,
+}
+
+fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Starts a process and returns once it has been executed. Blocks.
+///
+/// # Errors
+/// What execve(2), or a step before it, answered.
+pub(crate) fn start(image: &Image, membership: &Membership) -> io::Result<Daemon> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let (reading, writing) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let mut prepared = Prepared {
+        program: &image.program,
+        args: pointers(&image.args),
+        env: pointers(&image.env),
+        null: null.as_raw_fd(),
+        report: writing.as_raw_fd(),
+        join: membership.tasks.iter().map(AsRawFd::as_raw_fd).collect(),
+    };
+    let daemon = match &membership.unified {
+        None => clone(&prepared, None)?,
+        Some(unified) => match clone(&prepared, Some(&unified.directory)) {
+            Ok(daemon) => daemon,
+            // An old kernel, or a seccomp filter that knows clone3 not. The
+            // process then moves itself.
+            Err(_) => {
+                prepared.join.push(unified.processes.as_raw_fd());
+                clone(&prepared, None)?
+            }
+        },
+    };
+    drop(writing);
+    let mut report = [0; 4];
+    match File::from(reading).read_exact(&mut report) {
+        Ok(()) => {
+            // It is about to exit; leave no zombie.
+            drop(reap(&daemon.pidfd));
+            Err(io::Error::from_raw_os_error(i32::from_ne_bytes(report)))
+        }
+        // Closed by execve.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(daemon),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits for the end of a process that this one started. Blocks.
+pub(crate) fn reap(pidfd: &OwnedFd) -> io::Result<Option<rustix::process::WaitIdStatus>> {
+    use std::os::fd::AsFd;
+
+    use rustix::process::{WaitId, WaitIdOptions};
+
+    Ok(rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?)
+}
+
+fn clone(prepared: &Prepared<'_>, cgroup: Option<&File>) -> io::Result<Daemon> {
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        flags: CLONE_PIDFD,
+        pidfd: (&raw mut pidfd).expose_provenance() as u64,
+        exit_signal: u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    }
+    // No handler of this process may run in the child.
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: both sets live until the calls return; sigfillset initialises
+    // the first.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    // SAFETY: the arguments are laid out as the kernel wants them and live
+    // until the call returns. Without CLONE_VM and a stack this is a fork: the
+    // child goes on here on a copy of this thread's stack. It calls `child`
+    // and nothing else, which never returns.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
+    if result == 0 {
+        child(prepared);
+    }
+    let failed = (result < 0).then(io::Error::last_os_error);
+    // SAFETY: pthread_sigmask initialised `before` above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    Ok(Daemon {
+        pid: u32::try_from(result).map_err(io::Error::other)?,
+        // SAFETY: CLONE_PIDFD stored a new descriptor that nothing else owns.
+        pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+    })
+}
+
+/// In the child: only async-signal-safe calls, on what was made before.
+fn child(prepared: &Prepared<'_>) -> ! {
+    // SAFETY: each call is async-signal-safe and works on numbers, on static
+    // texts, or on memory that is a copy of what the parent made for it; the
+    // arrays end in null pointers.
+    unsafe {
+        let fail = || -> ! {
+            let error = (*libc::__errno_location()).to_ne_bytes();
+            libc::write(prepared.report, error.as_ptr().cast(), error.len());
+            libc::_exit(127)
+        };
+        // Out of the daemon's session: its terminal and its signals.
+        if libc::setsid() < 0 {
+            fail();
+        }
+        libc::umask(0o022);
+        for file in &prepared.join {
+            if libc::write(*file, c"0".as_ptr().cast(), 1) != 1 {
+                fail();
+            }
+        }
+        for standard in 0..3 {
+            if libc::dup2(prepared.null, standard) < 0 {
+                fail();
+            }
+        }
+        if libc::chdir(c"/".as_ptr()) < 0 {
+            fail();
+        }
+        // Rust opens everything close-on-exec; a C library may not have.
+        // Kernels that do not know the flag refuse it, which is no loss.
+        libc::close_range(3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC);
+        // No handler of the daemon runs once signals are let in again, and what
+        // the daemon ignores is not ignored by the guest. Those that cannot be
+        // changed are refused.
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
+        libc::execve(prepared.program.as_ptr(), prepared.args.as_ptr(), prepared.env.as_ptr());
+        fail()
+    }
+}

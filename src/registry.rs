@@ -2,7 +2,7 @@
 //! moment between looking and taking.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use kina_model::{ContainerId, PodId, PodMetadata, PodSpec};
 
@@ -24,6 +24,20 @@ struct Inner {
     containers: BTreeMap<ContainerId, PodId>,
 }
 
+/// A registry that others keep alive.
+#[derive(Clone, Debug)]
+pub struct WeakRegistry {
+    inner: Weak<RwLock<Inner>>,
+}
+
+impl WeakRegistry {
+    /// The registry, if it is still there.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Registry> {
+        self.inner.upgrade().map(|inner| Registry { inner })
+    }
+}
+
 /// What [`Registry::reserve`] found.
 pub enum Reservation<T> {
     /// The name was free and is taken now.
@@ -40,6 +54,12 @@ impl Registry {
 
     fn write(&self) -> RwLockWriteGuard<'_, Inner> {
         self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// A reference that does not keep it alive.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakRegistry {
+        WeakRegistry { inner: Arc::downgrade(&self.inner) }
     }
 
     /// Takes a pod's name and id, or finds the pod that has the name already:
@@ -73,7 +93,12 @@ impl Registry {
     }
 
     /// Takes in a pod of an earlier daemon, with its containers.
-    pub fn adopt(&self, handle: PodHandle, metadata: PodMetadata, containers: impl IntoIterator<Item = ContainerId>) {
+    pub fn adopt(
+        &self,
+        handle: PodHandle,
+        metadata: PodMetadata,
+        containers: impl IntoIterator<Item = ContainerId>,
+    ) {
         let mut inner = self.write();
         inner.names.insert(metadata, handle.id().clone());
         for container in containers {

@@ -10,8 +10,8 @@ use kina_image::Images;
 use kina_machine::Driver;
 use kina_machine_host::{HostConfig, HostDriver};
 use kina_model::{
-    ContainerId, ContainerSpec, ContainerState, ImageDefaults, Placement, PodId, PodSpec, PodState, SpecError,
-    resolve_process,
+    ContainerId, ContainerSpec, ContainerState, ImageDefaults, Placement, PodId, PodSpec, PodState,
+    SpecError, resolve_process,
 };
 use kina_node::{FilesystemUsage, LocalNode, LocalNodeConfig, Node};
 use kina_store::Store;
@@ -177,11 +177,15 @@ impl Runtime {
     /// Runs a pod's actor until the pod is removed.
     pub(crate) fn spawn(&self, handle: &PodHandle, task: crate::pod::PodTask) {
         let id = handle.id().clone();
-        let registry = self.inner.registry.clone();
+        // The registry holds the pod's handle: a strong reference here would
+        // keep both alive for ever.
+        let registry = self.inner.registry.downgrade();
         let span = tracing::info_span!(parent: None, "pod", id = %id);
         let run = async move {
             task.run().await;
-            registry.remove(&id);
+            if let Some(registry) = registry.upgrade() {
+                registry.remove(&id);
+            }
         };
         tokio::spawn(run.instrument(span));
     }
@@ -199,7 +203,9 @@ impl Runtime {
     #[must_use]
     pub fn handlers(&self) -> Vec<Handler> {
         let context = &self.inner.context;
-        let named = [Placement::Vm, Placement::Shared].into_iter().filter(|placement| context.driver(*placement).is_some());
+        let named = [Placement::Vm, Placement::Shared]
+            .into_iter()
+            .filter(|placement| context.driver(*placement).is_some());
         let names = std::iter::once("").chain(named.map(Placement::handler));
         // mount_setattr(2) is as old as the oldest kernel that kina runs on.
         names.map(|name| Handler { name, recursive_read_only: true, user_namespaces: false }).collect()
@@ -216,9 +222,13 @@ impl Runtime {
         }
         let context = &self.inner.context;
         let driver = context.driver(spec.placement).ok_or_else(|| {
-            SpecError::unsupported("runtime_handler", format!("{:?} has no machine driver on this node", spec.placement))
+            SpecError::unsupported(
+                "runtime_handler",
+                format!("{:?} has no machine driver on this node", spec.placement),
+            )
         })?;
-        let make = || PodHandle::create(Arc::clone(context), Arc::clone(driver), PodId::random(), spec.clone());
+        let make =
+            || PodHandle::create(Arc::clone(context), Arc::clone(driver), PodId::random(), spec.clone());
         let handle = match self.inner.registry.reserve(&spec, make)? {
             Reservation::New(handle, task) => {
                 self.spawn(&handle, task);
@@ -439,8 +449,9 @@ impl Runtime {
         let network = Condition {
             ready: false,
             reason: "NetworkPluginNotReady".to_owned(),
-            message: "this version of kina calls no CNI plugins: a pod has the node's network, or loopback only"
-                .to_owned(),
+            message:
+                "this version of kina calls no CNI plugins: a pod has the node's network, or loopback only"
+                    .to_owned(),
         };
         Conditions { runtime, network }
     }

@@ -16,8 +16,8 @@ use std::time::Duration;
 use kina_guest_api::GuestClient;
 use kina_image::Lease;
 use kina_model::{
-    ContainerDenied, ContainerEffect, ContainerEvent, ContainerId, ContainerImage, ContainerSpec, ContainerState,
-    Digest, Nanos, PodDenied, PodEffect, PodEvent, PodState, Process, Ready, StopCause,
+    ContainerDenied, ContainerEffect, ContainerEvent, ContainerId, ContainerImage, ContainerSpec,
+    ContainerState, Digest, Nanos, PodDenied, PodEffect, PodEvent, PodState, Process, Ready, StopCause,
 };
 use kina_node::LayerImage;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
@@ -150,7 +150,8 @@ pub(super) struct Ends {
 impl Pod {
     /// Makes an actor; [`Pod::run`] runs it.
     pub(super) fn new(beginning: Beginning) -> (Self, Ends, Start) {
-        let Beginning { subject, created_at, state, effects, containers, container_effects, guest } = beginning;
+        let Beginning { subject, created_at, state, effects, containers, container_effects, guest } =
+            beginning;
         let (mailbox_sender, mailbox) = mpsc::channel(MAILBOX);
         let (news_sender, news) = mpsc::channel(NEWS);
         let view = view(&subject, created_at, &state, &containers);
@@ -183,6 +184,7 @@ impl Pod {
 
     /// Lives as long as the pod does.
     pub(super) async fn run(mut self, start: Start) {
+        let _guest_watch = self.guest_watch.clone().drop_guard();
         if let Some((guest, sequence)) = start.guest {
             self.adopt_guest(guest, sequence);
         }
@@ -206,7 +208,6 @@ impl Pod {
                 },
             }
         }
-        self.guest_watch.cancel();
         // Requests that came too late find the pod gone, which is what they want.
         self.mailbox.close();
         while let Some(command) = self.mailbox.recv().await {
@@ -274,7 +275,9 @@ impl Pod {
         debug!(pod = %self.subject.id, state = self.state.name(), ?event, "pod event");
         match self.state.step(event) {
             Ok((next, effects)) => self.enter(next, effects).await,
-            Err(denied) => warn!(pod = %self.subject.id, state = self.state.name(), %denied, "pod event ignored"),
+            Err(denied) => {
+                warn!(pod = %self.subject.id, state = self.state.name(), %denied, "pod event ignored")
+            }
         }
     }
 

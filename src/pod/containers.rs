@@ -61,7 +61,11 @@ impl Subject {
     }
 
     /// Layers as the guest shall find them, topmost first.
-    async fn mount_layers(&self, container: &ContainerId, layers: Vec<LayerImage>) -> Result<Vec<v1::Layer>, Error> {
+    async fn mount_layers(
+        &self,
+        container: &ContainerId,
+        layers: Vec<LayerImage>,
+    ) -> Result<Vec<v1::Layer>, Error> {
         use v1::layer::Source;
         let mut found = Vec::with_capacity(layers.len());
         match self.driver.capabilities().layers {
@@ -114,11 +118,20 @@ impl Subject {
         for warning in &made.warnings {
             tracing::warn!(pod = %self.id, container = %view.id, warning, "container made with a restriction");
         }
-        Ok(Identity { pid: made.pid, uid: made.uid, gid: made.gid, supplemental_groups: made.supplemental_groups })
+        Ok(Identity {
+            pid: made.pid,
+            uid: made.uid,
+            gid: made.gid,
+            supplemental_groups: made.supplemental_groups,
+        })
     }
 
     /// Runs a made container; returns when it was started.
-    pub(super) async fn start_container(&self, guest: &GuestClient, container: &ContainerId) -> Result<Nanos, Error> {
+    pub(super) async fn start_container(
+        &self,
+        guest: &GuestClient,
+        container: &ContainerId,
+    ) -> Result<Nanos, Error> {
         let request = v1::StartContainerRequest { id: container.to_string() };
         let start = async { guest.start_container(request).await.map_err(|source| self.guest_error(source)) };
         Ok(failpoint::around(ContainerEffect::GuestStart.name(), start).await?.started_at_nanos)
@@ -137,7 +150,8 @@ impl Subject {
             if *effect == ContainerEffect::DeleteRecord && !failures.is_empty() {
                 break;
             }
-            let result = failpoint::around(effect.name(), self.undo_container(guest, container, *effect)).await;
+            let result =
+                failpoint::around(effect.name(), self.undo_container(guest, container, *effect)).await;
             if let Err(error) = result {
                 failures.push(format!("{}: {}", effect.name(), chain(&error)));
             }
@@ -214,7 +228,9 @@ impl Subject {
         let request = v1::SignalContainerRequest { id: container.to_string(), signal, all };
         match guest.signal_container(request).await {
             // Its end is on the way.
-            Ok(_) | Err(GuestError::Gone { .. } | GuestError::Refused { code: Refusal::NotFound, .. }) => Ok(()),
+            Ok(_) | Err(GuestError::Gone { .. } | GuestError::Refused { code: Refusal::NotFound, .. }) => {
+                Ok(())
+            }
             Err(source) => Err(self.guest_error(source)),
         }
     }

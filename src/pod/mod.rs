@@ -26,8 +26,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::actor::{Beginning, Command, Container, NewContainer, Pod, Reply};
 use self::context::Context;
 use self::record::ContainerRecord;
-pub(crate) use self::start::connect_guest;
 use self::start::Subject;
+pub(crate) use self::start::connect_guest;
 use self::view::{ContainerView, PodView};
 use crate::error::Error;
 

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use kina_model::{
-    ContainerId, ContainerImage, ContainerSpec, ContainerState, Digest, Nanos, PodId, PodSpec, PodState, Process,
+    ContainerId, ContainerImage, ContainerSpec, ContainerState, Digest, Nanos, PodId, PodSpec, PodState,
+    Process,
 };
 use kina_store::Record;
 use serde::{Deserialize, Serialize};

@@ -95,8 +95,11 @@ impl Subject {
             return Err(StartError::Failed("the start has no handshake".to_owned()));
         };
         let hello = guest.hello();
-        let ready =
-            Ready { addresses: Vec::new(), boot_id: hello.boot_id.clone(), kernel: hello.kernel_release.clone() };
+        let ready = Ready {
+            addresses: Vec::new(),
+            boot_id: hello.boot_id.clone(),
+            kernel: hello.kernel_release.clone(),
+        };
         Ok((guest, ready))
     }
 
@@ -119,7 +122,9 @@ impl Subject {
             PodEffect::CreateMachine => {
                 self.driver.create(&self.machine_spec()).await.map_err(|error| failed(error.into()))
             }
-            PodEffect::StartMachine => self.driver.start(&self.id).await.map_err(|error| failed(error.into())),
+            PodEffect::StartMachine => {
+                self.driver.start(&self.id).await.map_err(|error| failed(error.into()))
+            }
             PodEffect::Handshake => {
                 tokio::select! {
                     () = cancel.cancelled() => Err(StartError::Cancelled),
@@ -190,7 +195,11 @@ impl Subject {
     }
 
     /// Performs one teardown effect. It succeeds when there is nothing to undo.
-    pub(super) async fn teardown_effect(&self, effect: PodEffect, containers: &[ContainerId]) -> Result<(), String> {
+    pub(super) async fn teardown_effect(
+        &self,
+        effect: PodEffect,
+        containers: &[ContainerId],
+    ) -> Result<(), String> {
         failpoint::around(effect.name(), self.undo(effect, containers))
             .await
             .map_err(|error| format!("{}: {}", effect.name(), chain(&error)))
@@ -215,8 +224,9 @@ impl Subject {
                 result
             }
             PodEffect::RemoveDirectories => {
-                node.remove_tree(&paths.run_pod(&self.id)).await?;
-                Ok(node.remove_tree(&paths.pod(&self.id)).await?)
+                let volatile = node.remove_tree(&paths.run_pod(&self.id)).await;
+                let lasting = node.remove_tree(&paths.pod(&self.id)).await;
+                Ok(volatile.and(lasting)?)
             }
             PodEffect::DeleteRecords => {
                 let mut batch = Batch::new();

@@ -99,7 +99,8 @@ impl Pod {
                 }
                 for reply in replies {
                     let (container, reason) = (id.clone(), reason.clone());
-                    let _ = reply.send(Err(Error::ContainerFailed { container, operation: "create", reason }));
+                    let _ =
+                        reply.send(Err(Error::ContainerFailed { container, operation: "create", reason }));
                 }
                 self.container_event(id, ContainerEvent::CreateFailed).await;
             }
@@ -132,7 +133,8 @@ impl Pod {
             Err(ContainerDenied::Later) => container.waiting.push(Command::StartContainer(id, reply)),
             Err(ContainerDenied::AlreadyRan | ContainerDenied::Impossible) => {
                 let state = container.view.state.name();
-                let _ = reply.send(Err(Error::ContainerState { container: id, state, operation: "start it" }));
+                let _ =
+                    reply.send(Err(Error::ContainerState { container: id, state, operation: "start it" }));
             }
         }
     }
@@ -143,8 +145,11 @@ impl Pod {
             Err(error) => ContainerEvent::StartFailed(now(), chain(error)),
         };
         self.container_event(id, event).await;
-        let replies =
-            self.containers.get_mut(id).map(|container| std::mem::take(&mut container.starters)).unwrap_or_default();
+        let replies = self
+            .containers
+            .get_mut(id)
+            .map(|container| std::mem::take(&mut container.starters))
+            .unwrap_or_default();
         let mut replies = replies.into_iter();
         match result {
             Ok(_) => replies.for_each(|reply| drop(reply.send(Ok(())))),
@@ -212,7 +217,8 @@ impl Pod {
             Err(ContainerDenied::Later) => container.waiting.push(Command::RemoveContainer(id, reply)),
             Err(ContainerDenied::AlreadyRan | ContainerDenied::Impossible) => {
                 let state = container.view.state.name();
-                let _ = reply.send(Err(Error::ContainerState { container: id, state, operation: "remove it" }));
+                let _ =
+                    reply.send(Err(Error::ContainerState { container: id, state, operation: "remove it" }));
             }
         }
     }
@@ -265,8 +271,11 @@ impl Pod {
 
     /// Requests that waited for the container come again.
     async fn replay(&mut self, id: &ContainerId) {
-        let waiting =
-            self.containers.get_mut(id).map(|container| std::mem::take(&mut container.waiting)).unwrap_or_default();
+        let waiting = self
+            .containers
+            .get_mut(id)
+            .map(|container| std::mem::take(&mut container.waiting))
+            .unwrap_or_default();
         for command in waiting {
             self.obey_again(command).await;
         }

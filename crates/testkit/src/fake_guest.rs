@@ -1,0 +1,264 @@
+//! Guests in memory, speaking the real protocol over the streams of
+//! [`kina_machine::fake::FakeDriver`]. Containers are entries of a table; the
+//! test says when one exits.
+
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kina_guest_api::v1;
+use kina_guest_api::v1::guest_server::{Guest, GuestServer};
+use kina_model::PodId;
+use tokio::io::DuplexStream;
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+/// The guests of all pods. Clones share them.
+#[derive(Clone, Default)]
+pub struct FakeGuests {
+    world: Arc<Mutex<HashMap<PodId, Arc<State>>>>,
+    refusals: Arc<Mutex<BTreeMap<&'static str, u32>>>,
+    silent: Arc<Mutex<bool>>,
+}
+
+struct State {
+    table: Mutex<Table>,
+    sequence: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Table {
+    containers: BTreeMap<String, v1::ContainerStatus>,
+    events: Vec<v1::Event>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FakeGuests {
+    /// Serves one stream; for [`kina_machine::fake::FakeDriver::new`].
+    pub fn accept(&self, pod: PodId, stream: DuplexStream) {
+        if *lock(&self.silent) {
+            // Held open, never answered.
+            tokio::spawn(async move {
+                let _stream = stream;
+                std::future::pending::<()>().await;
+            });
+            return;
+        }
+        let state =
+            Arc::clone(lock(&self.world).entry(pod.clone()).or_insert_with(|| {
+                Arc::new(State { table: Mutex::default(), sequence: watch::Sender::new(0) })
+            }));
+        let guest = FakeGuest { pod, state, refusals: Arc::clone(&self.refusals) };
+        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
+        let server = tonic::transport::Server::builder().add_service(GuestServer::new(guest));
+        tokio::spawn(server.serve_with_incoming(incoming.chain(tokio_stream::pending())));
+    }
+
+    /// The next `count` calls of that name are refused.
+    pub fn refuse(&self, call: &'static str, count: u32) {
+        lock(&self.refusals).insert(call, count);
+    }
+
+    /// New streams get no answer.
+    pub fn be_silent(&self) {
+        *lock(&self.silent) = true;
+    }
+
+    /// A container of a pod ends.
+    pub fn exit(&self, pod: &PodId, container: &str, code: i32, oom_killed: bool) {
+        if let Some(state) = lock(&self.world).get(pod) {
+            state.exit(container, code, oom_killed);
+        }
+    }
+
+    /// The ids of a pod's containers, as its guest knows them.
+    pub fn containers(&self, pod: &PodId) -> Vec<String> {
+        let world = lock(&self.world);
+        world
+            .get(pod)
+            .map(|state| lock(&state.table).containers.keys().cloned().collect())
+            .unwrap_or_default()
+    }
+}
+
+impl State {
+    fn exit(&self, container: &str, code: i32, oom_killed: bool) {
+        let mut table = lock(&self.table);
+        let sequence = table.events.len() as u64 + 1;
+        let exit = v1::Exit { code, finished_at_nanos: 2_000, oom_killed };
+        match table.containers.get_mut(container) {
+            Some(status) if status.exit.is_none() => {
+                status.state = v1::ContainerState::Exited.into();
+                status.exit = Some(exit);
+            }
+            _ => return,
+        }
+        let exited = v1::ContainerExited { id: container.to_owned(), exit: Some(exit) };
+        table.events.push(v1::Event { sequence, what: Some(v1::event::What::Exited(exited)) });
+        self.sequence.send_replace(sequence);
+    }
+}
+
+struct FakeGuest {
+    pod: PodId,
+    state: Arc<State>,
+    refusals: Arc<Mutex<BTreeMap<&'static str, u32>>>,
+}
+
+impl FakeGuest {
+    fn may(&self, call: &'static str) -> Result<(), Status> {
+        match lock(&self.refusals).get_mut(call) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                Err(Status::internal("ordered by the test"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Guest for FakeGuest {
+    async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
+        self.may("hello")?;
+        Ok(Response::new(v1::HelloResponse {
+            protocol_version: request.into_inner().protocol_version,
+            guest_version: "fake".to_owned(),
+            boot_id: "fake-boot".to_owned(),
+            kernel_release: "fake-kernel".to_owned(),
+            architecture: "fake".to_owned(),
+            pod_id: self.pod.to_string(),
+            pid: 1,
+            features: Some(v1::Features::default()),
+        }))
+    }
+
+    async fn setup_pod(
+        &self,
+        _request: Request<v1::SetupPodRequest>,
+    ) -> Result<Response<v1::SetupPodResponse>, Status> {
+        self.may("setup_pod")?;
+        Ok(Response::new(v1::SetupPodResponse::default()))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Result<Response<v1::CreateContainerResponse>, Status> {
+        self.may("create_container")?;
+        let request = request.into_inner();
+        let status = v1::ContainerStatus {
+            id: request.id.clone(),
+            state: v1::ContainerState::Created.into(),
+            pid: 7,
+            created_at_nanos: 1_000,
+            ..v1::ContainerStatus::default()
+        };
+        lock(&self.state.table).containers.insert(request.id, status);
+        Ok(Response::new(v1::CreateContainerResponse { pid: 7, ..v1::CreateContainerResponse::default() }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Result<Response<v1::StartContainerResponse>, Status> {
+        self.may("start_container")?;
+        let mut table = lock(&self.state.table);
+        let status = table
+            .containers
+            .get_mut(&request.into_inner().id)
+            .ok_or_else(|| Status::not_found("container"))?;
+        status.state = v1::ContainerState::Running.into();
+        status.started_at_nanos = 1_500;
+        Ok(Response::new(v1::StartContainerResponse { started_at_nanos: 1_500 }))
+    }
+
+    /// SIGKILL ends a container, other signals do not.
+    async fn signal_container(
+        &self,
+        request: Request<v1::SignalContainerRequest>,
+    ) -> Result<Response<v1::SignalContainerResponse>, Status> {
+        self.may("signal_container")?;
+        let request = request.into_inner();
+        if request.signal == 9 {
+            self.state.exit(&request.id, 137, false);
+        }
+        Ok(Response::new(v1::SignalContainerResponse {}))
+    }
+
+    async fn delete_container(
+        &self,
+        request: Request<v1::DeleteContainerRequest>,
+    ) -> Result<Response<v1::DeleteContainerResponse>, Status> {
+        self.may("delete_container")?;
+        lock(&self.state.table).containers.remove(&request.into_inner().id);
+        Ok(Response::new(v1::DeleteContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        _request: Request<v1::ListContainersRequest>,
+    ) -> Result<Response<v1::ListContainersResponse>, Status> {
+        let table = lock(&self.state.table);
+        Ok(Response::new(v1::ListContainersResponse {
+            containers: table.containers.values().cloned().collect(),
+            sequence: table.events.len() as u64,
+        }))
+    }
+
+    type EventsStream = Answers<v1::Event>;
+
+    async fn events(
+        &self,
+        request: Request<v1::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        let state = Arc::clone(&self.state);
+        let mut next = request.into_inner().after as usize;
+        let changes = tokio_stream::wrappers::WatchStream::new(state.sequence.subscribe());
+        let events = changes.map(move |_| {
+            let table = lock(&state.table);
+            let news: Vec<_> = table.events.iter().skip(next).cloned().map(Ok).collect();
+            next = table.events.len();
+            tokio_stream::iter(news)
+        });
+        Ok(Response::new(Box::pin(futures::StreamExt::flatten(events))))
+    }
+
+    type ExecStream = Answers<v1::ExecResponse>;
+
+    async fn exec(
+        &self,
+        _request: Request<Streaming<v1::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        Err(Status::unimplemented("the fake runs nothing"))
+    }
+
+    async fn reopen_log(
+        &self,
+        _request: Request<v1::ReopenLogRequest>,
+    ) -> Result<Response<v1::ReopenLogResponse>, Status> {
+        Ok(Response::new(v1::ReopenLogResponse {}))
+    }
+
+    type ReadLogStream = Answers<v1::ReadLogResponse>;
+
+    async fn read_log(
+        &self,
+        _request: Request<Streaming<v1::ReadLogRequest>>,
+    ) -> Result<Response<Self::ReadLogStream>, Status> {
+        Err(Status::unimplemented("the fake has no logs"))
+    }
+
+    async fn shutdown(
+        &self,
+        _request: Request<v1::ShutdownRequest>,
+    ) -> Result<Response<v1::ShutdownResponse>, Status> {
+        Ok(Response::new(v1::ShutdownResponse {}))
+    }
+}

@@ -1,0 +1,181 @@
+//! A node in memory. Files are real, below whatever directories the test uses;
+//! everything else is an entry of a table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kina_model::PodId;
+use kina_node::{Error, FilesystemUsage, GuestProgram, LayerImage, Node, Output, ProcessIdentity, Program};
+
+/// The node. Clones share their world: a clone is what a node is to the daemon
+/// after a restart.
+#[derive(Clone, Default)]
+pub struct FakeNode {
+    world: Arc<Mutex<World>>,
+}
+
+/// What a fake node holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Pods with a network namespace.
+    pub namespaces: BTreeSet<PodId>,
+    /// Mounted layers, and how often each has been mounted anew.
+    pub layers: BTreeMap<String, u32>,
+    /// The boot.
+    pub boot: u32,
+    /// How many of the next effects by that name fail.
+    pub failures: BTreeMap<&'static str, u32>,
+}
+
+impl FakeNode {
+    /// What it holds.
+    pub fn world(&self) -> World {
+        self.lock().clone()
+    }
+
+    /// The next `count` calls of an operation fail: `create_network_namespace`,
+    /// `remove_network_namespace`, `mount_layer`, `unmount_layer`,
+    /// `create_directory`, `remove_tree`.
+    pub fn fail(&self, operation: &'static str, count: u32) {
+        self.lock().failures.insert(operation, count);
+    }
+
+    /// As a reboot does: nothing but files is left.
+    pub fn reboot(&self) {
+        let mut world = self.lock();
+        *world = World { boot: world.boot + 1, ..World::default() };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn perform<T>(&self, operation: &'static str, work: impl FnOnce(&mut World) -> T) -> Result<T, Error> {
+        let mut world = self.lock();
+        match world.failures.get_mut(operation) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                Err(failure(operation, Path::new("/fake"), io::Error::other("ordered by the test")))
+            }
+            _ => Ok(work(&mut world)),
+        }
+    }
+}
+
+fn failure(operation: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Io { operation, path: path.to_owned(), source }
+}
+
+#[async_trait]
+impl Node for FakeNode {
+    async fn boot_id(&self) -> Result<String, Error> {
+        Ok(format!("boot-{}", self.lock().boot))
+    }
+
+    async fn create_network_namespace(&self, pod: &PodId) -> Result<PathBuf, Error> {
+        self.perform("create_network_namespace", |world| {
+            world.namespaces.insert(pod.clone());
+            PathBuf::from(format!("/fake/netns/{pod}"))
+        })
+    }
+
+    async fn remove_network_namespace(&self, pod: &PodId) -> Result<(), Error> {
+        self.perform("remove_network_namespace", |world| {
+            world.namespaces.remove(pod);
+        })
+    }
+
+    async fn network_namespaces(&self) -> Result<Vec<PodId>, Error> {
+        Ok(self.lock().namespaces.iter().cloned().collect())
+    }
+
+    async fn mount_layer(&self, layer: &LayerImage) -> Result<PathBuf, Error> {
+        self.perform("mount_layer", |world| {
+            *world.layers.entry(layer.diff_id.clone()).or_insert(0) += 1;
+            PathBuf::from(format!("/fake/layers/{}", layer.diff_id))
+        })
+    }
+
+    async fn unmount_layer(&self, diff_id: &str) -> Result<(), Error> {
+        self.perform("unmount_layer", |world| {
+            world.layers.remove(diff_id);
+        })
+    }
+
+    async fn mounted_layers(&self) -> Result<Vec<String>, Error> {
+        Ok(self.lock().layers.keys().cloned().collect())
+    }
+
+    async fn run(&self, program: &Program) -> Result<Output, Error> {
+        Err(failure("run", &program.path, io::ErrorKind::Unsupported.into()))
+    }
+
+    async fn spawn_guest(&self, guest: &GuestProgram) -> Result<ProcessIdentity, Error> {
+        Err(failure("spawn guest", &guest.program, io::ErrorKind::Unsupported.into()))
+    }
+
+    async fn dial(&self, socket: &Path) -> Result<tokio::net::UnixStream, Error> {
+        Err(failure("dial", socket, io::ErrorKind::Unsupported.into()))
+    }
+
+    async fn wait_process(&self, _process: ProcessIdentity) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn process_lives(&self, _process: ProcessIdentity) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn kill_cgroup(&self, _path: &str, _deadline: Duration) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn cgroups(&self, _parent: &str, _prefix: &str) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn cgroup_processes(&self, _path: &str) -> Result<Vec<ProcessIdentity>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn create_directory(&self, path: &Path, _mode: u32) -> Result<(), Error> {
+        self.perform("create_directory", |_| ())?;
+        std::fs::create_dir_all(path).map_err(|source| failure("create directory", path, source))
+    }
+
+    async fn remove_tree(&self, path: &Path) -> Result<(), Error> {
+        self.perform("remove_tree", |_| ())?;
+        match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure("remove tree", path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn exists(&self, path: &Path) -> Result<bool, Error> {
+        path.try_exists().map_err(|source| failure("inspect", path, source))
+    }
+
+    async fn list_directory(&self, path: &Path) -> Result<Vec<String>, Error> {
+        let Ok(entries) = std::fs::read_dir(path) else {
+            return Ok(Vec::new());
+        };
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
+
+    async fn read_file(&self, path: &Path, _limit: usize) -> Result<Vec<u8>, Error> {
+        std::fs::read(path).map_err(|source| failure("read", path, source))
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a fake needs no atomic replacement")]
+    async fn write_file(&self, path: &Path, content: &[u8], _mode: u32) -> Result<(), Error> {
+        std::fs::write(path, content).map_err(|source| failure("write", path, source))
+    }
+
+    async fn usage(&self, path: &Path) -> Result<FilesystemUsage, Error> {
+        Ok(FilesystemUsage { mountpoint: path.to_owned(), used_bytes: 0, used_inodes: 0 })
+    }
+}

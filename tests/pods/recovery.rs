@@ -1,0 +1,100 @@
+use kina_model::{ContainerState, PodState, StopCause};
+
+use crate::support::{World, container_spec, eventually, pod_spec, state_of};
+
+/// Lets the daemon go without a word, as `kill -9` does, and waits until its
+/// store is closed.
+async fn kill(daemon: kina::runtime::Runtime) {
+    drop(daemon);
+    // The actors hold the store until they notice that nobody can ask them any more.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_running_pod_is_adopted() {
+    let world = World::new();
+    let daemon = world.daemon().await;
+    let pod = daemon.run_pod(pod_spec("p")).await.unwrap();
+    let running = daemon.create_container(pod.as_str(), container_spec("running")).await.unwrap();
+    daemon.start_container(running.as_str()).await.unwrap();
+    let ending = daemon.create_container(pod.as_str(), container_spec("ending")).await.unwrap();
+    daemon.start_container(ending.as_str()).await.unwrap();
+    kill(daemon).await;
+
+    // It ends while nobody looks.
+    world.guests.exit(&pod, ending.as_str(), 4, false);
+    let daemon = world.daemon().await;
+    assert!(daemon.find_pod(pod.as_str()).unwrap().state.is_ready());
+    assert!(matches!(state_of(&daemon, running.as_str()), ContainerState::Running(_)));
+    assert_eq!(state_of(&daemon, ending.as_str()).exit().unwrap().code, 4);
+    assert_eq!(
+        world.node.world().layers.values().copied().collect::<Vec<_>>(),
+        [2],
+        "no layer is mounted anew"
+    );
+
+    // The adopted pod is as alive as any.
+    assert_eq!(daemon.run_pod(pod_spec("p")).await.unwrap(), pod);
+    world.guests.exit(&pod, running.as_str(), 0, false);
+    eventually(&daemon, pod.as_str(), "the exit", |view| view.containers[&running].state.exit().is_some())
+        .await;
+    daemon.remove_pod(pod.as_str()).await.unwrap();
+    world.assert_empty();
+}
+
+#[tokio::test]
+async fn a_pod_whose_machine_is_gone_is_torn_down() {
+    let world = World::new();
+    let daemon = world.daemon().await;
+    let pod = daemon.run_pod(pod_spec("p")).await.unwrap();
+    let container = daemon.create_container(pod.as_str(), container_spec("c")).await.unwrap();
+    daemon.start_container(container.as_str()).await.unwrap();
+    kill(daemon).await;
+    world.driver.kill(&pod);
+
+    let daemon = world.daemon().await;
+    eventually(&daemon, pod.as_str(), "the teardown", |view| {
+        matches!(&view.state, PodState::Stopped(StopCause::MachineEnded(_)))
+    })
+    .await;
+    assert_eq!(state_of(&daemon, container.as_str()).exit().unwrap().code, 137);
+    assert!(world.node.world().namespaces.is_empty());
+    daemon.remove_pod(pod.as_str()).await.unwrap();
+    world.assert_empty();
+}
+
+#[tokio::test]
+async fn a_reboot_ends_all_pods() {
+    let world = World::new();
+    let daemon = world.daemon().await;
+    let pod = daemon.run_pod(pod_spec("p")).await.unwrap();
+    let container = daemon.create_container(pod.as_str(), container_spec("c")).await.unwrap();
+    daemon.start_container(container.as_str()).await.unwrap();
+    kill(daemon).await;
+    world.node.reboot();
+    world.driver.kill(&pod);
+
+    let daemon = world.daemon().await;
+    eventually(&daemon, pod.as_str(), "the end", |view| view.state == PodState::Stopped(StopCause::Rebooted))
+        .await;
+    let exit = state_of(&daemon, container.as_str()).exit().cloned().unwrap();
+    assert!(exit.message.contains("rebooted"), "{}", exit.message);
+    daemon.remove_pod(pod.as_str()).await.unwrap();
+    world.assert_empty();
+}
+
+/// What no record explains is cleaned away.
+#[tokio::test]
+async fn strangers_are_cleaned() {
+    use kina_node::Node;
+    let world = World::new();
+    let daemon = world.daemon().await;
+    kill(daemon).await;
+    let stranger = kina_model::PodId::random();
+    world.node.create_network_namespace(&stranger).await.unwrap();
+    std::fs::create_dir_all(world.directory.path().join("root/pods").join(stranger.as_str())).unwrap();
+    let _daemon = world.daemon().await;
+    world.assert_empty();
+}

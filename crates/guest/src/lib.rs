@@ -1,1 +1,88 @@
-//! The process that runs a pod's containers.
+//! The process that runs a pod's containers: `kina-guest`.
+//!
+//! One per pod, in every machine: a daemon of its own on the node's kernel, or
+//! a child of the first process of a VM. It serves the guest protocol and
+//! outlives whoever speaks to it; when that goes away nothing happens.
+//!
+//! ```text
+//! serve ──▶ service ──▶ guest ──┬─▶ pod        namespaces, files, /dev/shm
+//!   │       (decode,            ├─▶ container  state; spec, rootfs, layers, user
+//!   │        encode)            ├─▶ exec       one more process, its streams
+//!   └─ unix | vsock             └─▶ events     exits, bounded
+//! init   the first process of a VM: mounts, orphans, power
+//! pause  the first process of a PID namespace that containers share
+//! ```
+//!
+//! Everything runs on one thread, but for what blocks (mounts, launches), which
+//! runs on few short-lived ones. An operation, once begun, is carried through
+//! even if its caller goes away. Nothing of a pod is pinned on disk: namespaces
+//! and mounts are descriptors that end with the guest.
+#![cfg(target_os = "linux")]
+
+mod arguments;
+mod container;
+mod demo;
+mod error;
+mod events;
+mod exec;
+mod features;
+mod guest;
+mod init;
+mod journal;
+mod layers;
+mod namespaces;
+mod pause;
+mod pod;
+mod process;
+mod rootfs;
+mod serve;
+mod service;
+mod shared_memory;
+mod spec;
+mod user;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+pub use error::Error;
+pub use user::{Accounts, Identity};
+
+use arguments::Command;
+
+/// Runs the program. Must be called first thing in `main`, with one thread.
+pub fn main() -> ExitCode {
+    let arguments: Vec<String> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let (program, rest) = match arguments.split_first() {
+        Some((program, rest)) => (Some(program.as_str()), rest),
+        None => (None, &[][..]),
+    };
+    if rest.first().is_some_and(|command| command == "launch") {
+        kina_launch::helper_main();
+    }
+    if init::started_by_kernel(program) && rest.first().is_none_or(|command| command != "init") {
+        return fail(&init::leave_initramfs());
+    }
+    match arguments::parse(rest) {
+        Ok(Command::Serve(options)) => serve::run(&options),
+        Ok(Command::Pause) => pause::run(),
+        Ok(Command::Init) => fail(&init::run()),
+        Ok(Command::Demo(arguments)) => demo::run(&arguments),
+        Ok(Command::Version) => {
+            let version = env!("CARGO_PKG_VERSION");
+            match writeln!(io::stdout(), "kina-guest {version}") {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            }
+        }
+        Err(mistake) => {
+            drop(writeln!(io::stderr(), "kina-guest: {mistake}\n{}", arguments::USAGE));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    drop(writeln!(io::stderr(), "kina-guest: {error}"));
+    ExitCode::FAILURE
+}

@@ -1,0 +1,126 @@
+//! The command line, parsed by hand: the guest stays small.
+
+use std::path::PathBuf;
+
+/// The commands, for people who typed something else.
+pub(crate) const USAGE: &str = "\
+usage: kina-guest serve --pod ID --listen unix:PATH|vsock:PORT [--cgroup PATH] [--log PATH]
+       kina-guest demo serve PORT | fetch URL [--every MILLISECONDS] | sleep
+       kina-guest --version";
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Serve(Serve),
+    /// The first process of a pod's PID namespace.
+    Pause,
+    /// The first process of a machine, after its root was moved.
+    Init,
+    Demo(Vec<String>),
+    Version,
+}
+
+/// The options of `serve`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Serve {
+    pub(crate) pod: String,
+    pub(crate) listen: Listen,
+    /// The pod's cgroup; the guest moves into its child `guest`.
+    pub(crate) cgroup: Option<String>,
+    pub(crate) log: Option<PathBuf>,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Listen {
+    Unix(PathBuf),
+    Vsock(u32),
+}
+
+impl Listen {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            Some(("vsock", port)) => {
+                port.parse().map(Self::Vsock).map_err(|_| format!("no vsock port: {port:?}"))
+            }
+            Some(_) | None => Err(format!("nowhere to listen: {text:?}")),
+        }
+    }
+}
+
+/// Parses everything after the program's name.
+pub(crate) fn parse(arguments: &[String]) -> Result<Command, String> {
+    let (command, rest) = arguments.split_first().ok_or("no command")?;
+    match command.as_str() {
+        "serve" => parse_serve(rest).map(Command::Serve),
+        "pause" => Ok(Command::Pause),
+        "init" => Ok(Command::Init),
+        "demo" => Ok(Command::Demo(rest.to_vec())),
+        "--version" => Ok(Command::Version),
+        other => Err(format!("no such command: {other:?}")),
+    }
+}
+
+fn parse_serve(arguments: &[String]) -> Result<Serve, String> {
+    let (mut pod, mut listen, mut cgroup, mut log) = (None, None, None, None);
+    let mut rest = arguments.iter();
+    while let Some(option) = rest.next() {
+        let value = rest.next().ok_or_else(|| format!("{option} needs a value"))?;
+        match option.as_str() {
+            "--pod" => pod = Some(value.clone()),
+            "--listen" => listen = Some(Listen::parse(value)?),
+            "--cgroup" => cgroup = Some(value.clone()),
+            "--log" => log = Some(PathBuf::from(value)),
+            other => return Err(format!("no such option: {other:?}")),
+        }
+    }
+    Ok(Serve {
+        pod: pod.ok_or("--pod is missing")?,
+        listen: listen.ok_or("--listen is missing")?,
+        cgroup,
+        log,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn serve_is_parsed() {
+        let parsed = parse(&words("serve --pod p --listen unix:/s --cgroup /kina/p --log /l"));
+        assert_eq!(
+            parsed,
+            Ok(Command::Serve(Serve {
+                pod: "p".to_owned(),
+                listen: Listen::Unix("/s".into()),
+                cgroup: Some("/kina/p".to_owned()),
+                log: Some("/l".into()),
+            }))
+        );
+        assert_eq!(Listen::parse("vsock:1024"), Ok(Listen::Vsock(1024)));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, word) in [
+            ("", "command"),
+            ("dance", "dance"),
+            ("serve --listen unix:/s", "--pod"),
+            ("serve --pod p", "--listen"),
+            ("serve --pod", "--pod"),
+            ("serve --pod p --listen tcp:1", "tcp:1"),
+            ("serve --pod p --listen unix:relative", "relative"),
+            ("serve --pod p --listen vsock:x", "x"),
+            ("serve --pod p --what x", "--what"),
+        ] {
+            let error = parse(&words(line)).unwrap_err();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,645 @@
+//! The guest: a pod, its containers and what happens to them.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kina_cgroup::{Group, Hierarchy};
+use kina_guest_api::v1;
+use kina_launch::{Created, Launcher, Plan, RootFs, Stdio};
+use kina_log::{Sink, Stream};
+use rustix::pipe::PipeFlags;
+use tokio::sync::{Semaphore, watch};
+
+use crate::container::{Container, Made, ToStart, now_nanos, open_log, start_pumps};
+use crate::error::Error;
+use crate::events::Events;
+use crate::journal::Journal;
+use crate::layers::{LayerStore, LayerUse};
+use crate::pod::{PidMode, Pod};
+use crate::process::{self, SignalError};
+use crate::rootfs::{self, WritableLayer};
+use crate::spec::{self, PidNamespace};
+use crate::user::Accounts;
+
+/// No pod has more containers.
+const CONTAINERS_LIMIT: usize = 256;
+/// Execs at one time.
+const EXECS_LIMIT: usize = 128;
+const ID_LIMIT: usize = 128;
+/// How long killed processes may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an ended container's output may take to be stored before its end is told.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a cgroup may be busy after its last process.
+const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Everything that the guest knows.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) pod_id: String,
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) features: v1::Features,
+    pub(crate) boot_id: String,
+    pub(crate) journal: Journal,
+    pub(crate) events: Events,
+    pub(crate) launcher: Arc<Launcher>,
+    pub(crate) execs: Arc<Semaphore>,
+    pod: tokio::sync::Mutex<Option<Arc<Pod>>>,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    layers: Arc<LayerStore>,
+    closing: AtomicBool,
+    /// True when the guest is to end.
+    finished: watch::Sender<bool>,
+}
+
+impl Guest {
+    pub(crate) fn new(pod_id: String, hierarchy: Hierarchy, journal: Journal, launcher: Launcher) -> Self {
+        Self {
+            pod_id,
+            features: crate::features::probe(Some(&hierarchy)),
+            hierarchy,
+            boot_id: crate::features::boot_id(),
+            journal,
+            events: Events::default(),
+            launcher: Arc::new(launcher),
+            execs: Arc::new(Semaphore::new(EXECS_LIMIT)),
+            pod: tokio::sync::Mutex::default(),
+            containers: Mutex::default(),
+            layers: Arc::default(),
+            closing: AtomicBool::new(false),
+            finished: watch::Sender::new(false),
+        }
+    }
+
+    /// Wakes when the guest is to end.
+    pub(crate) fn finished(&self) -> watch::Receiver<bool> {
+        self.finished.subscribe()
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many execs may run at one time.
+    pub(crate) fn execs_limit(&self) -> usize {
+        EXECS_LIMIT
+    }
+
+    /// A container by id.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        self.containers().get(id).cloned().ok_or_else(|| Error::NoContainer { id: id.to_owned() })
+    }
+
+    fn require_open(&self) -> Result<(), Error> {
+        if self.closing.load(Ordering::Acquire) { Err(Error::ShuttingDown) } else { Ok(()) }
+    }
+
+    /// Sets the pod up, once. Must run on the main thread (see [`Pod::create`]).
+    pub(crate) async fn setup_pod(&self, request: v1::SetupPodRequest) -> Result<(), Error> {
+        let mut pod = self.pod.lock().await;
+        self.require_open()?;
+        match &*pod {
+            Some(pod) if pod.is(&request) => Ok(()),
+            Some(_) => Err(Error::PodDiffers),
+            None => {
+                *pod = Some(Arc::new(Pod::create(request, &self.hierarchy)?));
+                Ok(())
+            }
+        }
+    }
+
+    async fn pod(&self) -> Result<Arc<Pod>, Error> {
+        self.pod.lock().await.clone().ok_or(Error::NoPod)
+    }
+
+    /// Builds a container up to just before its program runs.
+    pub(crate) async fn create(
+        self: Arc<Self>,
+        request: v1::CreateContainerRequest,
+    ) -> Result<v1::CreateContainerResponse, Error> {
+        check_id(&request.id)?;
+        let pod = self.pod().await?;
+        let container = Arc::new(Container::reserve(request.id.clone()));
+        // Nobody else knows the container yet.
+        let _turn = Arc::clone(&container.turn).lock_owned().await;
+        {
+            let mut containers = self.containers();
+            self.require_open()?;
+            if containers.contains_key(&request.id) {
+                return Err(Error::ContainerExists { id: request.id });
+            }
+            if containers.len() >= CONTAINERS_LIMIT {
+                return Err(Error::TooMany { what: "containers", limit: CONTAINERS_LIMIT });
+            }
+            containers.insert(request.id.clone(), Arc::clone(&container));
+        }
+        let id = request.id.clone();
+        let created = self.create_reserved(&container, request, pod).await;
+        if created.is_err() {
+            self.containers().remove(&id);
+        }
+        created
+    }
+
+    async fn create_reserved(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        request: v1::CreateContainerRequest,
+        pod: Arc<Pod>,
+    ) -> Result<v1::CreateContainerResponse, Error> {
+        let pid = self.pid_namespace(&request, &pod)?;
+        let guest = Arc::clone(self);
+        let built = blocking("create a container", move || guest.build(&request, &pod, pid)).await?;
+        let Built { made, start, outputs, response } = built;
+        match start_pumps(outputs, &made.log) {
+            Ok(pumps) => *made.pumps() = pumps,
+            Err(error) => {
+                drop(start);
+                drop(process::wait(&made.pidfd).await);
+                undo(made).await;
+                return Err(error);
+            }
+        }
+        container.set_created(made, start);
+        tokio::spawn(watch_end(Arc::clone(self), Arc::clone(container)));
+        Ok(response)
+    }
+
+    fn pid_namespace(&self, request: &v1::CreateContainerRequest, pod: &Pod) -> Result<PidNamespace, Error> {
+        use v1::NamespaceMode;
+        let path = crate::shared_memory::descriptor_path;
+        Ok(match (request.pid(), &pod.pid) {
+            (NamespaceMode::Container, _) | (NamespaceMode::Unspecified, PidMode::Container) => {
+                PidNamespace::Own
+            }
+            (NamespaceMode::Host, _) | (NamespaceMode::Unspecified, PidMode::Host) => PidNamespace::Host,
+            (NamespaceMode::Unspecified | NamespaceMode::Pod, PidMode::Pod { namespace, .. }) => {
+                PidNamespace::Shared(path(namespace))
+            }
+            (NamespaceMode::Pod, PidMode::Container | PidMode::Host) => {
+                return Err(Error::invalid("pid", "the pod has no PID namespace of its own"));
+            }
+            (NamespaceMode::Target, _) => {
+                let target = self.container(&request.pid_target)?;
+                let made = target.require_running("share the PID namespace of")?;
+                PidNamespace::Shared(format!("/proc/{}/ns/pid", made.pid).into())
+            }
+        })
+    }
+
+    /// The blocking part of a creation. What it made is undone when a step fails.
+    fn build(
+        &self,
+        request: &v1::CreateContainerRequest,
+        pod: &Pod,
+        pid: PidNamespace,
+    ) -> Result<Built, Error> {
+        let id = &request.id;
+        let request_rootfs = request.rootfs.as_ref().ok_or_else(|| Error::invalid("rootfs", "is missing"))?;
+        let request_process =
+            request.process.as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
+        let log = open_log(id, request.log.as_ref())?;
+        let group = child_group(&pod.group, id)?;
+        let mut layers = Vec::new();
+        let mut lower = Vec::new();
+        for layer in &request_rootfs.layers {
+            lower.push(self.layer(pod, layer, &mut layers)?);
+        }
+        let directory = pod.state_directory.join("containers").join(id);
+        let mut undo = Undo::new(group.clone(), WritableLayer::create(directory)?);
+        let root = rootfs::assemble(id, &lower, undo.writable())?;
+        let identity = Accounts::read(&root)?.resolve(request_process.user.as_ref())?;
+        let owns_pid_namespace = matches!(pid, PidNamespace::Own);
+        let spec = spec::build(request, pod, &identity, &pid, &self.hierarchy)?;
+        let streams = Streams::open(request_process.terminal, request.stdin)?;
+        let launched = self
+            .launcher
+            .create(Plan {
+                spec: spec.clone(),
+                rootfs: RootFs::Detached(root),
+                stdio: streams.child,
+                cgroup: Some(group.clone()),
+            })
+            .map_err(|source| Error::Launch { id: id.clone(), source })?;
+        let Created { pid, pidfd, start, terminal, warnings } = launched;
+        let mut outputs = streams.outputs;
+        outputs.extend(terminal.map(|terminal| (Stream::Stdout, terminal)));
+        let pid = pid.unsigned_abs();
+        let stop_signal = if request.stop_signal == 0 { 15 } else { request.stop_signal };
+        Ok(Built {
+            made: Made {
+                pid,
+                pidfd,
+                spec: spec::for_exec(spec),
+                group,
+                stop_signal,
+                log,
+                created_at_nanos: now_nanos(),
+                owns_pid_namespace,
+                writable: undo.keep(),
+                layers: Mutex::new(layers),
+                pumps: Mutex::default(),
+                stdin: Mutex::new(streams.stdin),
+            },
+            start,
+            outputs,
+            response: v1::CreateContainerResponse {
+                pid,
+                uid: identity.uid,
+                gid: identity.gid,
+                supplemental_groups: identity.groups,
+                warnings: warnings.iter().map(ToString::to_string).collect(),
+            },
+        })
+    }
+
+    /// Where a layer is mounted; mounts it when it comes as an image.
+    fn layer(&self, pod: &Pod, layer: &v1::Layer, uses: &mut Vec<LayerUse>) -> Result<PathBuf, Error> {
+        match &layer.source {
+            Some(v1::layer::Source::Mounted(path)) => Ok(path.into()),
+            Some(v1::layer::Source::Image(image)) => {
+                let directory = pod.state_directory.join("layers");
+                let used = self.layers.mount(&directory, &layer.diff_id, Path::new(image))?;
+                let path = used.path().to_owned();
+                uses.push(used);
+                Ok(path)
+            }
+            None => Err(Error::invalid("rootfs.layers", "one has no source")),
+        }
+    }
+
+    /// Runs a created container's program.
+    pub(crate) async fn start(self: Arc<Self>, id: String) -> Result<i64, Error> {
+        let container = self.container(&id)?;
+        let _turn = container.turn.lock().await;
+        self.require_open()?;
+        let handle = match container.begin_start()? {
+            ToStart::StartedAt(nanos) => return Ok(nanos),
+            ToStart::Start(handle) => handle,
+        };
+        let started = blocking("start a container", move || {
+            handle.start().map_err(|source| Error::Launch { id, source })
+        })
+        .await;
+        match started {
+            Ok(()) => {
+                let now = now_nanos();
+                container.set_running(now);
+                Ok(now)
+            }
+            // Its process ends, and is seen to.
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a signal.
+    pub(crate) async fn signal(self: Arc<Self>, id: String, number: u32, all: bool) -> Result<(), Error> {
+        let container = self.container(&id)?;
+        if container.has_exited() {
+            return Ok(());
+        }
+        let made = container.made("signal")?;
+        let sent = if all {
+            let group = made.group.clone();
+            let pids = blocking("list processes", move || {
+                group.processes().map_err(|source| cgroup_error(&group, source))
+            })
+            .await?;
+            process::signal_each(&pids, number)
+        } else {
+            process::signal(&made.pidfd, number)
+        };
+        sent.map_err(|error| match error {
+            SignalError::Number => Error::invalid("signal", format!("{number} is none")),
+            SignalError::Send(source) => Error::system("send a signal", source),
+        })
+    }
+
+    /// Frees what a container holds.
+    pub(crate) async fn delete(self: Arc<Self>, id: String) -> Result<(), Error> {
+        let Ok(container) = self.container(&id) else {
+            return Ok(());
+        };
+        let _turn = container.turn.lock().await;
+        // Its creation may have failed meanwhile, or another delete been first.
+        if self.container(&id).is_ok_and(|known| Arc::ptr_eq(&known, &container)) {
+            self.delete_in_turn(&container).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_in_turn(&self, container: &Arc<Container>) -> Result<(), Error> {
+        container.require_inactive("delete")?;
+        let made = container.made("delete")?;
+        if !container.has_exited() {
+            drop(process::signal(&made.pidfd, 9));
+            if !container.wait_ended(KILL_PATIENCE + DRAIN_PATIENCE).await {
+                return Err(Error::WrongState {
+                    id: container.id.clone(),
+                    state: "killed and does not end",
+                    operation: "delete",
+                });
+            }
+        }
+        for pump in made.pumps().drain(..) {
+            pump.abort();
+        }
+        if let Sink::Stream(buffer) = &made.log {
+            buffer.close();
+        }
+        let kept = Arc::clone(container);
+        blocking("delete a container", move || {
+            let made = kept.made("delete")?;
+            let group = &made.group;
+            group.delete(CGROUP_PATIENCE).map_err(|source| cgroup_error(group, source))?;
+            made.writable.remove()?;
+            made.layers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            drop(made.stdin.lock().unwrap_or_else(PoisonError::into_inner).take());
+            Ok(())
+        })
+        .await?;
+        self.containers().remove(&container.id);
+        Ok(())
+    }
+
+    /// Every container's state.
+    pub(crate) fn list(&self) -> v1::ListContainersResponse {
+        // Read first: an event that comes meanwhile is told twice, not never.
+        let sequence = self.events.newest();
+        let containers = self.containers().values().filter_map(|c| c.status()).collect();
+        v1::ListContainersResponse { containers, sequence }
+    }
+
+    /// Opens a container's log file anew.
+    pub(crate) fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        let container = self.container(id)?;
+        match &container.made("reopen the log of")?.log {
+            Sink::File(file) => file.reopen().map_err(|source| Error::Log { id: id.to_owned(), source }),
+            Sink::Stream(_) | Sink::Discard => {
+                Err(Error::invalid("id", format!("container {id} has no log file")))
+            }
+        }
+    }
+
+    /// Ends every container, frees what the pod holds, and has the guest end.
+    /// The second call waits for the first.
+    pub(crate) async fn shutdown(self: Arc<Self>, grace: Duration) {
+        if self.closing.swap(true, Ordering::AcqRel) {
+            let mut finished = self.finished();
+            drop(finished.wait_for(|finished| *finished).await);
+            return;
+        }
+        self.journal.line(format_args!("shutting down, grace {grace:?}"));
+        let containers: Vec<_> = self.containers().values().cloned().collect();
+        let each = containers.iter().map(|container| self.end(container, grace));
+        futures::future::join_all(each).await;
+        let pod = self.pod.lock().await.take();
+        if let Some(pod) = pod {
+            let guest = Arc::clone(&self);
+            let cleaned = blocking("free the pod", move || {
+                guest.free_pod(&pod);
+                Ok(())
+            });
+            if let Err(error) = cleaned.await {
+                self.journal.line(format_args!("shutdown: {}", chain(&error)));
+            }
+        }
+        self.journal.line(format_args!("shut down"));
+        self.finished.send_replace(true);
+    }
+
+    /// Ends and deletes one container, waiting for an operation under way.
+    async fn end(&self, container: &Arc<Container>, grace: Duration) {
+        let _turn = container.turn.lock().await;
+        let Ok(made) = container.made("end") else {
+            return;
+        };
+        if container.is_active() {
+            drop(process::signal(&made.pidfd, made.stop_signal));
+            if !container.wait_ended(grace).await {
+                drop(process::signal(&made.pidfd, 9));
+                container.wait_ended(KILL_PATIENCE).await;
+            }
+        }
+        if let Sink::Stream(buffer) = &made.log {
+            // The last of the log is worth a moment, if somebody reads it.
+            let read = async {
+                while buffer.start() < buffer.end() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            drop(tokio::time::timeout(DRAIN_PATIENCE, read).await);
+        }
+        if let Err(error) = self.delete_in_turn(container).await {
+            self.journal.line(format_args!("container {}: {}", container.id, chain(&error)));
+        }
+    }
+
+    /// Kills what is left in the pod's cgroup, but for the guest, and removes the groups.
+    fn free_pod(&self, pod: &Pod) {
+        let complain = |error: &dyn std::error::Error| {
+            self.journal.line(format_args!("shutdown: {}", chain(error)));
+        };
+        let mut names = std::collections::BTreeSet::new();
+        for directory in pod.group.directories() {
+            let Ok(entries) = std::fs::read_dir(directory) else { continue };
+            names.extend(
+                entries
+                    .flatten()
+                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|entry| entry.file_name().to_string_lossy().into_owned()),
+            );
+        }
+        names.remove("guest");
+        for name in names {
+            match child_group(&pod.group, &name) {
+                Ok(group) => {
+                    for done in [group.kill_all(KILL_PATIENCE), group.delete(CGROUP_PATIENCE)] {
+                        if let Err(error) = done {
+                            complain(&error);
+                        }
+                    }
+                }
+                Err(error) => complain(&error),
+            }
+        }
+        pod.remove_files();
+    }
+}
+
+/// The outcome of a container's build.
+struct Built {
+    made: Made,
+    start: kina_launch::StartHandle,
+    outputs: Vec<(Stream, OwnedFd)>,
+    response: v1::CreateContainerResponse,
+}
+
+/// Removes a container's cgroup and writable layer unless it is kept.
+struct Undo {
+    group: Group,
+    writable: Option<WritableLayer>,
+}
+
+impl Undo {
+    fn new(group: Group, writable: WritableLayer) -> Self {
+        Self { group, writable: Some(writable) }
+    }
+
+    fn writable(&self) -> &WritableLayer {
+        self.writable.as_ref().expect("it is only taken at the end, by keep")
+    }
+
+    fn keep(&mut self) -> WritableLayer {
+        self.writable.take().expect("it is kept once")
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(writable) = self.writable.take() {
+            // The error that led here is the one to tell.
+            drop(self.group.delete(CGROUP_PATIENCE));
+            drop(writable.remove());
+        }
+    }
+}
+
+async fn undo(made: Made) {
+    let undone = blocking("undo a creation", move || {
+        drop(made.group.delete(CGROUP_PATIENCE));
+        made.writable.remove()
+    });
+    drop(undone.await);
+}
+
+/// The standard streams of a container, both ends.
+struct Streams {
+    child: Stdio,
+    outputs: Vec<(Stream, OwnedFd)>,
+    stdin: Option<OwnedFd>,
+}
+
+impl Streams {
+    fn open(terminal: bool, stdin: bool) -> Result<Self, Error> {
+        if terminal {
+            return Ok(Self { child: Stdio::Terminal, outputs: Vec::new(), stdin: None });
+        }
+        let (input, kept) = if stdin {
+            let (read, write) = pipe()?;
+            (read, Some(write))
+        } else {
+            (null()?, None)
+        };
+        let (stdout, child_stdout) = pipe()?;
+        let (stderr, child_stderr) = pipe()?;
+        Ok(Self {
+            child: Stdio::Files { stdin: input, stdout: child_stdout, stderr: child_stderr },
+            outputs: vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)],
+            stdin: kept,
+        })
+    }
+}
+
+/// A pipe: what is read from, what is written to.
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| Error::system("make a pipe", errno))
+}
+
+/// An input that is at its end.
+pub(crate) fn null() -> Result<OwnedFd, Error> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())
+        .map_err(|errno| Error::file("open", "/dev/null", errno))
+}
+
+/// Notices a container's end and tells it, once all of it has ended and its log
+/// is complete.
+async fn watch_end(guest: Arc<Guest>, container: Arc<Container>) {
+    let Ok(made) = container.made("watch") else {
+        return;
+    };
+    let code = match process::wait(&made.pidfd).await {
+        Ok(code) => code,
+        Err(error) => {
+            guest.journal.line(format_args!("wait for container {}: {error}", container.id));
+            255
+        }
+    };
+    let finished_at_nanos = now_nanos();
+    let group = made.group.clone();
+    let kill = !made.owns_pid_namespace;
+    let oom_killed = blocking("end a container", move || {
+        if kill {
+            group.kill_all(KILL_PATIENCE).map_err(|source| cgroup_error(&group, source))?;
+        }
+        let count = group.oom_kill_count().map_err(|source| cgroup_error(&group, source))?;
+        Ok(count.is_some_and(|count| count > 0))
+    })
+    .await
+    .unwrap_or_else(|error| {
+        guest.journal.line(format_args!("end of container {}: {}", container.id, chain(&error)));
+        false
+    });
+    if !made.drain(DRAIN_PATIENCE).await {
+        guest.journal.line(format_args!("container {} ended, its log is not read yet", container.id));
+    }
+    let exit = v1::Exit { code, finished_at_nanos, oom_killed };
+    container.set_exited(exit);
+    if oom_killed {
+        let id = container.id.clone();
+        guest.events.emit(v1::event::What::Oom(v1::ContainerOom { id }));
+    }
+    let id = container.id.clone();
+    guest.events.emit(v1::event::What::Exited(v1::ContainerExited { id, exit: Some(exit) }));
+}
+
+/// Runs what blocks off the event loop.
+pub(crate) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Interrupted { operation }))
+}
+
+/// Carries an operation through to its end, also when its caller goes away.
+pub(crate) async fn complete<T: Send + 'static>(
+    operation: &'static str,
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work).await.unwrap_or(Err(Error::Interrupted { operation }))
+}
+
+pub(crate) fn cgroup_error(group: &Group, source: kina_cgroup::Error) -> Error {
+    Error::Cgroup { path: group.path().to_owned(), source }
+}
+
+fn child_group(parent: &Group, name: &str) -> Result<Group, Error> {
+    let path = format!("{}/{name}", parent.path().trim_end_matches('/'));
+    parent.hierarchy().group(&path).map_err(|source| Error::Cgroup { path, source })
+}
+
+fn check_id(id: &str) -> Result<(), Error> {
+    let fine = (1..=ID_LIMIT).contains(&id.len())
+        && !id.starts_with('.')
+        && id != "guest"
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+    if fine { Ok(()) } else { Err(Error::invalid("id", format!("{id:?}"))) }
+}
+
+/// An error with all of its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

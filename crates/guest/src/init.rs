@@ -1,0 +1,219 @@
+//! The first process of a machine. It makes the kernel's file systems
+//! available, starts the guest proper as a child, takes in orphans, and
+//! switches the machine off when the guest ends.
+//!
+//! Orphans are kept apart from the guest's own children by that: the guest
+//! waits for its children only, and this process for everything else.
+//!
+//! It runs twice. From the kernel's initramfs it loads modules and moves to a
+//! tmpfs, since a container's pivot_root refuses the initramfs; then it starts
+//! over from there.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+use nix::mount::MsFlags;
+
+/// Where the root moves to.
+const NEW_ROOT: &str = "/new";
+/// Where the machine's shared directory appears.
+const SHARE: &str = "/share";
+/// Modules to load, in order, one path below /modules a line.
+const MODULE_LIST: &str = "/modules/list";
+/// The port when the command line names none.
+const DEFAULT_PORT: &str = "1024";
+
+/// Whether the kernel has started this process as the machine's first.
+pub(crate) fn started_by_kernel(program: Option<&str>) -> bool {
+    std::process::id() == 1 && program == Some("/init")
+}
+
+fn complain(what: &str, error: impl std::fmt::Display) {
+    drop(writeln!(io::stderr(), "kina-guest: {what}: {error}"));
+}
+
+/// Mounts a file system of the kernel's; one that is mounted already is fine.
+fn mount(kind: &str, source: &str, at: &str, flags: MsFlags, options: Option<&str>) -> bool {
+    if let Err(error) = fs::create_dir_all(at) {
+        complain(at, error);
+        return false;
+    }
+    match nix::mount::mount(Some(source), at, Some(kind), flags, options) {
+        Ok(()) | Err(nix::errno::Errno::EBUSY) => true,
+        Err(error) => {
+            complain(&format!("mount {kind} at {at}"), error);
+            false
+        }
+    }
+}
+
+/// The first run, in the initramfs. Only returns when it fails.
+pub(crate) fn leave_initramfs() -> io::Error {
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount("proc", "proc", "/proc", plain, None);
+    mount("sysfs", "sysfs", "/sys", plain, None);
+    mount("devtmpfs", "devtmpfs", "/dev", MsFlags::MS_NOSUID, Some("mode=755"));
+    load_modules();
+    match move_root() {
+        Ok(()) => {
+            let arguments = [c"/init", c"init"];
+            match nix::unistd::execve(c"/init", &arguments, &[] as &[&CStr]) {
+                Ok(never) => match never {},
+                Err(errno) => errno.into(),
+            }
+        }
+        Err(error) => error,
+    }
+}
+
+fn load_modules() {
+    let Ok(list) = fs::read_to_string(MODULE_LIST) else {
+        return;
+    };
+    for name in list.lines().map(str::trim).filter(|name| !name.is_empty()) {
+        let path = Path::new("/modules").join(name.trim_start_matches('/'));
+        let loaded = fs::File::open(&path)
+            .and_then(|file| rustix::system::finit_module(&file, c"", 0).map_err(io::Error::from));
+        match loaded {
+            Ok(()) => {}
+            // Built in or loaded already.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => complain(&path.display().to_string(), error),
+        }
+    }
+}
+
+fn move_root() -> io::Result<()> {
+    let none = None::<&str>;
+    fs::create_dir_all(NEW_ROOT)?;
+    nix::mount::mount(Some("root"), NEW_ROOT, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
+    fs::copy("/init", format!("{NEW_ROOT}/init"))?;
+    for directory in ["proc", "sys", "dev"] {
+        let to = format!("{NEW_ROOT}/{directory}");
+        fs::create_dir(&to)?;
+        let from = format!("/{directory}");
+        nix::mount::mount(Some(from.as_str()), to.as_str(), none, MsFlags::MS_MOVE, none)?;
+    }
+    // The initramfs is memory; what is not needed any more is given back.
+    drop(fs::remove_dir_all("/modules"));
+    drop(fs::remove_file("/init"));
+    nix::unistd::chdir(NEW_ROOT)?;
+    nix::mount::mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
+    nix::unistd::chroot(".")?;
+    nix::unistd::chdir("/")?;
+    Ok(())
+}
+
+/// The second run: the machine's first process proper. Returns only when even
+/// switching off fails.
+pub(crate) fn run() -> io::Error {
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    for directory in ["/tmp", "/etc"] {
+        drop(fs::create_dir_all(directory));
+    }
+    mount("tmpfs", "run", "/run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"));
+    mount(
+        "devpts",
+        "devpts",
+        "/dev/pts",
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        Some("mode=620,gid=5,ptmxmode=666"),
+    );
+    mount("tmpfs", "shm", "/dev/shm", plain, Some("mode=1777"));
+    mount("mqueue", "mqueue", "/dev/mqueue", plain, None);
+    mount("cgroup2", "cgroup2", "/sys/fs/cgroup", plain, None);
+    if let Err(error) = crate::namespaces::bring_loopback_up() {
+        complain("loopback", error);
+    }
+    let options = Options::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    if let Some(tag) = &options.share {
+        mount("virtiofs", tag, SHARE, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, None);
+    }
+    match Command::new("/proc/self/exe").args(options.serve()).spawn() {
+        Ok(guest) => {
+            let status = reap_until(guest.id());
+            complain("the guest has ended", status);
+        }
+        Err(error) => complain("start the guest", error),
+    }
+    switch_off()
+}
+
+/// Waits for everything that ends, until the guest does.
+fn reap_until(guest: u32) -> ExitStatus {
+    loop {
+        match nix::sys::wait::wait() {
+            Ok(nix::sys::wait::WaitStatus::Exited(pid, code)) if pid.as_raw().unsigned_abs() == guest => {
+                return ExitStatus::from_raw(code << 8);
+            }
+            Ok(nix::sys::wait::WaitStatus::Signaled(pid, signal, _))
+                if pid.as_raw().unsigned_abs() == guest =>
+            {
+                return ExitStatus::from_raw(signal as i32);
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            // Without a child there is no guest.
+            Err(_) => return ExitStatus::from_raw(0),
+        }
+    }
+}
+
+fn switch_off() -> io::Error {
+    nix::unistd::sync();
+    match nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF) {
+        Ok(never) => match never {},
+        Err(errno) => errno.into(),
+    }
+}
+
+/// What the kernel's command line says to kina.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    pod: Option<String>,
+    port: Option<String>,
+    share: Option<String>,
+}
+
+impl Options {
+    fn parse(line: &str) -> Self {
+        let mut options = Self::default();
+        for word in line.split_whitespace() {
+            let field = match word.split_once('=') {
+                Some(("kina.pod", value)) => (&mut options.pod, value),
+                Some(("kina.vsock", value)) => (&mut options.port, value),
+                Some(("kina.share", value)) => (&mut options.share, value),
+                Some(_) | None => continue,
+            };
+            *field.0 = Some(field.1.to_owned());
+        }
+        options
+    }
+
+    fn serve(&self) -> Vec<String> {
+        let port = self.port.as_deref().unwrap_or(DEFAULT_PORT);
+        vec![
+            "serve".to_owned(),
+            "--pod".to_owned(),
+            self.pod.clone().unwrap_or_default(),
+            "--listen".to_owned(),
+            format!("vsock:{port}"),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_read() {
+        let options = Options::parse("console=ttyS0 kina.pod=p1 kina.vsock=77 kina.share=layers quiet\n");
+        assert_eq!(options.share.as_deref(), Some("layers"));
+        assert_eq!(options.serve().join(" "), "serve --pod p1 --listen vsock:77");
+        assert_eq!(Options::parse("").serve().last().map(String::as_str), Some("vsock:1024"));
+    }
+}

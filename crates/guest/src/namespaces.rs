@@ -1,0 +1,174 @@
+//! The namespaces that a pod's containers share. The guest holds them as
+//! descriptors: they end with it, and nothing of them is on disk.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sched::CloneFlags;
+
+use crate::error::Error;
+
+/// For the threads that change their own namespaces and end.
+const STACK_BYTES: usize = 128 << 10;
+
+/// What to make.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) ipc: bool,
+    pub(crate) uts: bool,
+    pub(crate) network: Network,
+    pub(crate) hostname: String,
+    /// Files below /proc/sys with their values.
+    pub(crate) sysctls: Vec<(PathBuf, String)>,
+}
+
+/// The pod's network namespace.
+#[derive(Debug)]
+pub(crate) enum Network {
+    Host,
+    Existing(OwnedFd),
+    Loopback,
+}
+
+/// The namespaces, made; `None` is the machine's own.
+#[derive(Debug)]
+pub(crate) struct PodNamespaces {
+    pub(crate) ipc: Option<OwnedFd>,
+    pub(crate) uts: Option<OwnedFd>,
+    pub(crate) network: Option<OwnedFd>,
+}
+
+/// Makes the namespaces in a thread that ends, and writes host name and sysctls
+/// inside of them.
+pub(crate) fn create(plan: Plan) -> Result<PodNamespaces, Error> {
+    in_thread("make the pod's namespaces", move || create_here(plan))
+}
+
+/// Runs `work` in a thread of its own, whose namespaces it may change.
+pub(crate) fn in_thread<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    std::thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(work)
+        .map_err(|source| Error::system(operation, source))?
+        .join()
+        .unwrap_or(Err(Error::Interrupted { operation }))
+}
+
+fn failed(operation: &'static str, errno: nix::errno::Errno) -> Error {
+    Error::system(operation, errno)
+}
+
+fn create_here(plan: Plan) -> Result<PodNamespaces, Error> {
+    let mut flags = CloneFlags::empty();
+    flags.set(CloneFlags::CLONE_NEWIPC, plan.ipc);
+    flags.set(CloneFlags::CLONE_NEWUTS, plan.uts);
+    flags.set(CloneFlags::CLONE_NEWNET, matches!(plan.network, Network::Loopback));
+    nix::sched::unshare(flags).map_err(|e| failed("unshare", e))?;
+    let network = match plan.network {
+        Network::Host => None,
+        Network::Existing(namespace) => {
+            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET)
+                .map_err(|e| failed("join the network namespace", e))?;
+            Some(namespace)
+        }
+        Network::Loopback => {
+            bring_loopback_up()?;
+            Some(own_namespace("net")?)
+        }
+    };
+    if plan.uts {
+        nix::unistd::sethostname(&plan.hostname).map_err(|e| failed("set the host name", e))?;
+    }
+    for (file, value) in &plan.sysctls {
+        let path = Path::new("/proc/sys").join(file);
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|mut open| open.write_all(value.as_bytes()))
+            .map_err(|source| Error::file("set sysctl", path, source))?;
+    }
+    let ipc = plan.ipc.then(|| own_namespace("ipc")).transpose()?;
+    let uts = plan.uts.then(|| own_namespace("uts")).transpose()?;
+    Ok(PodNamespaces { ipc, uts, network })
+}
+
+fn own_namespace(kind: &str) -> Result<OwnedFd, Error> {
+    let path = format!("/proc/thread-self/ns/{kind}");
+    File::open(&path).map(OwnedFd::from).map_err(|source| Error::file("open", path, source))
+}
+
+/// Sets the loopback interface of the calling thread's network namespace up.
+#[allow(unsafe_code, reason = "an ioctl that no crate wraps")]
+pub(crate) fn bring_loopback_up() -> Result<(), Error> {
+    let operation = "bring loopback up";
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| Error::system(operation, errno))?;
+    // SAFETY: all zeros is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = (*from).cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(i16::MAX);
+    let descriptor = socket.as_raw_fd();
+    // SAFETY: the descriptor is open, and the request lives through the call.
+    let result = unsafe { libc::ioctl(descriptor, libc::SIOCSIFFLAGS, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(Error::system(operation, io::Error::last_os_error())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inode(namespace: &OwnedFd) -> u64 {
+        rustix::fs::fstat(namespace).unwrap().st_ino
+    }
+
+    fn own_inode(kind: &str) -> u64 {
+        inode(&own_namespace(kind).unwrap())
+    }
+
+    #[test]
+    fn namespaces_are_new_and_hold_what_was_set() {
+        let namespaces = create(Plan {
+            ipc: true,
+            uts: true,
+            network: Network::Loopback,
+            hostname: "a-pod".to_owned(),
+            sysctls: vec![
+                ("kernel/shm_rmid_forced".into(), "1".to_owned()),
+                ("net/ipv4/ip_unprivileged_port_start".into(), "7".to_owned()),
+            ],
+        })
+        .unwrap();
+        for (kind, namespace) in
+            [("ipc", &namespaces.ipc), ("uts", &namespaces.uts), ("net", &namespaces.network)]
+        {
+            assert_ne!(own_inode(kind), inode(namespace.as_ref().unwrap()), "{kind}");
+        }
+        let (ipc, uts, network) =
+            (namespaces.ipc.as_ref(), namespaces.uts.as_ref(), namespaces.network.as_ref());
+        let fds: Vec<OwnedFd> = [ipc, uts, network].map(|fd| fd.unwrap().try_clone().unwrap()).into();
+        in_thread("look", move || {
+            for fd in fds {
+                nix::sched::setns(fd, CloneFlags::empty()).unwrap();
+            }
+            let read = |path| std::fs::read_to_string(path).unwrap().trim().to_owned();
+            assert_eq!(read("/proc/sys/kernel/hostname"), "a-pod");
+            assert_eq!(read("/proc/sys/kernel/shm_rmid_forced"), "1");
+            assert_eq!(read("/proc/sys/net/ipv4/ip_unprivileged_port_start"), "7");
+            std::net::TcpListener::bind("127.0.0.1:9").unwrap();
+            Ok(())
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,262 @@
+//! A container's root filesystem: layers below, a writable directory on top,
+//! put together as a mount that is attached nowhere. It is gone with the last
+//! descriptor or namespace that holds it.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
+
+use crate::error::Error;
+use crate::namespaces::in_thread;
+
+/// OCI images have fewer (containerd and Docker stop at 127).
+pub(crate) const LAYERS_LIMIT: usize = 500;
+/// fsconfig(2) takes no longer text (256 with the end).
+const VALUE_LIMIT: usize = 255;
+/// mount(2) takes one page of options.
+const OPTIONS_LIMIT: usize = 4095;
+
+/// The directories of one container's writable layer.
+#[derive(Debug)]
+pub(crate) struct WritableLayer {
+    directory: PathBuf,
+}
+
+impl WritableLayer {
+    /// Makes the directories; what an earlier attempt left behind is removed.
+    pub(crate) fn create(directory: PathBuf) -> Result<Self, Error> {
+        let layer = Self { directory };
+        layer.remove()?;
+        for part in [layer.directory.clone(), layer.upper(), layer.work()] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(if part == layer.upper() { 0o755 } else { 0o700 })
+                .create(&part)
+                .map_err(|source| Error::file("create", &part, source))?;
+        }
+        Ok(layer)
+    }
+
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.directory.join("upper")
+    }
+
+    fn work(&self) -> PathBuf {
+        self.directory.join("work")
+    }
+
+    /// Removes it with all that the container has written.
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        match std::fs::remove_dir_all(&self.directory) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(Error::file("remove", &self.directory, source)),
+        }
+    }
+}
+
+/// Mounts the layers (topmost first) below a writable one.
+pub(crate) fn assemble(id: &str, layers: &[PathBuf], writable: &WritableLayer) -> Result<OwnedFd, Error> {
+    if layers.is_empty() {
+        return Err(Error::invalid("rootfs.layers", "there are none"));
+    }
+    if layers.len() > LAYERS_LIMIT {
+        return Err(Error::TooMany { what: "layers", limit: LAYERS_LIMIT });
+    }
+    for layer in layers {
+        if !layer.is_dir() {
+            return Err(Error::invalid("rootfs.layers", format!("{} is no directory", layer.display())));
+        }
+    }
+    let (upper, work) = (writable.upper(), writable.work());
+    match by_fsconfig(layers, &upper, &work) {
+        Ok(mount) => Ok(mount),
+        // A kernel before 6.8 does not know `lowerdir+`, one before 6.5 nothing of the kind.
+        Err((Errno::INVAL | Errno::NOSYS, _)) => by_mount(layers, &upper, &work, writable)
+            .map_err(|source| overlay_error(id, String::new(), source)),
+        Err((errno, details)) => Err(overlay_error(id, details, errno.into())),
+    }
+}
+
+fn overlay_error(id: &str, details: String, source: io::Error) -> Error {
+    Error::Overlay { id: id.to_owned(), details, source }
+}
+
+/// A path as an option: itself, or a short one by way of a descriptor that must
+/// stay open meanwhile.
+struct OptionPath {
+    text: PathBuf,
+    _keep: Option<File>,
+}
+
+impl OptionPath {
+    fn new(path: &Path, always_short: bool) -> io::Result<Self> {
+        if !always_short && path.as_os_str().len() <= VALUE_LIMIT {
+            return Ok(Self { text: path.to_owned(), _keep: None });
+        }
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path)?;
+        Ok(Self { text: format!("/proc/self/fd/{}", file.as_raw_fd()).into(), _keep: Some(file) })
+    }
+}
+
+type Refusal = (Errno, String);
+
+/// One option per layer: no page of options to overflow.
+fn by_fsconfig(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, Refusal> {
+    let plain = |errno: Errno| (errno, String::new());
+    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
+    let mut keep = Vec::new();
+    let mut set = |key: &str, path: &Path| -> Result<(), Errno> {
+        let path = OptionPath::new(path, false)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        rustix::mount::fsconfig_set_string(&context, key, path.text.as_path())?;
+        keep.push(path);
+        Ok(())
+    };
+    let mut configure = || -> Result<(), Errno> {
+        rustix::mount::fsconfig_set_string(&context, "source", "overlay")?;
+        for layer in layers {
+            set("lowerdir+", layer)?;
+        }
+        set("upperdir", upper)?;
+        set("workdir", work)?;
+        rustix::mount::fsconfig_create(&context)
+    };
+    configure().map_err(|errno| (errno, complaint(&context)))?;
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(plain)
+}
+
+/// What the kernel says about a refused configuration.
+fn complaint(context: &OwnedFd) -> String {
+    let mut text = String::new();
+    let Ok(descriptor) = context.try_clone() else {
+        return text;
+    };
+    let mut file = File::from(descriptor);
+    let mut message = [0; 512];
+    // One message per read, until there is none; there are few.
+    for _ in 0..8 {
+        match file.read(&mut message) {
+            Ok(length) if length > 0 => {
+                text.push_str(": ");
+                text.push_str(String::from_utf8_lossy(&message[..length]).trim());
+            }
+            Ok(_) | Err(_) => break,
+        }
+    }
+    text
+}
+
+/// The way of older kernels: mount(2) in a mount namespace of a moment.
+fn by_mount(layers: &[PathBuf], upper: &Path, work: &Path, writable: &WritableLayer) -> io::Result<OwnedFd> {
+    let open = |path: &Path| OptionPath::new(path, true);
+    let lower = layers.iter().map(|layer| open(layer)).collect::<io::Result<Vec<_>>>()?;
+    let (upper, work) = (open(upper)?, open(work)?);
+    let joined: Vec<String> = lower.iter().map(|path| path.text.display().to_string()).collect();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        joined.join(":"),
+        upper.text.display(),
+        work.text.display()
+    );
+    if options.len() > OPTIONS_LIMIT {
+        return Err(io::Error::from(io::ErrorKind::ArgumentListTooLong));
+    }
+    let at = writable.directory.clone();
+    let mounted = in_thread("mount an overlay", move || {
+        let none = None::<&str>;
+        let step = |operation| move |errno: nix::errno::Errno| Error::system(operation, errno);
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).map_err(step("unshare"))?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(none, "/", none, private, none).map_err(step("make mounts private"))?;
+        nix::mount::mount(Some("overlay"), &at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+            .map_err(step("mount"))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        rustix::mount::open_tree(rustix::fs::CWD, &at, flags)
+            .map_err(|errno| Error::system("copy the mount", errno))
+    });
+    drop((lower, upper, work));
+    mounted.map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixture {
+        _directory: tempfile::TempDir,
+        layers: Vec<PathBuf>,
+        writable: WritableLayer,
+    }
+
+    /// Layers that each hold a file of their own, and all of them `name`.
+    fn fixture(count: usize, name_length: usize) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let layers: Vec<PathBuf> = (0..count)
+            .map(|index| {
+                let layer = directory.path().join(format!("{index:0>width$}", width = name_length));
+                std::fs::create_dir(&layer).unwrap();
+                std::fs::write(layer.join(format!("file{index}")), "").unwrap();
+                std::fs::write(layer.join("name"), index.to_string()).unwrap();
+                layer
+            })
+            .collect();
+        let writable = WritableLayer::create(directory.path().join("writable")).unwrap();
+        Fixture { _directory: directory, layers, writable }
+    }
+
+    fn check(mount: &OwnedFd, fixture: &Fixture) {
+        let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+        assert_eq!(std::fs::read_to_string(root.join("name")).unwrap(), "0");
+        for index in 0..fixture.layers.len() {
+            assert!(root.join(format!("file{index}")).exists(), "{index}");
+        }
+        std::fs::write(root.join("written"), "x").unwrap();
+        assert!(fixture.writable.upper().join("written").exists());
+    }
+
+    #[test]
+    fn one_layer_many_layers_and_long_paths() {
+        for (count, name_length) in [(1, 4), (127, 4), (3, 250)] {
+            let fixture = fixture(count, name_length);
+            let mount = assemble("c", &fixture.layers, &fixture.writable).unwrap();
+            check(&mount, &fixture);
+        }
+    }
+
+    #[test]
+    fn the_way_of_older_kernels() {
+        let fixture = fixture(127, 4);
+        let (upper, work) = (fixture.writable.upper(), fixture.writable.work());
+        let mount = by_mount(&fixture.layers, &upper, &work, &fixture.writable).unwrap();
+        check(&mount, &fixture);
+    }
+
+    #[test]
+    fn it_is_attached_nowhere_and_removed_whole() {
+        let fixture = fixture(2, 4);
+        let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount = assemble("c", &fixture.layers, &fixture.writable).unwrap();
+        let writable = fixture.writable.directory.display().to_string();
+        assert!(!mounts().contains(&writable));
+        drop(mount);
+        fixture.writable.remove().unwrap();
+        assert!(!fixture.writable.directory.exists());
+        fixture.writable.remove().unwrap();
+    }
+
+    #[test]
+    fn a_missing_layer_is_named() {
+        let fixture = fixture(1, 4);
+        let missing = vec![PathBuf::from("/no/such/layer")];
+        let error = assemble("c", &missing, &fixture.writable).unwrap_err();
+        assert!(error.to_string().contains("/no/such/layer"), "{error}");
+    }
+}

@@ -1,0 +1,116 @@
+//! The pod's /dev/shm: one tmpfs for all its containers.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use crate::error::Error;
+
+/// The tmpfs; gone when this is dropped and no container holds it.
+#[derive(Debug)]
+pub(crate) struct SharedMemory {
+    mount: OwnedFd,
+    /// Where it had to be attached.
+    attached: Option<PathBuf>,
+}
+
+impl SharedMemory {
+    /// Makes it. Where the kernel can copy a mount that is attached nowhere
+    /// (6.15 and later) nothing of it is seen; else it is attached below
+    /// `state_directory`.
+    pub(crate) fn create(bytes: u64, state_directory: &Path) -> Result<Self, Error> {
+        let failed = |errno: Errno| Error::system("make the pod's shared memory", errno);
+        let mount = tmpfs(bytes).map_err(failed)?;
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let attached = match rustix::mount::open_tree(&mount, "", flags) {
+            Ok(_copy) => None,
+            Err(Errno::INVAL) => Some(attach(&mount, state_directory.join("shm"))?),
+            Err(errno) => return Err(failed(errno)),
+        };
+        Ok(Self { mount, attached })
+    }
+
+    /// What a container binds, for as long as this lives. Any process of this
+    /// machine may use it.
+    pub(crate) fn source(&self) -> PathBuf {
+        match &self.attached {
+            Some(path) => path.clone(),
+            None => descriptor_path(&self.mount),
+        }
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        if let Some(path) = &self.attached {
+            drop(rustix::mount::unmount(path, UnmountFlags::DETACH));
+            drop(std::fs::remove_dir(path));
+        }
+    }
+}
+
+/// One of the guest's descriptors as a path for other processes.
+pub(crate) fn descriptor_path(descriptor: &OwnedFd) -> PathBuf {
+    let (process, number) = (std::process::id(), descriptor.as_raw_fd());
+    format!("/proc/{process}/fd/{number}").into()
+}
+
+fn tmpfs(bytes: u64) -> Result<OwnedFd, Errno> {
+    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&context, "source", "shm")?;
+    rustix::mount::fsconfig_set_string(&context, "size", bytes.to_string())?;
+    rustix::mount::fsconfig_set_string(&context, "mode", "1777")?;
+    rustix::mount::fsconfig_create(&context)?;
+    rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )
+}
+
+fn attach(mount: &OwnedFd, at: PathBuf) -> Result<PathBuf, Error> {
+    let failed = |source: std::io::Error| Error::file("mount shared memory at", &at, source);
+    // Of a guest that was killed.
+    drop(rustix::mount::unmount(&at, UnmountFlags::DETACH));
+    std::fs::create_dir_all(&at).map_err(failed)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount.as_fd(), "", rustix::fs::CWD, &at, flags)
+        .map_err(|errno| failed(errno.into()))?;
+    Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_has_its_size_and_is_shared() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = SharedMemory::create(1 << 20, directory.path()).unwrap();
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let copy = || rustix::mount::open_tree(rustix::fs::CWD, memory.source(), flags).unwrap();
+        let (one, two) = (copy(), copy());
+        std::fs::write(descriptor_path(&one).join("file"), "seen").unwrap();
+        let seen = std::fs::read_to_string(descriptor_path(&two).join("file")).unwrap();
+        assert_eq!(seen, "seen");
+        let size = rustix::fs::fstatvfs(&one).unwrap();
+        assert_eq!(size.f_blocks * size.f_frsize, 1 << 20);
+    }
+
+    #[test]
+    fn the_way_of_older_kernels() {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = tmpfs(1 << 20).unwrap();
+        let attached = Some(attach(&mount, directory.path().join("shm")).unwrap());
+        let memory = SharedMemory { mount, attached };
+        let source = memory.source();
+        std::fs::write(source.join("file"), "seen").unwrap();
+        drop(memory);
+        assert!(!source.exists());
+    }
+}

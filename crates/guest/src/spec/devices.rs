@@ -1,0 +1,168 @@
+//! The devices of a container, and which of them it may use.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use kina_guest_api::v1;
+use oci_spec::runtime::{
+    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+};
+
+use super::built;
+use crate::error::Error;
+
+/// Device nodes below one directory.
+const DEVICES_LIMIT: usize = 4096;
+const DEPTH_LIMIT: usize = 8;
+/// What of /dev is each container's own, or no device of the machine's.
+const NOT_SHARED: [&str; 5] = ["pts", "shm", "fd", "mqueue", "console"];
+
+/// The nodes to make and the access rules.
+pub(super) fn build(
+    request: &v1::CreateContainerRequest,
+) -> Result<(Vec<LinuxDevice>, Vec<LinuxDeviceCgroup>), Error> {
+    if request.privileged {
+        let mut devices = Vec::new();
+        collect(Path::new("/dev"), Path::new("/dev"), 0, true, &mut devices)?;
+        let rule = LinuxDeviceCgroupBuilder::default().allow(true).access("rwm").build();
+        return Ok((devices, vec![built(rule)?]));
+    }
+    let none = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build();
+    let mut rules = vec![built(none)?];
+    let mut devices = Vec::new();
+    for asked in &request.devices {
+        let permissions = permissions(asked)?;
+        let first = devices.len();
+        let destination = match asked.destination.as_str() {
+            "" => Path::new(&asked.source),
+            destination => Path::new(destination),
+        };
+        collect(Path::new(&asked.source), destination, 0, false, &mut devices)?;
+        for device in &devices[first..] {
+            rules.push(built(
+                LinuxDeviceCgroupBuilder::default()
+                    .allow(true)
+                    .typ(device.typ())
+                    .major(device.major())
+                    .minor(device.minor())
+                    .access(permissions)
+                    .build(),
+            )?);
+        }
+    }
+    Ok((devices, rules))
+}
+
+fn permissions(device: &v1::Device) -> Result<&str, Error> {
+    let permissions = device.permissions.as_str();
+    if permissions.chars().all(|c| "rwm".contains(c)) && permissions.len() <= 3 {
+        Ok(if permissions.is_empty() { "rwm" } else { permissions })
+    } else {
+        Err(Error::invalid("devices.permissions", format!("{permissions:?}")))
+    }
+}
+
+/// Adds a device node, or those below a directory; links are not followed below it.
+fn collect(
+    source: &Path,
+    destination: &Path,
+    depth: usize,
+    all_of_dev: bool,
+    devices: &mut Vec<LinuxDevice>,
+) -> Result<(), Error> {
+    let failed = |error| Error::file("inspect device", source, error);
+    let status = if depth == 0 { fs::metadata(source) } else { fs::symlink_metadata(source) };
+    let status = match status {
+        Ok(status) => status,
+        // It has gone meanwhile.
+        Err(error) if depth > 0 && error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let kind = status.file_type();
+    if kind.is_dir() {
+        if depth == DEPTH_LIMIT {
+            return Ok(());
+        }
+        let mut names: Vec<PathBuf> = fs::read_dir(source)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name().into())).collect())
+            .map_err(failed)?;
+        names.sort();
+        for name in names {
+            let skip = depth == 0 && NOT_SHARED.iter().any(|skip| Path::new(skip) == name);
+            if !(skip && all_of_dev) {
+                let below = (source.join(&name), destination.join(&name));
+                collect(&below.0, &below.1, depth + 1, all_of_dev, devices)?;
+            }
+        }
+        return Ok(());
+    }
+    let kind = if kind.is_char_device() {
+        LinuxDeviceType::C
+    } else if kind.is_block_device() {
+        LinuxDeviceType::B
+    } else if depth > 0 {
+        return Ok(());
+    } else {
+        return Err(Error::invalid("devices", format!("{} is no device", source.display())));
+    };
+    if devices.len() == DEVICES_LIMIT {
+        return Err(Error::TooMany { what: "devices", limit: DEVICES_LIMIT });
+    }
+    devices.push(built(
+        LinuxDeviceBuilder::default()
+            .path(destination)
+            .typ(kind)
+            .major(i64::from(rustix::fs::major(status.rdev())))
+            .minor(i64::from(rustix::fs::minor(status.rdev())))
+            .file_mode(status.mode() & 0o7777)
+            .uid(status.uid())
+            .gid(status.gid())
+            .build(),
+    )?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(devices: Vec<v1::Device>) -> v1::CreateContainerRequest {
+        v1::CreateContainerRequest { devices, ..v1::CreateContainerRequest::default() }
+    }
+
+    fn device(source: &str, destination: &str, permissions: &str) -> v1::Device {
+        v1::Device {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            permissions: permissions.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_device_is_made_and_allowed() {
+        let asked = vec![device("/dev/null", "/dev/nothing", "rw")];
+        let (devices, rules) = build(&request(asked)).unwrap();
+        assert_eq!(devices[0].path(), Path::new("/dev/nothing"));
+        assert_eq!((devices[0].major(), devices[0].minor()), (1, 3));
+        assert!(!rules[0].allow());
+        assert!(rules[1].allow());
+        assert_eq!(rules[1].access().as_deref(), Some("rw"));
+    }
+
+    #[test]
+    fn what_is_no_device_is_refused() {
+        for (source, permissions) in [("/etc/passwd", "rw"), ("/no/such", "rw"), ("/dev/null", "x")] {
+            assert!(build(&request(vec![device(source, "", permissions)])).is_err(), "{source}");
+        }
+    }
+
+    #[test]
+    fn privileged_has_them_all() {
+        let all = v1::CreateContainerRequest { privileged: true, ..request(Vec::new()) };
+        let (devices, rules) = build(&all).unwrap();
+        assert!(devices.iter().any(|device| device.path() == Path::new("/dev/null")));
+        assert!(!devices.iter().any(|device| device.path().starts_with("/dev/pts")));
+        assert!(rules[0].allow());
+    }
+}

@@ -1,0 +1,242 @@
+//! The mounts of a container.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use kina_guest_api::v1;
+use kina_guest_api::v1::MountPropagation;
+use oci_spec::runtime::{Mount, MountBuilder};
+
+use super::built;
+use crate::error::Error;
+use crate::pod::{POD_FILES, Pod};
+
+/// The mounts in order, and the propagation that the root needs for them.
+pub(super) fn build(
+    request: &v1::CreateContainerRequest,
+    pod: &Pod,
+    readonly_root: bool,
+) -> Result<(Vec<Mount>, Option<&'static str>), Error> {
+    let mut mounts = system(request.privileged);
+    let shared_memory = match &pod.shared_memory {
+        Some(memory) => memory.source(),
+        None => PathBuf::from("/dev/shm"),
+    };
+    mounts.push(bind(&shared_memory, Path::new("/dev/shm"), &["rbind", "rprivate"])?);
+    let access = if readonly_root { "ro" } else { "rw" };
+    for (file, destination) in POD_FILES {
+        let source = pod.state_directory.join(file);
+        let options = ["rbind", "rprivate", access];
+        mounts.push(bind(&source, Path::new(destination), &options)?);
+    }
+    let mut asked = request.mounts.iter().collect::<Vec<_>>();
+    // What lies deeper is mounted later; of equals the order stays.
+    asked.sort_by_key(|mount| depth(&mount.destination));
+    let mut propagation = None;
+    for mount in asked {
+        let destination = destination(&mount.destination)?;
+        // The caller's mount stands in for ours, and hides ours below it.
+        mounts.retain(|known| !known.destination().starts_with(&destination) || is_asked(request, known));
+        mounts.push(if mount.tmpfs { tmpfs(mount, &destination)? } else { bound(mount, &destination)? });
+        propagation = match (mount.propagation(), propagation) {
+            (MountPropagation::Bidirectional, _) => Some("rshared"),
+            (MountPropagation::HostToContainer, None) => Some("rslave"),
+            (MountPropagation::HostToContainer | MountPropagation::Private, known) => known,
+        };
+    }
+    Ok((mounts, propagation))
+}
+
+fn is_asked(request: &v1::CreateContainerRequest, known: &Mount) -> bool {
+    request.mounts.iter().any(|mount| {
+        destination(&mount.destination).is_ok_and(|destination| destination == *known.destination())
+    })
+}
+
+fn depth(destination: &str) -> usize {
+    destination.split('/').filter(|part| !part.is_empty()).count()
+}
+
+/// An absolute path without `.` and `..`.
+fn destination(text: &str) -> Result<PathBuf, Error> {
+    let path = Path::new(text);
+    let refuse = || Error::invalid("mounts.destination", format!("{text:?}"));
+    if !path.is_absolute() {
+        return Err(refuse());
+    }
+    let clean: PathBuf = path.components().collect();
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if clean == Path::new("/") || !clean.components().all(plain) {
+        return Err(refuse());
+    }
+    Ok(clean)
+}
+
+fn mount(kind: &str, source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, Error> {
+    built(
+        MountBuilder::default()
+            .typ(kind)
+            .source(source)
+            .destination(destination)
+            .options(options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
+            .build(),
+    )
+}
+
+fn bind(source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, Error> {
+    mount("bind", source, destination, options)
+}
+
+/// What every container has: the kernel's file systems, writable for a privileged one.
+fn system(privileged: bool) -> Vec<Mount> {
+    let mut mounts = kina_launch::defaults::mounts();
+    mounts.retain(|mount| mount.destination() != Path::new("/dev/shm"));
+    for mount in mounts.iter_mut().filter(|_| privileged) {
+        for option in mount.options_mut().iter_mut().flatten() {
+            if option == "ro" {
+                "rw".clone_into(option);
+            }
+        }
+    }
+    mounts
+}
+
+fn tmpfs(asked: &v1::Mount, destination: &Path) -> Result<Mount, Error> {
+    if !asked.source.is_empty() {
+        return Err(Error::invalid("mounts.source", "a tmpfs has none"));
+    }
+    let mut options: Vec<&str> = asked.options.iter().map(String::as_str).collect();
+    let size = format!("size={}", asked.tmpfs_bytes);
+    if asked.tmpfs_bytes > 0 {
+        options.push(&size);
+    }
+    if asked.readonly {
+        options.push("ro");
+    }
+    mount("tmpfs", Path::new("tmpfs"), destination, &options)
+}
+
+fn bound(asked: &v1::Mount, destination: &Path) -> Result<Mount, Error> {
+    let source = Path::new(&asked.source);
+    if !source.is_absolute() {
+        return Err(Error::invalid("mounts.source", format!("{:?}", asked.source)));
+    }
+    match fs::metadata(source) {
+        Ok(_) => {}
+        // As containerd does: a host path that is not there becomes a directory.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            fs::create_dir_all(source).map_err(|_| Error::NoMountSource { path: source.to_owned() })?
+        }
+        Err(error) => return Err(Error::file("inspect mount source", source, error)),
+    }
+    let mut options = vec!["rbind"];
+    options.push(match asked.propagation() {
+        MountPropagation::Private => "rprivate",
+        MountPropagation::HostToContainer => {
+            require_propagation(source, &["shared:", "master:"])?;
+            "rslave"
+        }
+        MountPropagation::Bidirectional => {
+            require_propagation(source, &["shared:"])?;
+            "rshared"
+        }
+    });
+    match (asked.readonly, asked.recursive_read_only) {
+        (true, true) if asked.propagation() != MountPropagation::Private => {
+            return Err(Error::invalid("mounts.recursive_read_only", "needs private propagation"));
+        }
+        (true, true) => options.push("rro"),
+        (true, false) => options.push("ro"),
+        (false, true) => {
+            return Err(Error::invalid("mounts.recursive_read_only", "needs readonly"));
+        }
+        (false, false) => options.push("rw"),
+    }
+    options.extend(asked.options.iter().map(String::as_str));
+    bind(source, destination, &options)
+}
+
+/// Refuses a mount whose source lies on a mount that does not propagate so.
+fn require_propagation(source: &Path, any_of: &[&str]) -> Result<(), Error> {
+    let table = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|error| Error::file("read", "/proc/self/mountinfo", error))?;
+    let real = fs::canonicalize(source).map_err(|error| Error::file("resolve", source, error))?;
+    if propagates(&table, &real, any_of) {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} is on a mount that is not {}",
+        source.display(),
+        match any_of {
+            [_] => "shared",
+            _ => "shared or a slave",
+        }
+    );
+    Err(Error::invalid("mounts.propagation", reason))
+}
+
+fn propagates(mountinfo: &str, path: &Path, any_of: &[&str]) -> bool {
+    // The last of the longest: a later mount covers an earlier one.
+    let of = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(4);
+            let at = fields.next()?.replace("\\040", " ");
+            let optional: Vec<&str> = fields.skip(1).take_while(|field| *field != "-").collect();
+            path.starts_with(&at).then(|| (Path::new(&at).components().count(), optional))
+        })
+        .max_by_key(|(length, _)| *length);
+    of.is_some_and(|(_, optional)| {
+        optional.iter().any(|field| any_of.iter().any(|kind| field.starts_with(kind)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_absolute_and_plain() {
+        assert_eq!(destination("/a//b/").unwrap(), Path::new("/a/b"));
+        for bad in ["", "a", "/", "/a/../b"] {
+            assert!(destination(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn propagation_is_that_of_the_mount() {
+        let table = "1 0 8:1 / / rw - ext4 /dev/a rw\n\
+                     2 1 8:2 / /data rw,noatime shared:7 - ext4 /dev/b rw\n\
+                     3 2 8:3 / /data/slave rw master:7 - ext4 /dev/c rw\n\
+                     4 2 8:3 / /data/with\\040space rw shared:8 - ext4 /dev/c rw\n";
+        let check = |path: &str, kinds: &[&str]| propagates(table, Path::new(path), kinds);
+        assert!(!check("/etc", &["shared:"]));
+        assert!(check("/data/x", &["shared:"]));
+        assert!(!check("/database", &["shared:"]));
+        assert!(!check("/data/slave/x", &["shared:"]));
+        assert!(check("/data/slave/x", &["shared:", "master:"]));
+        assert!(check("/data/with space/x", &["shared:"]));
+    }
+
+    #[test]
+    fn a_bind_says_how() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("made/on/demand");
+        let asked = v1::Mount {
+            source: source.display().to_string(),
+            destination: "/data".to_owned(),
+            readonly: true,
+            recursive_read_only: true,
+            options: vec!["noexec".to_owned()],
+            ..v1::Mount::default()
+        };
+        let mount = bound(&asked, Path::new("/data")).unwrap();
+        assert!(source.is_dir());
+        let options = mount.options().as_deref().unwrap();
+        assert_eq!(options, ["rbind", "rprivate", "rro", "noexec"]);
+        let writable = v1::Mount { readonly: false, ..asked.clone() };
+        assert!(bound(&writable, Path::new("/data")).is_err());
+        let relative = v1::Mount { source: "x".to_owned(), ..asked };
+        assert!(bound(&relative, Path::new("/data")).is_err());
+    }
+}

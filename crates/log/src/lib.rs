@@ -4,8 +4,8 @@
 //! `<RFC 3339 timestamp> <stdout|stderr> <P|F> <content>\n`. The parts, in the
 //! order in which bytes pass through them:
 //!
-//! - [`format`]: bytes of a pipe in, whole records out; pure.
-//! - [`pump`]: reads a pipe, encodes, and hands records to a [`Sink`]. When the
+//! - [`mod@format`]: bytes of a pipe in, whole records out; pure.
+//! - [`mod@pump`]: reads a pipe, encodes, and hands records to a [`Sink`]. When the
 //!   sink is full the pump stops reading, so the container waits; output is
 //!   never dropped.
 //! - [`writer`]: a [`Sink::File`]: appends whole records to the log file and

@@ -131,7 +131,7 @@ fn deny(workspace: &Workspace, checks: &[&str]) -> Result<()> {
 fn tests(workspace: &Workspace, selection: &Selection, summary: &mut Option<String>) -> Result<()> {
     let guest = guest::path(workspace);
     if !guest.exists() {
-        bail!("there is no {}; the step `guest` builds it", guest.display());
+        eprintln!("note: there is no {}: tests that run it will fail", guest.display());
     }
     let mut command = tools::wheel_command(workspace, &tools::NEXTEST)?;
     if std::env::var_os("CI").is_some() {

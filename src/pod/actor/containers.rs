@@ -2,6 +2,18 @@
 
 use super::*;
 
+/// An image's layers, the lowest first. An image may name a layer twice, which
+/// overlayfs refuses: the upper one hides all of the lower.
+fn layer_images(image: &kina_image::Image) -> Vec<LayerImage> {
+    let mut layers: Vec<LayerImage> = Vec::with_capacity(image.layers.len());
+    for layer in &image.layers {
+        let diff_id = layer.diff_id.to_string();
+        layers.retain(|known| known.diff_id != diff_id);
+        layers.push(LayerImage { diff_id, path: layer.image_path.clone() });
+    }
+    layers
+}
+
 impl Pod {
     fn container_error(&self, id: &ContainerId) -> Error {
         Error::ContainerNotFound { id: id.to_string() }
@@ -30,11 +42,7 @@ impl Pod {
             return;
         }
 
-        let layers: Vec<LayerImage> = image
-            .layers
-            .iter()
-            .map(|layer| LayerImage { diff_id: layer.diff_id.to_string(), path: layer.image_path.clone() })
-            .collect();
+        let layers = layer_images(image);
         let view = ContainerView {
             id: id.clone(),
             pod: self.subject.id.clone(),

@@ -8,6 +8,8 @@ mod pods;
 mod routes;
 mod runtime;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::time::Instant;

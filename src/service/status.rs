@@ -159,3 +159,108 @@ fn store(error: &kina_store::Error) -> Code {
         | Error::Thread { .. } => Code::Internal,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use kina_model::{ContainerId, PodId};
+
+    use super::*;
+
+    fn refused(code: Refusal) -> Error {
+        let source = GuestError::Refused { call: "CreateContainer", code, message: "no".into() };
+        Error::Guest { pod: PodId::random(), source }
+    }
+
+    fn guest(source: GuestError) -> Error {
+        Error::Guest { pod: PodId::random(), source }
+    }
+
+    fn storage(kind: io::ErrorKind) -> Error {
+        Error::Image(kina_image::Error::Storage {
+            operation: "write",
+            path: "/x".into(),
+            source: Arc::new(kind.into()),
+        })
+    }
+
+    fn denied(status: u16) -> Error {
+        Error::Image(kina_image::Error::Denied { subject: "a/b".into(), host: "https://h".into(), status })
+    }
+
+    #[test]
+    fn codes() {
+        let pod = PodId::random;
+        let container = ContainerId::random;
+        let id = || "x".to_owned();
+        for (error, expected) in [
+            (Error::Spec(SpecError::invalid("f", "r")), Code::InvalidArgument),
+            (Error::Spec(SpecError::unsupported("f", "r")), Code::Unimplemented),
+            (Error::AmbiguousId { id: id() }, Code::InvalidArgument),
+            (Error::PodNotFound { id: id() }, Code::NotFound),
+            (Error::ContainerNotFound { id: id() }, Code::NotFound),
+            (Error::ImageNotFound { reference: id() }, Code::NotFound),
+            (Error::NameTaken { what: "container", name: id(), id: id() }, Code::AlreadyExists),
+            (Error::PodState { pod: pod(), state: "stopped", operation: "go" }, Code::FailedPrecondition),
+            (
+                Error::ContainerState { container: container(), state: "created", operation: "go" },
+                Code::FailedPrecondition,
+            ),
+            (
+                Error::ContainerFailed { container: container(), operation: "start", reason: id() },
+                Code::FailedPrecondition,
+            ),
+            (Error::StartFailed { pod: pod(), reason: id() }, Code::Unavailable),
+            (Error::TeardownFailed { pod: pod(), reason: id() }, Code::Unavailable),
+            (Error::Busy { pod: pod() }, Code::Unavailable),
+            (Error::ShuttingDown, Code::Unavailable),
+            (Error::Deadline { what: "it", limit: Duration::from_secs(1) }, Code::DeadlineExceeded),
+            (refused(Refusal::NotFound), Code::NotFound),
+            (refused(Refusal::AlreadyExists), Code::AlreadyExists),
+            (refused(Refusal::WrongState), Code::FailedPrecondition),
+            (refused(Refusal::Invalid), Code::InvalidArgument),
+            (refused(Refusal::Unsupported), Code::Unimplemented),
+            (refused(Refusal::Exhausted), Code::ResourceExhausted),
+            (refused(Refusal::Internal), Code::Internal),
+            (guest(GuestError::Gone { call: "Exec" }), Code::Unavailable),
+            (guest(GuestError::Deadline { call: "Exec" }), Code::DeadlineExceeded),
+            (guest(GuestError::Protocol { call: "Exec", violation: "v" }), Code::Internal),
+            (Error::Machine(kina_machine::Error::NotFound { pod: pod() }), Code::Unavailable),
+            (
+                Error::Node(kina_node::Error::io("open", "/x".as_ref(), io::ErrorKind::NotFound)),
+                Code::Internal,
+            ),
+            (
+                Error::Node(kina_node::Error::io("write", "/x".as_ref(), io::ErrorKind::StorageFull)),
+                Code::ResourceExhausted,
+            ),
+            (denied(401), Code::Unauthenticated),
+            (denied(403), Code::PermissionDenied),
+            (storage(io::ErrorKind::StorageFull), Code::ResourceExhausted),
+            (storage(io::ErrorKind::PermissionDenied), Code::Internal),
+            (Error::Store(kina_store::Error::Unavailable { path: "/x".into() }), Code::Unavailable),
+        ] {
+            let status = status(&error);
+            assert_eq!(status.code(), expected, "{error}");
+            assert_eq!(status.message(), chain(&error));
+        }
+    }
+
+    #[test]
+    fn the_causes_are_told() {
+        let status = status(&refused(Refusal::Invalid));
+        assert!(status.message().starts_with("guest of pod sandbox "), "{status}");
+        assert!(status.message().ends_with(": guest refuses CreateContainer: no"), "{status}");
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        let long = "ä".repeat(TEXT_LIMIT);
+        let status = status(&Error::PodNotFound { id: long });
+        assert!(status.message().len() <= TEXT_LIMIT + '…'.len_utf8());
+        assert!(status.message().ends_with('…'));
+    }
+}

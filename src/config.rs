@@ -242,13 +242,19 @@ impl Config {
             }
         }
         if self.root == self.run {
-            return refuse("run", "must differ from root: what lies in it does not outlive a boot".to_owned());
+            return refuse(
+                "run",
+                "must differ from root: what lies in it does not outlive a boot".to_owned(),
+            );
         }
         let socket = self.socket_path();
         let length = socket.as_os_str().len();
         if length > SOCKET_PATH_LIMIT {
             let path = socket.display();
-            return refuse("socket", format!("{path} has {length} bytes, at most {SOCKET_PATH_LIMIT} are possible"));
+            return refuse(
+                "socket",
+                format!("{path} has {length} bytes, at most {SOCKET_PATH_LIMIT} are possible"),
+            );
         }
         if !self.cgroup_parent.starts_with('/') || self.cgroup_parent.split('/').any(|part| part == "..") {
             let reason = format!("{:?} is not an absolute path without \"..\"", self.cgroup_parent);
@@ -271,7 +277,9 @@ impl Config {
             }
         }
         for (registry, urls) in &self.image.mirrors {
-            if let Some(url) = urls.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+            if let Some(url) =
+                urls.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://"))
+            {
                 let reason = format!("{url:?} of {registry:?} does not begin with http:// or https://");
                 return refuse("image.mirrors", reason);
             }
@@ -339,7 +347,7 @@ impl Config {
 
 /// What the names of a daemon's network namespaces begin with. Daemons with
 /// other roots on the same node must not take each other's for their own.
-fn netns_prefix(root: &Path) -> String {
+pub(crate) fn netns_prefix(root: &Path) -> String {
     if root == Config::default().root {
         return "kina-".to_owned();
     }
@@ -379,7 +387,11 @@ mod tests {
         let mut found = Vec::new();
         keys("", &toml::Value::try_from(Config::default()).unwrap(), &mut found);
         for key in found {
-            let named = |line: &str| line.starts_with(&format!("{key} ")) || line == format!("[{key}]") || line == format!("[image.{key}]");
+            let named = |line: &str| {
+                line.starts_with(&format!("{key} "))
+                    || line == format!("[{key}]")
+                    || line == format!("[image.{key}]")
+            };
             assert!(DEFAULT_TOML.lines().any(named), "{key} is missing");
         }
     }

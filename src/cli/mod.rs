@@ -2,7 +2,12 @@
 //! open the store or touch layers.
 
 mod config;
+mod demo;
+mod elf;
+mod image;
 mod serve;
+mod socket;
+mod text;
 
 use std::process::ExitCode;
 
@@ -28,6 +33,12 @@ enum Command {
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// Pull, list, remove, import and export the daemon's images.
+    Image(image::Arguments),
+    /// Show kina at work: a pod, from nothing to nothing.
+    Demo(demo::Arguments),
+    /// Print the version of this command, and the daemon's if one answers.
+    Version(socket::Arguments),
     /// Print the names of all failpoints (debug builds).
     #[command(hide = true)]
     Failpoints,
@@ -52,6 +63,9 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Config(command) => config::run(&command),
+        Command::Image(arguments) => image::run(arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Version(arguments) => version(&arguments),
         Command::Failpoints => {
             crate::failpoint::all().iter().for_each(|name| print_line(name));
             Ok(())
@@ -65,6 +79,21 @@ pub fn main() -> ExitCode {
             if usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Both versions; a daemon that does not answer is no failure.
+fn version(arguments: &socket::Arguments) -> anyhow::Result<()> {
+    print_line(&format!("kina {}", env!("KINA_VERSION")));
+    socket::block_on(async {
+        match arguments.connect().await {
+            Ok(mut client) => {
+                let info = client.admin.info(crate::admin::v1::InfoRequest {}).await?.into_inner();
+                print_line(&format!("daemon {} (process {})", info.version, info.pid));
+            }
+            Err(error) => print_line(&format!("daemon: {error}")),
+        }
+        Ok(())
+    })
 }
 
 #[allow(clippy::print_stdout, reason = "a command's answer goes to standard output")]

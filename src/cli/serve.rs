@@ -163,10 +163,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     async fn stop(&mut self) {
@@ -194,7 +191,10 @@ fn lock(path: &Path) -> anyhow::Result<File> {
             let mut owner = String::new();
             let _ = (&file).take(32).read_to_string(&mut owner);
             let owner = owner.trim();
-            bail!("another kina (process {owner}) uses {}; stop it or set another run directory", path.display());
+            bail!(
+                "another kina (process {owner}) uses {}; stop it or set another run directory",
+                path.display()
+            );
         }
         Err(error) => return Err(error).with_context(|| format!("lock {}", path.display())),
     }

@@ -69,6 +69,8 @@ impl Drop for Pause {
 /// inside the namespace do not reach it, as for every first process.
 #[allow(unsafe_code, reason = "signal calls")]
 pub(crate) fn run() -> ! {
+    // SAFETY: a terminated name, for those who list processes.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"kina-pause".as_ptr()) };
     // SAFETY: no handler runs; an ignored SIGCHLD makes the kernel reap at once.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     loop {

@@ -156,19 +156,8 @@ fn complaint(context: &OwnedFd) -> String {
 
 /// The way of older kernels: mount(2) in a mount namespace of a moment.
 fn by_mount(layers: &[PathBuf], upper: &Path, work: &Path, writable: &WritableLayer) -> io::Result<OwnedFd> {
-    let open = |path: &Path| OptionPath::new(path, true);
-    let lower = layers.iter().map(|layer| open(layer)).collect::<io::Result<Vec<_>>>()?;
-    let (upper, work) = (open(upper)?, open(work)?);
-    let joined: Vec<String> = lower.iter().map(|path| path.text.display().to_string()).collect();
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        joined.join(":"),
-        upper.text.display(),
-        work.text.display()
-    );
-    if options.len() > OPTIONS_LIMIT {
-        return Err(io::Error::from(io::ErrorKind::ArgumentListTooLong));
-    }
+    let layers = layers.to_vec();
+    let (upper, work) = (upper.to_owned(), work.to_owned());
     let at = writable.directory.clone();
     let mounted = in_thread("mount an overlay", move || {
         let none = None::<&str>;
@@ -176,14 +165,33 @@ fn by_mount(layers: &[PathBuf], upper: &Path, work: &Path, writable: &WritableLa
         nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).map_err(step("unshare"))?;
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         nix::mount::mount(none, "/", none, private, none).map_err(step("make mounts private"))?;
+        // Opened here: an overlay takes directories of its own mount namespace only.
+        let (options, _keep) =
+            options(&layers, &upper, &work).map_err(|source| Error::system("open the layers", source))?;
         nix::mount::mount(Some("overlay"), &at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .map_err(step("mount"))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         rustix::mount::open_tree(rustix::fs::CWD, &at, flags)
             .map_err(|errno| Error::system("copy the mount", errno))
     });
-    drop((lower, upper, work));
     mounted.map_err(io::Error::other)
+}
+
+/// The options of mount(2), and what must stay open until it is done.
+fn options(layers: &[PathBuf], upper: &Path, work: &Path) -> io::Result<(String, Vec<OptionPath>)> {
+    let mut keep = Vec::new();
+    let mut short = |path: &Path| -> io::Result<String> {
+        let path = OptionPath::new(path, true)?;
+        let text = path.text.display().to_string();
+        keep.push(path);
+        Ok(text)
+    };
+    let lower = layers.iter().map(|layer| short(layer)).collect::<io::Result<Vec<_>>>()?;
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), short(upper)?, short(work)?);
+    if options.len() > OPTIONS_LIMIT {
+        return Err(io::ErrorKind::ArgumentListTooLong.into());
+    }
+    Ok((options, keep))
 }
 
 #[cfg(test)]

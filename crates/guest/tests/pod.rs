@@ -29,17 +29,33 @@ async fn containers_share_what_the_pod_says() {
     assert_eq!(guest.exec("two", "hostname").await, "testpod\n");
 }
 
+/// A guest that is built for tests is not static.
+fn libraries() -> Vec<v1::Mount> {
+    ["/lib", "/lib64", "/usr/lib"]
+        .into_iter()
+        .filter(|path| std::path::Path::new(path).is_dir())
+        .map(|path| v1::Mount {
+            source: path.to_owned(),
+            destination: path.to_owned(),
+            readonly: true,
+            ..v1::Mount::default()
+        })
+        .collect()
+}
+
 #[tokio::test]
 async fn containers_talk_over_localhost() {
     let guest = Guest::with_pod().await;
     let mut server = guest.container("server", "");
     server.process.as_mut().unwrap().args =
         ["/bin/kina-guest", "demo", "serve", "8080"].map(str::to_owned).to_vec();
+    server.mounts = libraries();
     guest.run(server).await;
     guest.wait_for_output("server", "listening").await;
     let mut client = guest.container("client", "");
     client.process.as_mut().unwrap().args =
         ["/bin/kina-guest", "demo", "fetch", "http://127.0.0.1:8080/x"].map(str::to_owned).to_vec();
+    client.mounts = libraries();
     assert_eq!(guest.run_to_end(client).await.code, 0, "{}", guest.output("client"));
     assert_eq!(guest.output("client"), "hello 1 from testpod\n");
     guest.wait_for_output("server", "GET /x HTTP/1.1").await;

@@ -13,7 +13,7 @@ use kina_guest_api::{Connect, GuestClient, GuestStream, v1};
 use tokio_stream::StreamExt;
 
 /// No test waits longer for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 const APPLETS: [&str; 24] = [
     "sh", "cat", "echo", "sleep", "head", "tail", "id", "ls", "readlink", "hostname", "ps", "grep", "true",
@@ -47,13 +47,13 @@ impl Connect for Unix {
 }
 
 /// A guest, killed with all of its pod when dropped.
-pub struct Guest {
-    pub process: Child,
-    pub client: GuestClient,
-    pub group: Group,
+pub(crate) struct Guest {
+    pub(crate) process: Child,
+    pub(crate) client: GuestClient,
+    pub(crate) group: Group,
     /// From the start of the process to the answer of Hello.
-    pub hello_after: Duration,
-    pub directory: tempfile::TempDir,
+    pub(crate) hello_after: Duration,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Drop for Guest {
@@ -66,11 +66,11 @@ impl Drop for Guest {
 }
 
 impl Guest {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_program(Path::new(env!("CARGO_BIN_EXE_kina-guest"))).await
     }
 
-    pub async fn start_program(program: &Path) -> Self {
+    pub(crate) async fn start_program(program: &Path) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("state")).unwrap();
         rootfs(&directory.path().join("rootfs"));
@@ -94,26 +94,26 @@ impl Guest {
     }
 
     /// A guest with a pod of its own namespaces.
-    pub async fn with_pod() -> Self {
+    pub(crate) async fn with_pod() -> Self {
         let guest = Self::start().await;
         guest.client.setup_pod(guest.pod()).await.unwrap();
         guest
     }
 
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.directory.path().join("state")
     }
 
-    pub fn log(&self, id: &str) -> PathBuf {
+    pub(crate) fn log(&self, id: &str) -> PathBuf {
         self.directory.path().join(format!("{id}.log"))
     }
 
     /// The guest's own log, to be shown when a test fails.
-    pub fn journal(&self) -> String {
+    pub(crate) fn journal(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("guest.log")).unwrap_or_default()
     }
 
-    pub fn pod(&self) -> v1::SetupPodRequest {
+    pub(crate) fn pod(&self) -> v1::SetupPodRequest {
         v1::SetupPodRequest {
             pod_id: "pod-under-test".to_owned(),
             hostname: "testpod".to_owned(),
@@ -129,7 +129,7 @@ impl Guest {
     }
 
     /// A container with the default confinement that runs a shell script.
-    pub fn container(&self, id: &str, script: &str) -> v1::CreateContainerRequest {
+    pub(crate) fn container(&self, id: &str, script: &str) -> v1::CreateContainerRequest {
         let capabilities: Vec<String> = CAPABILITIES.iter().map(|&name| name.to_owned()).collect();
         v1::CreateContainerRequest {
             id: id.to_owned(),
@@ -159,14 +159,14 @@ impl Guest {
         }
     }
 
-    pub async fn create(&self, request: v1::CreateContainerRequest) -> v1::CreateContainerResponse {
+    pub(crate) async fn create(&self, request: v1::CreateContainerRequest) -> v1::CreateContainerResponse {
         match self.client.create_container(request).await {
             Ok(created) => created,
             Err(error) => panic!("create: {error}\n{}", self.journal()),
         }
     }
 
-    pub async fn start_container(&self, id: &str) {
+    pub(crate) async fn start_container(&self, id: &str) {
         let request = v1::StartContainerRequest { id: id.to_owned() };
         if let Err(error) = self.client.start_container(request).await {
             panic!("start {id}: {error}\n{}", self.journal());
@@ -174,21 +174,21 @@ impl Guest {
     }
 
     /// Creates and starts.
-    pub async fn run(&self, request: v1::CreateContainerRequest) {
+    pub(crate) async fn run(&self, request: v1::CreateContainerRequest) {
         let id = request.id.clone();
         self.create(request).await;
         self.start_container(&id).await;
     }
 
     /// Creates, starts and waits for the end.
-    pub async fn run_to_end(&self, request: v1::CreateContainerRequest) -> v1::Exit {
+    pub(crate) async fn run_to_end(&self, request: v1::CreateContainerRequest) -> v1::Exit {
         let id = request.id.clone();
         self.run(request).await;
         self.wait(&id).await
     }
 
     /// The exit of a container, as an event.
-    pub async fn wait(&self, id: &str) -> v1::Exit {
+    pub(crate) async fn wait(&self, id: &str) -> v1::Exit {
         let mut events = self.client.events(0).await.unwrap();
         let exit = async {
             loop {
@@ -206,23 +206,23 @@ impl Guest {
         }
     }
 
-    pub async fn kill(&self, id: &str, signal: u32) {
+    pub(crate) async fn kill(&self, id: &str, signal: u32) {
         let request = v1::SignalContainerRequest { id: id.to_owned(), signal, all: false };
         self.client.signal_container(request).await.unwrap();
     }
 
-    pub async fn delete(&self, id: &str) {
+    pub(crate) async fn delete(&self, id: &str) {
         let request = v1::DeleteContainerRequest { id: id.to_owned() };
         self.client.delete_container(request).await.unwrap();
     }
 
     /// What a container has written, without the records' heads.
-    pub fn output(&self, id: &str) -> String {
+    pub(crate) fn output(&self, id: &str) -> String {
         contents(&std::fs::read_to_string(self.log(id)).unwrap())
     }
 
     /// Runs a script in a container and returns what it says.
-    pub async fn exec(&self, id: &str, script: &str) -> String {
+    pub(crate) async fn exec(&self, id: &str, script: &str) -> String {
         let args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let output = match self.client.exec_sync(id, args, Some(PATIENCE), 1 << 20).await {
             Ok(output) => output,
@@ -233,7 +233,7 @@ impl Guest {
     }
 
     /// Waits until a file of a container's log says something.
-    pub async fn wait_for_output(&self, id: &str, text: &str) {
+    pub(crate) async fn wait_for_output(&self, id: &str, text: &str) {
         let log = self.log(id);
         wait_until(&format!("{id} to say {text:?}"), || {
             std::fs::read_to_string(&log).is_ok_and(|log| contents(&log).contains(text))
@@ -260,11 +260,11 @@ impl Drop for Starting {
 }
 
 /// The contents of CRI log records.
-pub fn contents(log: &str) -> String {
+pub(crate) fn contents(log: &str) -> String {
     log.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n").collect()
 }
 
-pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "waited in vain for {what}");

@@ -195,6 +195,12 @@ impl Attempt {
         let deadline = Instant::now() + self.limit;
         let talk = |error: io::Error| Error::setup(Operation::Communicate, error);
         let terminal = loop {
+            // A killed helper may leave a process that holds the socket open and waits for us.
+            let mut waiting = vec![self.socket.as_fd()];
+            waiting.extend(self.helper_pidfd.as_ref().map(AsFd::as_fd));
+            if wire::wait_any(&waiting, deadline).map_err(talk)? == Some(1) {
+                return Err(self.helper_failure(launcher));
+            }
             match wire::receive(self.socket.as_fd(), deadline).map_err(talk)? {
                 Received::Message(Message::Forked { pid, warnings }, _) => {
                     self.warnings.extend(warnings);
@@ -207,16 +213,7 @@ impl Attempt {
                 }
                 Received::Message(message, _) => return Err(failure(message)),
                 Received::TimedOut => return Err(Error::TimedOut),
-                Received::Closed => {
-                    // The child of the fork says in its exit code why it is no helper.
-                    return Err(match self.helper_exit() {
-                        Some(code) if code > 0 && self.process.is_none() => Error::Helper {
-                            program: launcher.path.clone(),
-                            source: io::Error::from_raw_os_error(code),
-                        },
-                        _ => Error::Died,
-                    });
-                }
+                Received::Closed => return Err(self.helper_failure(launcher)),
             }
         };
         let (pid, pidfd) = self.process.take().ok_or(Error::Died)?;
@@ -283,9 +280,16 @@ impl Attempt {
         Ok(())
     }
 
-    fn helper_exit(&mut self) -> Option<i32> {
-        let pidfd = self.helper_pidfd.take()?;
-        self.end_helper(&pidfd)
+    /// Why the helper ended without a word. The child of the fork that could not become a helper
+    /// says so in its exit code.
+    fn helper_failure(&mut self, launcher: &Launcher) -> Error {
+        let ended = self.helper_pidfd.take().and_then(|pidfd| self.end_helper(&pidfd));
+        match ended {
+            Some(code) if code > 0 && self.process.is_none() => {
+                Error::Helper { program: launcher.path.clone(), source: io::Error::from_raw_os_error(code) }
+            }
+            _ => Error::Died,
+        }
     }
 
     /// Reaps the helper, and a process that it made and did not tell of because it was killed:

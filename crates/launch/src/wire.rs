@@ -72,6 +72,12 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<R
 
 /// Waits until something can be read (also: the end), `false` if the deadline passes first.
 pub(crate) fn wait_readable(descriptor: impl AsFd, deadline: Instant) -> io::Result<bool> {
+    Ok(wait_any(&[descriptor.as_fd()], deadline)?.is_some())
+}
+
+/// Waits until one of a few can be read; returns the first that can, or `None` if the deadline
+/// passes before.
+pub(crate) fn wait_any(descriptors: &[BorrowedFd<'_>], deadline: Instant) -> io::Result<Option<usize>> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = left.min(Duration::from_secs(3600));
@@ -79,11 +85,12 @@ pub(crate) fn wait_readable(descriptor: impl AsFd, deadline: Instant) -> io::Res
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(3600),
             tv_nsec: i64::from(left.subsec_nanos()),
         };
-        let mut entry = [PollFd::new(&descriptor, PollFlags::IN)];
-        match poll(&mut entry, Some(&timeout)) {
-            Ok(0) if Instant::now() >= deadline => return Ok(false),
+        let mut entries: Vec<PollFd<'_>> =
+            descriptors.iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)).collect();
+        match poll(&mut entries, Some(&timeout)) {
+            Ok(0) if Instant::now() >= deadline => return Ok(None),
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => return Ok(true),
+            Ok(_) => return Ok(entries.iter().position(|entry| !entry.revents().is_empty())),
             Err(error) => return Err(error.into()),
         }
     }

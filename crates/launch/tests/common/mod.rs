@@ -1,4 +1,5 @@
 //! What the tests share: the helper inside the test program, a root filesystem, guards.
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test")]
 #![allow(dead_code, reason = "not every test program uses all of it")]
 
 use std::ffi::{CStr, c_char, c_int};
@@ -20,10 +21,28 @@ pub const LONG: Duration = Duration::from_secs(20);
 /// Runs before `main`, where the test harness makes no thread yet: the helper's place in a program
 /// whose `main` is not ours.
 extern "C" fn maybe_helper(count: c_int, arguments: *const *const c_char, _: *const *const c_char) {
-    // SAFETY: the C library passes main's own arguments: `count` strings.
-    let second = (count > 1).then(|| unsafe { CStr::from_ptr(*arguments.add(1)) });
-    if second == Some(c"kina-launch-helper") {
+    let argument = |index: usize| {
+        let count = usize::try_from(count).unwrap_or(0);
+        // SAFETY: the C library passes main's own arguments: `count` strings.
+        (index < count).then(|| unsafe { CStr::from_ptr(*arguments.add(index)) })
+    };
+    if argument(1) == Some(c"kina-launch-helper") {
         kina_launch::helper_main();
+    }
+    if argument(2) == Some(c"kina-launch-caller") {
+        let text = |index: usize| argument(index).unwrap().to_str().unwrap();
+        hold_a_created_process(text(3), text(4));
+    }
+}
+
+/// Creates a process and neither starts nor ends it.
+fn hold_a_created_process(root: &str, group: &str) -> ! {
+    let cgroup = Some(Hierarchy::detect().unwrap().group(group).unwrap());
+    let stdio = Stdio::Files { stdin: null(), stdout: null(), stderr: null() };
+    let plan = Plan { spec: shell("true"), rootfs: RootFs::Path(root.into()), stdio, cgroup };
+    let _created = launcher().create(plan).unwrap();
+    loop {
+        std::thread::park();
     }
 }
 

@@ -19,6 +19,10 @@ pub struct File<'a> {
 /// the image configuration's `config` object as given.
 pub fn archive(name: &str, layers: &[&[File<'_>]], config: Value) -> Vec<u8> {
     let layers: Vec<Vec<u8>> = layers.iter().map(|files| layer(files)).collect();
+    pack(name, &layers, config)
+}
+
+fn pack(name: &str, layers: &[Vec<u8>], config: Value) -> Vec<u8> {
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
@@ -56,6 +60,14 @@ pub fn archive(name: &str, layers: &[&[File<'_>]], config: Value) -> Vec<u8> {
 /// # Panics
 /// When Debian's package busybox-static is not installed.
 pub fn busybox(name: &str) -> Vec<u8> {
+    pack(name, &[busybox_layer()], json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] }))
+}
+
+/// The one layer of [`busybox`]'s image: an uncompressed tar archive.
+///
+/// # Panics
+/// When Debian's package busybox-static is not installed.
+pub fn busybox_layer() -> Vec<u8> {
     let busybox = std::fs::read("/bin/busybox").expect("install Debian's package busybox-static");
     let passwd = b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n";
     let group = b"root:x:0:\nwww-data:x:33:\nstaff:x:50:alice\nalice:x:1000:\n";
@@ -68,7 +80,15 @@ pub fn busybox(name: &str) -> Vec<u8> {
     for applet in &script {
         files.push(File { path: applet, mode: 0o755, content: b"" });
     }
-    archive(name, &[&files], json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] }))
+    layer(&files)
+}
+
+/// Writes the EROFS image of an uncompressed layer.
+///
+/// # Errors
+/// As [`kina_erofs::write_layer`].
+pub fn write_erofs(layer: &[u8], image: &mut std::fs::File) -> Result<(), kina_erofs::Error> {
+    kina_erofs::write_layer(layer, image, &kina_erofs::Options::default()).map(|_| ())
 }
 
 /// Applets that tests use; an empty file in `bin` is a link to busybox.
@@ -113,7 +133,8 @@ fn append<W: Write>(archive: &mut tar::Builder<W>, path: &str, mode: u32, conten
     archive.append_data(&mut header, path, content).expect("writing to memory does not fail");
 }
 
-fn digest(content: &[u8]) -> String {
+/// The digest of some content, `sha256:<hex>`.
+pub fn digest(content: &[u8]) -> String {
     let hash = Sha256::digest(content);
     hash.iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }

@@ -1,0 +1,29 @@
+//! Machines in software: QEMU without KVM, a kernel of Debian's, and the guest
+//! as the first process of an initramfs made here.
+//!
+//! ```text
+//! test ──▶ Machine ──┬─▶ qemu             microvm, TCG, memory in a memfd
+//!            │       ├─▶ vhost-device-vsock   ◀── VsockConnector (gRPC)
+//!            │       └─▶ virtiofsd            ◀── a shared folder
+//!            └─ drop: all of them killed, the temporary folder removed
+//! ```
+//!
+//! What it takes is installed by `cargo xtask setup test` and found by the
+//! variables that xtask sets, or below the target folder ([`Prerequisites`]).
+
+mod clock;
+mod cpio;
+mod initramfs;
+mod machine;
+mod modules;
+mod prerequisites;
+mod process;
+mod vsock;
+
+pub use cpio::{Archive, Kind};
+pub use initramfs::{MODULES, initramfs};
+pub use machine::{Boot, Config, GUEST_PORT, Machine, SHARE_IN_GUEST};
+pub use modules::{Dependencies, Lookup};
+pub use prerequisites::Prerequisites;
+pub use process::Process;
+pub use vsock::VsockConnector;

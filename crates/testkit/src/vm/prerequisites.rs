@@ -1,0 +1,68 @@
+//! Where the programs and files are that a machine takes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+/// What it takes to boot a machine.
+#[derive(Clone, Debug)]
+pub struct Prerequisites {
+    /// The emulator.
+    pub qemu: PathBuf,
+    /// The kernel's image.
+    pub kernel: PathBuf,
+    /// The kernel's folder of modules.
+    pub modules: PathBuf,
+    /// Shares a folder with a machine.
+    pub virtiofsd: PathBuf,
+    /// Joins a machine's vsock to a unix socket.
+    pub vsock_device: PathBuf,
+    /// The static guest.
+    pub guest: PathBuf,
+}
+
+impl Prerequisites {
+    /// Finds everything: by the variables that xtask sets, or where xtask puts it.
+    ///
+    /// # Errors
+    /// When something is not there; the message names the command that mends it.
+    pub fn find() -> Result<Self> {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let target = workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
+        let setup = "cargo xtask setup test";
+        let below = |variable: &str, path: &str, command: &str| {
+            let path = std::env::var_os(variable).map_or_else(|| target.join(path), PathBuf::from);
+            there(path, command)
+        };
+        Ok(Self {
+            qemu: there("/usr/bin/qemu-system-x86_64".into(), setup)?,
+            kernel: below("KINA_TEST_KERNEL", "kernel/vmlinuz", setup)?,
+            modules: below("KINA_TEST_MODULES", "kernel/modules", setup)?,
+            virtiofsd: below("KINA_TEST_VIRTIOFSD", "tools/bin/virtiofsd", setup)?,
+            vsock_device: below("KINA_TEST_VSOCK_DEVICE", "tools/bin/vhost-device-vsock", setup)?,
+            guest: below(
+                "KINA_GUEST",
+                "guest/x86_64-unknown-linux-gnu/guest/kina-guest",
+                "cargo xtask guest",
+            )?,
+        })
+    }
+}
+
+fn there(path: PathBuf, command: &str) -> Result<PathBuf> {
+    if !path.exists() {
+        bail!("{} is not there: run `{command}`", path.display());
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_its_remedy() {
+        let error = there("/nowhere/tool".into(), "cargo xtask setup test").unwrap_err().to_string();
+        assert_eq!(error, "/nowhere/tool is not there: run `cargo xtask setup test`");
+    }
+}

@@ -1,0 +1,103 @@
+//! Byte streams to a guest through the unix socket of a vhost-user vsock device.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kina_guest_api::{Connect, GuestStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// How long the device may take to answer: the guest's kernel does.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// The longest answer: `OK 4294967295`.
+const ANSWER_LIMIT: usize = 32;
+
+/// Dials a port of a machine: `CONNECT <port>` on the device's socket, answered
+/// by `OK <port>`, after which the stream is the guest's. While nobody listens
+/// in the guest the device ends the connection instead.
+#[derive(Clone, Debug)]
+pub struct VsockConnector {
+    socket: PathBuf,
+    port: u32,
+}
+
+impl VsockConnector {
+    /// A connector for a port behind the device's socket.
+    pub fn new(socket: impl Into<PathBuf>, port: u32) -> Self {
+        Self { socket: socket.into(), port }
+    }
+
+    async fn dial(&self) -> io::Result<UnixStream> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        // In one piece: the device reads once.
+        stream.write_all(format!("CONNECT {}\n", self.port).as_bytes()).await?;
+        // Byte by byte: what follows the line is the guest's already.
+        let mut answer = Vec::with_capacity(ANSWER_LIMIT);
+        loop {
+            let byte = stream.read_u8().await?;
+            if byte == b'\n' {
+                break;
+            }
+            answer.push(byte);
+            if answer.len() > ANSWER_LIMIT {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+        if answer.starts_with(b"OK ") {
+            Ok(stream)
+        } else {
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("the vsock device says {answer:?}")))
+        }
+    }
+}
+
+#[async_trait]
+impl Connect for VsockConnector {
+    async fn connect(&self) -> io::Result<Box<dyn GuestStream>> {
+        match tokio::time::timeout(PATIENCE, self.dial()).await {
+            Ok(dialled) => Ok(Box::new(dialled?)),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Dials a device that sends `answer` and then closes.
+    async fn dial(answer: &'static [u8]) -> io::Result<Vec<u8>> {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("v");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let device = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 13];
+            stream.read_exact(&mut request).await.unwrap();
+            assert_eq!(&request, b"CONNECT 1024\n");
+            stream.write_all(answer).await.unwrap();
+        });
+        let dialled = VsockConnector::new(&socket, 1024).connect().await;
+        device.await.unwrap();
+        let mut rest = Vec::new();
+        dialled?.read_to_end(&mut rest).await?;
+        Ok(rest)
+    }
+
+    #[tokio::test]
+    async fn what_follows_the_answer_is_the_guests() {
+        assert_eq!(dial(b"OK 1024\nfirst bytes").await.unwrap(), b"first bytes");
+    }
+
+    #[tokio::test]
+    async fn no_guest_is_an_error() {
+        assert_eq!(dial(b"").await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(dial(b"NO\n").await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(dial(&[b'x'; 100]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}

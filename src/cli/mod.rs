@@ -3,6 +3,7 @@
 
 mod config;
 mod demo;
+mod doctor;
 mod elf;
 mod image;
 mod serve;
@@ -37,6 +38,8 @@ enum Command {
     Image(image::Arguments),
     /// Show kina at work: a pod, from nothing to nothing.
     Demo(demo::Arguments),
+    /// Say what this machine can and cannot do, and how to mend it.
+    Doctor(doctor::Arguments),
     /// Print the version of this command, and the daemon's if one answers.
     Version(socket::Arguments),
     /// Print the names of all failpoints (debug builds).
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Config(command) => config::run(&command),
         Command::Image(arguments) => image::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Version(arguments) => version(&arguments),
         Command::Failpoints => {
             crate::failpoint::all().iter().for_each(|name| print_line(name));

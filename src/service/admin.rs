@@ -83,7 +83,8 @@ async fn pull(
     let tell = async {
         // Ends with the pull, which drops the sender.
         while progress.changed().await.is_ok() {
-            let event = v1::pull_image_response::Event::Progress(encode_progress(&progress.borrow_and_update()));
+            let event =
+                v1::pull_image_response::Event::Progress(encode_progress(&progress.borrow_and_update()));
             if events.send(Ok(v1::PullImageResponse { event: Some(event) })).await.is_err() {
                 return;
             }

@@ -76,7 +76,8 @@ impl Pod {
 
     /// RunPodSandbox.
     pub(super) async fn run(&mut self, client: &mut Client) -> anyhow::Result<Facts> {
-        let request = v1::RunPodSandboxRequest { config: Some(self.config()), runtime_handler: String::new() };
+        let request =
+            v1::RunPodSandboxRequest { config: Some(self.config()), runtime_handler: String::new() };
         self.id = client.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
         Ok(Facts::default().text(format!("Pod {} is ready.", short(&self.id))))
     }
@@ -119,7 +120,11 @@ impl Pod {
         Ok(())
     }
 
-    async fn identity(&self, client: &mut Client, id: &str) -> anyhow::Result<(Identity, v1::ContainerStatus)> {
+    async fn identity(
+        &self,
+        client: &mut Client,
+        id: &str,
+    ) -> anyhow::Result<(Identity, v1::ContainerStatus)> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
         let answer = client.runtime.container_status(request).await?.into_inner();
         let status = answer.status.context("the answer has no status")?;

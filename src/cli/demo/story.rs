@@ -97,7 +97,10 @@ impl Story {
     pub(super) fn end(&self, ok: bool, text: &str) -> std::io::Result<()> {
         let took = self.begun.elapsed();
         if self.json {
-            return print(&format!("{}\n", json!({ "ok": ok, "seconds": took.as_secs_f64(), "steps": self.number })));
+            return print(&format!(
+                "{}\n",
+                json!({ "ok": ok, "seconds": took.as_secs_f64(), "steps": self.number })
+            ));
         }
         print(&format!("{}\n{}", text_right(text, &seconds(took)), "\n"))
     }

@@ -163,7 +163,8 @@ fn read_credentials(file: &Path) -> anyhow::Result<String> {
 
 async fn list(daemon: &socket::Arguments, json: bool) -> anyhow::Result<()> {
     let mut client = daemon.connect().await?;
-    let images = client.admin.list_images(v1::ListImagesRequest {}).await.map_err(refused)?.into_inner().images;
+    let images =
+        client.admin.list_images(v1::ListImagesRequest {}).await.map_err(refused)?.into_inner().images;
     if json {
         let images: Vec<Value> = images.iter().map(image_json).collect();
         print_line(&serde_json::to_string_pretty(&images)?);
@@ -245,8 +246,12 @@ async fn export(daemon: &socket::Arguments, image: String, file: &Path) -> anyho
         return Err(UsageError("an archive is nothing for a terminal; name a file".to_owned()).into());
     }
     let mut client = daemon.connect().await?;
-    let mut chunks =
-        client.admin.export_image(v1::ExportImageRequest { name: image }).await.map_err(refused)?.into_inner();
+    let mut chunks = client
+        .admin
+        .export_image(v1::ExportImageRequest { name: image })
+        .await
+        .map_err(refused)?
+        .into_inner();
     // The first chunk, or the refusal, comes before there is a file.
     let mut next = chunks.message().await.map_err(refused)?;
     // Written beside it and renamed at the end: half an archive is none.

@@ -1,0 +1,325 @@
+//! The life of `kina serve`, and the commands that ask it, as processes.
+
+use std::io::Read as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use kina::admin::v1::{ImportImageRequest, ImportStart, InfoRequest, import_image_request::Part};
+use kina::client::Client;
+use kina::oci::{Entry, SmallImage};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(10);
+
+fn kina() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kina"));
+    for name in ["NOTIFY_SOCKET", "KINA_SOCKET", "KINA_GUEST", "KINA_REGISTRY_CREDENTIALS"] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Directories for a daemon.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("run/kina.sock")
+    }
+
+    fn serve(&self) -> Command {
+        let mut command = kina();
+        command.arg("serve").arg("--root").arg(self.path("root")).arg("--run").arg(self.path("run"));
+        // No pod is made here, so that any file will do.
+        command.args(["--guest", "/proc/self/exe", "--cgroup-parent", "/kina-test-serve"]);
+        command
+    }
+
+    /// Starts a daemon and waits until it answers.
+    fn start(&self) -> Daemon {
+        let mut command = self.serve();
+        let mut daemon = Daemon(command.stderr(Stdio::piped()).spawn().unwrap());
+        wait_for("an answer of the daemon", || {
+            if let Some(status) = daemon.0.try_wait().unwrap() {
+                panic!("{status}: {}", daemon.stderr());
+            }
+            answers(&self.socket())
+        });
+        daemon
+    }
+
+    /// Runs one of the commands that ask the daemon.
+    fn ask(&self, arguments: &[&str]) -> Output {
+        kina().args(arguments).arg("--socket").arg(self.socket()).output().unwrap()
+    }
+}
+
+/// A process that does not outlive its test.
+struct Daemon(Child);
+
+impl Daemon {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.0.id().cast_signed()).unwrap(), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_for("the daemon's end", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    fn stderr(&mut self) -> String {
+        let mut text = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "no {what} in {PATIENCE:?}");
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+fn answers(socket: &Path) -> bool {
+    block_on(async {
+        match Client::connect(socket).await {
+            Ok(mut client) => client.admin.info(InfoRequest {}).await.is_ok(),
+            Err(_) => false,
+        }
+    })
+}
+
+/// A daemon that is expected not to start.
+fn refused(command: &mut Command, code: i32) -> String {
+    let mut daemon = Daemon(command.stderr(Stdio::piped()).spawn().unwrap());
+    let status = daemon.wait();
+    let text = daemon.stderr();
+    assert_eq!(status.code(), Some(code), "{text}");
+    text
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_told_of_the_first() {
+    let place = Place::new();
+    let first = place.start();
+    let metadata = std::fs::metadata(place.socket()).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+    let error = refused(&mut place.serve(), 1);
+    assert!(error.contains(&format!("another kina (process {})", first.0.id())), "{error}");
+    assert!(answers(&place.socket()));
+}
+
+#[test]
+fn what_a_killed_daemon_leaves_is_taken_over() {
+    let place = Place::new();
+    let mut first = place.start();
+    first.signal(Signal::KILL);
+    first.wait();
+    assert!(place.socket().exists());
+    assert!(!answers(&place.socket()));
+    place.start();
+}
+
+#[test]
+fn a_socket_that_another_program_listens_on_is_left_alone() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("run")).unwrap();
+    let other = UnixListener::bind(place.socket()).unwrap();
+    let error = refused(&mut place.serve(), 1);
+    assert!(error.contains("something else listens on"), "{error}");
+    other.set_nonblocking(true).unwrap();
+    drop(std::os::unix::net::UnixStream::connect(place.socket()).unwrap());
+}
+
+#[test]
+fn the_service_manager_hears_of_start_and_stop() {
+    let place = Place::new();
+    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let hear = || {
+        let mut message = [0; 4096];
+        let length = manager.recv(&mut message).unwrap();
+        text(&message[..length])
+    };
+    let mut command = place.serve();
+    command.env("NOTIFY_SOCKET", place.path("notify")).stderr(Stdio::null());
+    let mut daemon = Daemon(command.spawn().unwrap());
+    assert!(hear().lines().any(|line| line == "READY=1"));
+    // Ready means that a call is answered now.
+    assert!(answers(&place.socket()));
+    daemon.signal(Signal::TERM);
+    assert!(hear().lines().any(|line| line == "STOPPING=1"));
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!place.socket().exists());
+}
+
+#[test]
+fn calls_under_way_may_end_and_a_second_signal_ends_them() {
+    let place = Place::new();
+    let mut daemon = place.start();
+    block_on(async {
+        let mut client = Client::connect(place.socket()).await.unwrap();
+        // An import that gets its first message and then nothing.
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let start = Part::Start(ImportStart::default());
+        sender.send(ImportImageRequest { part: Some(start) }).await.unwrap();
+        let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let mut admin = client.admin.clone();
+        let call = tokio::spawn(async move { admin.import_image(stream).await });
+        tokio::task::yield_now().await;
+        // The same connection: when this is answered, the import has begun.
+        client.admin.info(InfoRequest {}).await.unwrap();
+        daemon.signal(Signal::TERM);
+        let deadline = Instant::now() + PATIENCE;
+        while place.socket().exists() {
+            assert!(Instant::now() < deadline, "the socket stays");
+            tokio::time::sleep(PAUSE).await;
+        }
+        assert!(daemon.0.try_wait().unwrap().is_none(), "it did not wait for the call");
+        let begun = Instant::now();
+        daemon.signal(Signal::TERM);
+        let status = daemon.wait();
+        assert_eq!(status.code(), Some(0));
+        assert!(begun.elapsed() < Duration::from_secs(8), "it waited for the call: {:?}", begun.elapsed());
+        drop(sender);
+        assert!(call.await.unwrap().is_err());
+    });
+}
+
+#[test]
+fn mistakes_of_the_caller_are_64_and_say_everything() {
+    let place = Place::new();
+    let long = place.path(&"x".repeat(120));
+    let error = refused(place.serve().arg("--socket").arg(&long), 64);
+    assert!(error.contains("at most 104"), "{error}");
+
+    let error = refused(kina().arg("serve").arg("--config").arg(place.path("missing")), 64);
+    assert!(error.contains("missing") && error.contains("No such file"), "{error}");
+
+    let file = place.path("bad.toml");
+    std::fs::write(&file, "[log]\nformat = \"xml\"\n").unwrap();
+    let error = refused(kina().args(["config", "check"]).arg(&file), 64);
+    assert!(error.contains("bad.toml") && error.contains("xml") && error.contains("line 2"), "{error}");
+
+    refused(kina().arg("srve"), 64);
+}
+
+#[test]
+fn a_run_directory_that_cannot_be_made() {
+    let place = Place::new();
+    std::fs::write(place.path("run"), "").unwrap();
+    let error = refused(&mut place.serve(), 1);
+    assert!(error.contains("create") && error.contains("run: "), "{error}");
+}
+
+#[test]
+fn the_configuration_is_shown_and_checked() {
+    let place = Place::new();
+    let output = kina().args(["config", "default"]).output().unwrap();
+    assert!(output.status.success());
+    let file = place.path("kina.toml");
+    std::fs::write(&file, &output.stdout).unwrap();
+    let output = kina().args(["config", "check"]).arg(&file).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    std::fs::write(&file, "[machine]\ncpus = 7\n").unwrap();
+    let shown = text(&kina().args(["config", "show"]).arg(&file).output().unwrap().stdout);
+    assert!(shown.contains("cpus = 7") && shown.contains("root = \"/var/lib/kina\""), "{shown}");
+}
+
+#[test]
+fn images_come_and_go_by_the_command_line() {
+    let place = Place::new();
+    let daemon = place.start();
+    let content = vec![7; 3 << 20];
+    let entries = [Entry::File { path: "seven", mode: 0o644, content: &content }];
+    let image = SmallImage::new(&entries, &serde_json::json!({ "Cmd": ["/seven"] })).unwrap();
+    let archive = place.path("in.tar");
+    std::fs::write(&archive, image.archive("localhost/seven:1").unwrap()).unwrap();
+    let (archive, out) = (archive.to_str().unwrap().to_owned(), place.path("out.tar"));
+    let out = out.to_str().unwrap();
+
+    let output = place.ask(&["image", "import", &archive]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).starts_with("localhost/seven:1 "), "{}", text(&output.stdout));
+
+    let listed = || -> serde_json::Value {
+        serde_json::from_slice(&place.ask(&["image", "ls", "--json"]).stdout).unwrap()
+    };
+    assert_eq!(listed()[0]["tags"][0], "localhost/seven:1");
+    let id = listed()[0]["id"].clone();
+    assert!(text(&place.ask(&["image", "ls"]).stdout).contains("localhost/seven:1"));
+
+    let output = place.ask(&["image", "export", "localhost/seven:1", out]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = place.ask(&["image", "rm", "localhost/seven:1"]);
+    assert!(text(&output.stdout).contains("removed"), "{}", text(&output.stderr));
+    assert_eq!(listed().as_array().unwrap().len(), 0);
+
+    // What was exported is the same image, under the name it is given.
+    let output = place.ask(&["image", "import", out, "--name", "localhost/eight:2"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(listed()[0]["id"], id);
+    assert_eq!(listed()[0]["tags"], serde_json::json!(["localhost/eight:2"]));
+
+    let output = place.ask(&["image", "rm", "localhost/nine"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("not found"), "{}", text(&output.stderr));
+    std::fs::write(place.path("bad"), "no archive").unwrap();
+    let output = place.ask(&["image", "import", place.path("bad").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+    let output = place.ask(&["image", "export", "localhost/nine", place.path("nine").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!place.path("nine").exists());
+
+    let version = text(&place.ask(&["version"]).stdout);
+    assert!(version.contains(&format!("(process {})", daemon.0.id())), "{version}");
+}
+
+#[test]
+fn without_a_daemon_the_commands_say_so() {
+    let place = Place::new();
+    let output = place.ask(&["image", "ls"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no kina answers on"), "{}", text(&output.stderr));
+    let output = place.ask(&["version"]);
+    assert!(output.status.success());
+    assert!(text(&output.stdout).contains("no kina answers on"));
+}

@@ -12,7 +12,9 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::error::Operation;
 use crate::final_stage::{self, Prepared};
 use crate::mounts::{self, Sources};
-use crate::order::{CgroupV1, GO, InitOrder, Message, MountKind, MountOrder, Order, START, Task, Warning};
+use crate::order::{
+    CgroupV1, GO, InitOrder, Message, MountKind, MountOrder, Order, ProcessOrder, START, Task, Warning,
+};
 use crate::seccomp::Instruction;
 use crate::spawn::{EXTRA, FIRST_FREE, ORDER, SOCKET};
 use crate::{sys, terminal, wire};
@@ -126,7 +128,7 @@ fn run(socket: &OwnedFd, order: OwnedFd, extra: Option<OwnedFd>) -> Result<(), F
                     }
                 }
             }
-            flags = init.new_namespaces;
+            flags = init.new_namespaces & !deferred(&order.process, init);
         }
         Task::Exec { namespaces } => {
             let container = extra.as_ref().ok_or(Failure::Abandoned)?;
@@ -210,6 +212,10 @@ fn run_process(
     let mut terminal = None;
     match &order.task {
         Task::Init(init) => {
+            let deferred = deferred(process, init);
+            if deferred != 0 {
+                sys::unshare(i32::try_from(deferred).unwrap_or(0)).during(|| Operation::Clone)?;
+            }
             if init.new_cgroup_namespace {
                 sys::unshare(libc::CLONE_NEWCGROUP).during(|| Operation::Clone)?;
             }
@@ -231,6 +237,16 @@ fn run_process(
     drop(terminal);
     wait_for(socket, START)?;
     final_stage::execute(process, &prepared, filter, order.seccomp_flags, order.seccomp_length.is_some())
+}
+
+/// New namespaces that the process makes itself once it is root of its user namespace: the message
+/// queues of an IPC namespace belong to whoever made it.
+fn deferred(process: &ProcessOrder, init: &InitOrder) -> u64 {
+    if process.user_namespace {
+        init.new_namespaces & u64::try_from(libc::CLONE_NEWIPC).unwrap_or(0)
+    } else {
+        0
+    }
 }
 
 fn root_uid() -> rustix::process::Uid {

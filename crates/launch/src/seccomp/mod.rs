@@ -16,3 +16,6 @@ mod compile;
 mod table;
 
 pub(crate) use compile::{Filter, Instruction, compile};
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,7 @@ enum Command {
     /// Say what this machine can and cannot do, and how to mend it.
     Doctor(doctor::Arguments),
     /// Print the version of this command, and the daemon's if one answers.
-    Version(socket::Arguments),
+    Version(socket::DaemonSocket),
     /// Print the names of all failpoints (debug builds).
     #[command(hide = true)]
     Failpoints,
@@ -86,7 +86,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Both versions; a daemon that does not answer is no failure.
-fn version(arguments: &socket::Arguments) -> anyhow::Result<()> {
+fn version(arguments: &socket::DaemonSocket) -> anyhow::Result<()> {
     print_line(&format!("kina {}", env!("KINA_VERSION")));
     socket::block_on(async {
         match arguments.connect().await {
@@ -108,4 +108,62 @@ fn print_line(line: &str) {
 #[allow(clippy::print_stderr, reason = "a command's error goes to standard error")]
 fn print_error(message: &str) {
     eprintln!("kina: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_understood_and_what_is_not() {
+        for (line, understood) in [
+            ("serve", true),
+            ("serve --root /r --run /s --socket /t --log-format json --log-level debug", true),
+            ("serve --log-format xml", false),
+            ("config default", true),
+            ("config check /etc/kina.toml", true),
+            ("doctor --json", true),
+            ("demo --keep --json --guest /g --directory /d", true),
+            ("version --socket /s", true),
+            ("image ls --json", true),
+            ("image list", true),
+            ("image --socket /s ls", true),
+            ("image ls --socket /s", true),
+            ("image pull busybox --creds user:password --json", true),
+            ("image pull busybox --creds a:b --creds-file /f", false),
+            ("image pull", false),
+            ("image rm", false),
+            ("image rm a b", true),
+            ("image import - --name a/b:1", true),
+            ("image export a", false),
+            ("image export a -", true),
+            ("", false),
+            ("image", false),
+        ] {
+            let parsed = Arguments::try_parse_from(std::iter::once("kina").chain(line.split_whitespace()));
+            assert_eq!(
+                parsed.is_ok(),
+                understood,
+                "{line}: {:?}",
+                parsed.err().map(|error| error.to_string())
+            );
+        }
+    }
+
+    #[test]
+    fn no_password_is_shown_by_the_help() {
+        // The variable may be set where the help is asked for.
+        let mut command = Arguments::command();
+        let pull = command.find_subcommand_mut("image").and_then(|image| image.find_subcommand_mut("pull"));
+        let pull = pull.unwrap();
+        let creds = pull.get_arguments().find(|argument| argument.get_id() == "creds").unwrap();
+        assert!(creds.is_hide_env_values_set());
+    }
 }

@@ -7,13 +7,13 @@ use crate::config::Config;
 
 /// Which daemon a command asks.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct DaemonSocket {
     /// The daemon's socket [default: as the configuration file has it].
     #[arg(long, env = "KINA_SOCKET", global = true)]
     socket: Option<PathBuf>,
 }
 
-impl Arguments {
+impl DaemonSocket {
     /// The socket.
     pub(super) fn path(&self) -> anyhow::Result<PathBuf> {
         match &self.socket {

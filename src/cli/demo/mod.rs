@@ -290,7 +290,7 @@ impl Stage<'_> {
             .await?;
         story
             .step("Prove that nothing is left", "Asked of the kernel, not of kina's records.", async {
-                nothing_left(&self.room.traces())
+                nothing_left(&before, &self.room.traces())
             })
             .await
     }

@@ -20,7 +20,7 @@ use progress::{Display, layer_json};
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    daemon: socket::Arguments,
+    daemon: socket::DaemonSocket,
     #[command(subcommand)]
     command: Command,
 }
@@ -97,7 +97,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
     })
 }
 
-async fn pull(daemon: &socket::Arguments, arguments: Pull) -> anyhow::Result<()> {
+async fn pull(daemon: &socket::DaemonSocket, arguments: Pull) -> anyhow::Result<()> {
     let credentials = match (&arguments.creds, &arguments.creds_file) {
         (Some(text), _) => Some(credentials(text)?),
         (None, Some(file)) => Some(credentials(&read_credentials(file)?)?),
@@ -161,7 +161,7 @@ fn read_credentials(file: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-async fn list(daemon: &socket::Arguments, json: bool) -> anyhow::Result<()> {
+async fn list(daemon: &socket::DaemonSocket, json: bool) -> anyhow::Result<()> {
     let mut client = daemon.connect().await?;
     let images =
         client.admin.list_images(v1::ListImagesRequest {}).await.map_err(refused)?.into_inner().images;
@@ -174,7 +174,7 @@ async fn list(daemon: &socket::Arguments, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn remove(daemon: &socket::Arguments, images: Vec<String>) -> anyhow::Result<()> {
+async fn remove(daemon: &socket::DaemonSocket, images: Vec<String>) -> anyhow::Result<()> {
     let mut client = daemon.connect().await?;
     for name in images {
         let removed = client.admin.remove_image(v1::RemoveImageRequest { name: name.clone() }).await;
@@ -193,7 +193,7 @@ fn removed_line(name: &str, removed: &v1::RemoveImageResponse) -> String {
     }
 }
 
-async fn import(daemon: &socket::Arguments, file: &Path, name: Option<String>) -> anyhow::Result<()> {
+async fn import(daemon: &socket::DaemonSocket, file: &Path, name: Option<String>) -> anyhow::Result<()> {
     let read = || format!("read {}", file.display());
     let archive: Box<dyn tokio::io::AsyncRead + Unpin + Send> = if file == Path::new("-") {
         Box::new(tokio::io::stdin())
@@ -239,7 +239,7 @@ async fn send_archive(
     Ok(())
 }
 
-async fn export(daemon: &socket::Arguments, image: String, file: &Path) -> anyhow::Result<()> {
+async fn export(daemon: &socket::DaemonSocket, image: String, file: &Path) -> anyhow::Result<()> {
     let write = || format!("write {}", file.display());
     let to_output = file == Path::new("-");
     if to_output && std::io::stdout().is_terminal() {

@@ -1,6 +1,6 @@
 //! Containers as asked for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kina_model::{ContainerMetadata, ContainerSpec, PodSpec, Resources, Signal, SpecError};
 
@@ -138,7 +138,7 @@ pub fn container_spec(
 fn same_pod(config: Option<v1::PodSandboxConfig>, pod: &PodSpec) -> Result<(), SpecError> {
     let directory = config.map(|config| config.log_directory).unwrap_or_default();
     match &pod.log_directory {
-        Some(own) if !directory.is_empty() && PathBuf::from(&directory) != *own => {
+        Some(own) if !directory.is_empty() && Path::new(&directory) != own => {
             let reason = format!("{directory:?} differs from the pod's own, {:?}", own.display());
             Err(SpecError::invalid("sandbox_config.log_directory", reason))
         }

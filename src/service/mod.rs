@@ -28,18 +28,18 @@ pub use routes::Routes;
 /// (`maxMsgSize` of its CRI client).
 pub const MESSAGE_LIMIT: usize = 16 << 20;
 
-/// The CRI over that runtime; [`Routes::add`] puts more beside it.
+/// The CRI over that runtime; [`Routes::with`] puts more beside it.
 #[must_use]
 pub fn server(runtime: Runtime) -> Routes {
     let images = images::Images::new(runtime.clone());
     Routes::default()
-        .add(admin::Admin::server(runtime.clone()))
-        .add(
+        .with(admin::Admin::server(runtime.clone()))
+        .with(
             RuntimeServiceServer::new(runtime::Service::new(runtime))
                 .max_decoding_message_size(MESSAGE_LIMIT)
                 .max_encoding_message_size(MESSAGE_LIMIT),
         )
-        .add(
+        .with(
             ImageServiceServer::new(images)
                 .max_decoding_message_size(MESSAGE_LIMIT)
                 .max_encoding_message_size(MESSAGE_LIMIT),

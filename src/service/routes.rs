@@ -28,7 +28,7 @@ pub struct Routes {
 impl Routes {
     /// These and another one, which replaces one of the same name.
     #[must_use]
-    pub fn add<S>(mut self, service: S) -> Self
+    pub fn with<S>(mut self, service: S) -> Self
     where
         S: Service<
                 http::Request<Body>,

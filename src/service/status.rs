@@ -15,7 +15,8 @@ const TEXT_LIMIT: usize = 4096;
 pub(super) fn status(error: &Error) -> Status {
     let mut text = chain(error);
     if text.len() > TEXT_LIMIT {
-        text.truncate(text.floor_char_boundary(TEXT_LIMIT));
+        let end = (0..=TEXT_LIMIT).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
         text.push('…');
     }
     Status::new(code(error), text)

@@ -84,10 +84,7 @@ pub trait Connect: Send + Sync + 'static {
 ///
 /// [`GuestError::Version`] at once, when the guest speaks no version that this
 /// build does; otherwise the error of the last attempt.
-pub async fn connect(
-    connector: Arc<dyn Connect>,
-    deadline: Duration,
-) -> Result<GuestClient, GuestError> {
+pub async fn connect(connector: Arc<dyn Connect>, deadline: Duration) -> Result<GuestClient, GuestError> {
     let end = Instant::now() + deadline;
     let mut pause = FIRST_RETRY;
     loop {
@@ -95,11 +92,7 @@ pub async fn connect(
         let attempt = dial(&connector, remaining.min(ATTEMPT_DEADLINE)).await;
         let error = match attempt {
             Ok((calls, hello)) => {
-                return Ok(GuestClient {
-                    calls,
-                    hello: Arc::new(hello),
-                    connector,
-                });
+                return Ok(GuestClient { calls, hello: Arc::new(hello), connector });
             }
             Err(error) => error,
         };
@@ -117,10 +110,7 @@ async fn dial(
     deadline: Duration,
 ) -> Result<(Calls<Channel>, v1::HelloResponse), GuestError> {
     let attempt = async {
-        let stream = connector
-            .connect()
-            .await
-            .map_err(|source| GuestError::Connect { source })?;
+        let stream = connector.connect().await.map_err(|source| GuestError::Connect { source })?;
         let mut calls = client_over(stream).await?;
         let request = v1::HelloRequest {
             protocol_version: PROTOCOL_VERSION,
@@ -134,9 +124,7 @@ async fn dial(
         check_hello(&hello)?;
         Ok((calls, hello))
     };
-    tokio::time::timeout(deadline, attempt)
-        .await
-        .unwrap_or(Err(GuestError::Deadline { call: "Hello" }))
+    tokio::time::timeout(deadline, attempt).await.unwrap_or(Err(GuestError::Deadline { call: "Hello" }))
 }
 
 /// gRPC over a stream that is there already. The channel would dial again by
@@ -152,9 +140,7 @@ async fn client_over(stream: Box<dyn GuestStream>) -> Result<Calls<Channel>, Gue
         .initial_connection_window_size(1 << 20)
         .connect_with_connector(connector)
         .await
-        .map_err(|source| GuestError::Handshake {
-            source: Box::new(source),
-        })?;
+        .map_err(|source| GuestError::Handshake { source: Box::new(source) })?;
     Ok(Calls::new(channel)
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES))
@@ -169,18 +155,10 @@ fn check_hello(hello: &v1::HelloResponse) -> Result<(), GuestError> {
             newest: PROTOCOL_VERSION,
         });
     }
-    let texts = [
-        &hello.guest_version,
-        &hello.boot_id,
-        &hello.kernel_release,
-        &hello.architecture,
-        &hello.pod_id,
-    ];
+    let texts =
+        [&hello.guest_version, &hello.boot_id, &hello.kernel_release, &hello.architecture, &hello.pod_id];
     if texts.iter().any(|text| text.len() > HELLO_TEXT_LIMIT) {
-        return Err(GuestError::Protocol {
-            call: "Hello",
-            violation: "a text is too long",
-        });
+        return Err(GuestError::Protocol { call: "Hello", violation: "a text is too long" });
     }
     Ok(())
 }
@@ -196,10 +174,7 @@ pub struct GuestClient {
 
 impl std::fmt::Debug for GuestClient {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("GuestClient")
-            .field("hello", &self.hello)
-            .finish_non_exhaustive()
+        formatter.debug_struct("GuestClient").field("hello", &self.hello).finish_non_exhaustive()
     }
 }
 
@@ -277,9 +252,11 @@ impl GuestClient {
         let mut calls = self.calls.clone();
         let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let deadline = grace.saturating_add(SHUTDOWN_MARGIN);
-        within("Shutdown", deadline, async move {
-            calls.shutdown(v1::ShutdownRequest { grace_millis }).await
-        })
+        within(
+            "Shutdown",
+            deadline,
+            async move { calls.shutdown(v1::ShutdownRequest { grace_millis }).await },
+        )
         .await
         .map(|_: v1::ShutdownResponse| ())
     }
@@ -292,14 +269,10 @@ impl GuestClient {
     /// As [`GuestClient::list_containers`].
     pub async fn events(&self, after: u64) -> Result<Events, GuestError> {
         let mut calls = self.calls.clone();
-        let inner = within("Events", LIST_DEADLINE, async move {
-            calls.events(v1::EventsRequest { after }).await
-        })
-        .await?;
-        Ok(Events {
-            inner,
-            ended: false,
-        })
+        let inner =
+            within("Events", LIST_DEADLINE, async move { calls.events(v1::EventsRequest { after }).await })
+                .await?;
+        Ok(Events { inner, ended: false })
     }
 
     /// A connection of its own, for a bulk stream.

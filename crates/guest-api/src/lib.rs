@@ -16,11 +16,10 @@ pub mod v1 {
 mod client;
 
 pub use client::{
-    ATTEMPT_DEADLINE, CREATE_DEADLINE, Connect, DELETE_DEADLINE, EXEC_START_DEADLINE,
-    EXEC_TIMEOUT_MARGIN, Events, ExecInput, ExecOutput, ExecResponses, ExecSession, GuestClient,
-    GuestError, GuestStream, LIST_DEADLINE, LogAcknowledger, LogReader, MESSAGE_LIMIT_BYTES,
-    REOPEN_DEADLINE, Refusal, SETUP_POD_DEADLINE, SHUTDOWN_MARGIN, SIGNAL_DEADLINE, START_DEADLINE,
-    connect,
+    ATTEMPT_DEADLINE, CREATE_DEADLINE, Connect, DELETE_DEADLINE, EXEC_START_DEADLINE, EXEC_TIMEOUT_MARGIN,
+    Events, ExecInput, ExecOutput, ExecResponses, ExecSession, GuestClient, GuestError, GuestStream,
+    LIST_DEADLINE, LogAcknowledger, LogReader, MESSAGE_LIMIT_BYTES, REOPEN_DEADLINE, Refusal,
+    SETUP_POD_DEADLINE, SHUTDOWN_MARGIN, SIGNAL_DEADLINE, START_DEADLINE, connect,
 };
 
 /// The newest protocol version that this build speaks.

@@ -80,7 +80,7 @@ impl Drop for LayerUse {
         if let Some(layer) = mounted.get_mut(&self.diff_id) {
             layer.users -= 1;
             if layer.users == 0 {
-                drop(rustix::mount::unmount(&layer.path, UnmountFlags::DETACH));
+                let _ = rustix::mount::unmount(&layer.path, UnmountFlags::DETACH);
                 drop(std::fs::remove_dir(&layer.path));
                 mounted.remove(&self.diff_id);
             }

@@ -58,7 +58,7 @@ impl Pause {
 impl Drop for Pause {
     #[allow(unsafe_code, reason = "waitid on a pidfd that no crate takes borrowed with WNOWAIT off")]
     fn drop(&mut self) {
-        drop(rustix::process::pidfd_send_signal(&self.descriptor, rustix::process::Signal::KILL));
+        let _ = rustix::process::pidfd_send_signal(&self.descriptor, rustix::process::Signal::KILL);
         let id = u32::try_from(self.descriptor.as_raw_fd()).unwrap_or(u32::MAX);
         // SAFETY: the descriptor is open, and no result is asked for. SIGKILL ends the wait.
         unsafe { libc::waitid(libc::P_PIDFD, id, std::ptr::null_mut(), libc::WEXITED) };

@@ -223,13 +223,13 @@ fn resolv_conf(dns: &v1::Dns) -> Result<String, Error> {
     }
     let mut text = String::new();
     if !dns.searches.is_empty() {
-        drop(writeln!(text, "search {}", dns.searches.join(" ")));
+        let _ = writeln!(text, "search {}", dns.searches.join(" "));
     }
     for server in &dns.servers {
-        drop(writeln!(text, "nameserver {server}"));
+        let _ = writeln!(text, "nameserver {server}");
     }
     if !dns.options.is_empty() {
-        drop(writeln!(text, "options {}", dns.options.join(" ")));
+        let _ = writeln!(text, "options {}", dns.options.join(" "));
     }
     Ok(text)
 }

@@ -148,9 +148,9 @@ pub(crate) fn kill_with_group(pidfd: impl AsFd, pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw)
         && rustix::process::getpgid(Some(pid)) == Ok(pid)
     {
-        drop(rustix::process::kill_process_group(pid, Signal::KILL));
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
-    drop(rustix::process::pidfd_send_signal(pidfd, Signal::KILL));
+    let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
 }
 
 /// Why a signal was not sent.

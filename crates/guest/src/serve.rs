@@ -62,9 +62,9 @@ pub(crate) fn run(options: &Serve) -> ExitCode {
             }
         },
     };
-    let guest = match prepare(options, journal) {
-        Ok(guest) => Arc::new(guest),
-        Err((journal, error)) => {
+    let guest = match prepare(options) {
+        Ok((hierarchy, launcher)) => Arc::new(Guest::new(options.pod.clone(), hierarchy, journal, launcher)),
+        Err(error) => {
             journal.line(format_args!("start: {}", chain(&error)));
             return ExitCode::FAILURE;
         }
@@ -104,22 +104,14 @@ fn keep_memory_small() {
 }
 
 /// What happens before there is a second thread.
-fn prepare(options: &Serve, journal: Journal) -> Result<Guest, (Journal, Error)> {
-    let made = (|| {
-        let hierarchy =
-            Hierarchy::detect().map_err(|source| Error::Cgroup { path: "/".to_owned(), source })?;
-        if let Some(pod) = &options.cgroup {
-            enter_cgroup(&hierarchy, pod)?;
-        }
-        let program = Path::new("/proc/self/exe");
-        let launcher = Launcher::new(program, &["kina-guest", "launch"])
-            .map_err(|source| Error::Launch { id: options.pod.clone(), source })?;
-        Ok((hierarchy, launcher))
-    })();
-    match made {
-        Ok((hierarchy, launcher)) => Ok(Guest::new(options.pod.clone(), hierarchy, journal, launcher)),
-        Err(error) => Err((journal, error)),
+fn prepare(options: &Serve) -> Result<(Hierarchy, Launcher), Error> {
+    let hierarchy = Hierarchy::detect().map_err(|source| Error::Cgroup { path: "/".to_owned(), source })?;
+    if let Some(pod) = &options.cgroup {
+        enter_cgroup(&hierarchy, pod)?;
     }
+    let launcher = Launcher::new(Path::new("/proc/self/exe"), &["kina-guest", "launch"])
+        .map_err(|source| Error::Launch { id: options.pod.clone(), source })?;
+    Ok((hierarchy, launcher))
 }
 
 /// Moves into the child `guest` of the pod's cgroup, unless started there.

@@ -46,7 +46,7 @@ impl SharedMemory {
 impl Drop for SharedMemory {
     fn drop(&mut self) {
         if let Some(path) = &self.attached {
-            drop(rustix::mount::unmount(path, UnmountFlags::DETACH));
+            let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
             drop(std::fs::remove_dir(path));
         }
     }
@@ -76,7 +76,7 @@ fn tmpfs(bytes: u64) -> Result<OwnedFd, Errno> {
 fn attach(mount: &OwnedFd, at: PathBuf) -> Result<PathBuf, Error> {
     let failed = |source: std::io::Error| Error::file("mount shared memory at", &at, source);
     // Of a guest that was killed.
-    drop(rustix::mount::unmount(&at, UnmountFlags::DETACH));
+    let _ = rustix::mount::unmount(&at, UnmountFlags::DETACH);
     std::fs::create_dir_all(&at).map_err(failed)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(mount.as_fd(), "", rustix::fs::CWD, &at, flags)

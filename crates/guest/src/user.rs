@@ -222,7 +222,8 @@ mod tests {
     fn users_resolve() {
         let accounts = Accounts::parse(PASSWD, GROUP);
         let uid = |uid| user(Some(Who::Uid(uid)));
-        let table: &[(v1::User, (u32, u32, &[u32], &str))] = &[
+        type Expected<'a> = (u32, u32, &'a [u32], &'a str);
+        let table: &[(v1::User, Expected<'_>)] = &[
             (user(None), (0, 0, &[0, 10], "/root")),
             (uid(0), (0, 0, &[0, 10], "/root")),
             (uid(33), (33, 34, &[34, 10, 50], "/var/www")),

@@ -1,5 +1,6 @@
 //! Containers from their creation to their end.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod support;

@@ -87,20 +87,13 @@ pub enum Refusal {
 impl GuestError {
     /// The kind of a refusal; `None` for every other error.
     pub fn refusal(&self) -> Option<Refusal> {
-        if let Self::Refused { code, .. } = self {
-            Some(*code)
-        } else {
-            None
-        }
+        if let Self::Refused { code, .. } = self { Some(*code) } else { None }
     }
 
     /// Whether an attempt at connecting that failed so is worth another.
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            Self::Connect { .. }
-            | Self::Handshake { .. }
-            | Self::Gone { .. }
-            | Self::Deadline { .. } => true,
+            Self::Connect { .. } | Self::Handshake { .. } | Self::Gone { .. } | Self::Deadline { .. } => true,
             Self::Version { .. } | Self::Refused { .. } | Self::Protocol { .. } => false,
         }
     }
@@ -113,10 +106,7 @@ impl GuestError {
             Code::Unknown | Code::Cancelled | Code::Internal if lost => return Self::Gone { call },
             Code::DeadlineExceeded => return Self::Deadline { call },
             Code::OutOfRange => {
-                return Self::Protocol {
-                    call,
-                    violation: "a message is too large",
-                };
+                return Self::Protocol { call, violation: "a message is too large" };
             }
             Code::NotFound => Refusal::NotFound,
             Code::AlreadyExists => Refusal::AlreadyExists,
@@ -133,11 +123,7 @@ impl GuestError {
             | Code::DataLoss
             | Code::Unauthenticated => Refusal::Internal,
         };
-        Self::Refused {
-            call,
-            code,
-            message: bounded(status.message()),
-        }
+        Self::Refused { call, code, message: bounded(status.message()) }
     }
 }
 
@@ -174,14 +160,8 @@ mod tests {
             (Status::resource_exhausted("x"), Refusal::Exhausted),
             (Status::internal("x"), Refusal::Internal),
         ] {
-            assert_eq!(
-                GuestError::from_status("X", status).refusal(),
-                Some(refusal)
-            );
+            assert_eq!(GuestError::from_status("X", status).refusal(), Some(refusal));
         }
-        assert!(matches!(
-            GuestError::from_status("X", Status::unavailable("x")),
-            GuestError::Gone { .. }
-        ));
+        assert!(matches!(GuestError::from_status("X", Status::unavailable("x")), GuestError::Gone { .. }));
     }
 }

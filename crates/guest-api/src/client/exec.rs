@@ -58,10 +58,7 @@ pub struct ExecOutput {
 
 impl std::fmt::Debug for ExecResponses {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("ExecResponses")
-            .field("ended", &self.ended)
-            .finish_non_exhaustive()
+        formatter.debug_struct("ExecResponses").field("ended", &self.ended).finish_non_exhaustive()
     }
 }
 
@@ -93,8 +90,7 @@ impl ExecInput {
     ///
     /// [`GuestError::Gone`] once the exec has ended.
     pub async fn resize(&self, columns: u32, rows: u32) -> Result<(), GuestError> {
-        self.send(Request::Resize(v1::WindowSize { columns, rows }))
-            .await
+        self.send(Request::Resize(v1::WindowSize { columns, rows })).await
     }
 
     /// Sends a signal, a number of the guest's kernel, to the process.
@@ -131,10 +127,7 @@ impl ExecResponses {
             }
             Some(Ok(v1::ExecResponse { what: None })) => {
                 self.ended = true;
-                Err(GuestError::Protocol {
-                    call: CALL,
-                    violation: "an answer without content",
-                })
+                Err(GuestError::Protocol { call: CALL, violation: "an answer without content" })
             }
             Some(Err(status)) => {
                 self.ended = true;
@@ -163,28 +156,17 @@ impl GuestClient {
         let input = ExecInput { sender };
         input.send(Request::Start(start)).await?;
         let end = Instant::now() + EXEC_START_DEADLINE;
-        let inner = within(CALL, EXEC_START_DEADLINE, async move {
-            calls.exec(ReceiverStream::new(receiver)).await
-        })
-        .await?;
-        let mut responses = ExecResponses {
-            inner,
-            ended: false,
-        };
+        let inner =
+            within(CALL, EXEC_START_DEADLINE, async move { calls.exec(ReceiverStream::new(receiver)).await })
+                .await?;
+        let mut responses = ExecResponses { inner, ended: false };
         let first = tokio::time::timeout_at(end, responses.next())
             .await
             .unwrap_or(Err(GuestError::Deadline { call: CALL }))?;
         match first {
-            Some(Response::Started(started)) => Ok(ExecSession {
-                pid: started.pid,
-                input,
-                responses,
-            }),
+            Some(Response::Started(started)) => Ok(ExecSession { pid: started.pid, input, responses }),
             Some(Response::Stdout(_) | Response::Stderr(_) | Response::Exited(_)) | None => {
-                Err(GuestError::Protocol {
-                    call: CALL,
-                    violation: "no `started` at first",
-                })
+                Err(GuestError::Protocol { call: CALL, violation: "no `started` at first" })
             }
         }
     }
@@ -204,11 +186,8 @@ impl GuestClient {
         timeout: Option<Duration>,
         max_output: usize,
     ) -> Result<ExecOutput, GuestError> {
-        let timeout_millis = timeout.map_or(0, |timeout| {
-            u64::try_from(timeout.as_millis())
-                .unwrap_or(u64::MAX)
-                .max(1)
-        });
+        let timeout_millis =
+            timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1));
         let session = self
             .exec(v1::ExecStart {
                 container_id: container.to_owned(),
@@ -231,27 +210,18 @@ impl GuestClient {
 }
 
 async fn collect(mut responses: ExecResponses, limit: usize) -> Result<ExecOutput, GuestError> {
-    let mut output = ExecOutput {
-        code: 0,
-        stdout: Vec::new(),
-        stderr: Vec::new(),
-        truncated: false,
-        timed_out: false,
-    };
+    let mut output =
+        ExecOutput { code: 0, stdout: Vec::new(), stderr: Vec::new(), truncated: false, timed_out: false };
     loop {
         let room = limit.saturating_sub(output.stdout.len() + output.stderr.len());
         match responses.next().await? {
             Some(Response::Stdout(bytes)) => {
                 output.truncated |= bytes.len() > room;
-                output
-                    .stdout
-                    .extend_from_slice(&bytes[..bytes.len().min(room)]);
+                output.stdout.extend_from_slice(&bytes[..bytes.len().min(room)]);
             }
             Some(Response::Stderr(bytes)) => {
                 output.truncated |= bytes.len() > room;
-                output
-                    .stderr
-                    .extend_from_slice(&bytes[..bytes.len().min(room)]);
+                output.stderr.extend_from_slice(&bytes[..bytes.len().min(room)]);
             }
             Some(Response::Exited(exited)) => {
                 output.code = exited.code;
@@ -259,10 +229,7 @@ async fn collect(mut responses: ExecResponses, limit: usize) -> Result<ExecOutpu
                 return Ok(output);
             }
             Some(Response::Started(_)) => {
-                return Err(GuestError::Protocol {
-                    call: CALL,
-                    violation: "`started` twice",
-                });
+                return Err(GuestError::Protocol { call: CALL, violation: "`started` twice" });
             }
             None => return Err(GuestError::Gone { call: CALL }),
         }

@@ -41,15 +41,8 @@ impl LogAcknowledger {
     ///
     /// [`GuestError::Gone`] once the stream has ended.
     pub async fn acknowledge(&self, offset: u64) -> Result<(), GuestError> {
-        let request = v1::ReadLogRequest {
-            id: self.id.clone(),
-            offset: 0,
-            acknowledged: offset,
-        };
-        self.sender
-            .send(request)
-            .await
-            .map_err(|_| GuestError::Gone { call: CALL })
+        let request = v1::ReadLogRequest { id: self.id.clone(), offset: 0, acknowledged: offset };
+        self.sender.send(request).await.map_err(|_| GuestError::Gone { call: CALL })
     }
 }
 
@@ -78,10 +71,7 @@ impl LogReader {
         };
         if response.offset != self.offset {
             self.ended = true;
-            return Err(GuestError::Protocol {
-                call: CALL,
-                violation: "a gap in the offsets",
-            });
+            return Err(GuestError::Protocol { call: CALL, violation: "a gap in the offsets" });
         }
         self.offset = self.offset.saturating_add(response.records.len() as u64);
         self.ended = response.end;
@@ -113,28 +103,12 @@ impl GuestClient {
     pub async fn read_log(&self, id: &str, offset: u64) -> Result<LogReader, GuestError> {
         let mut calls = self.bulk().await?;
         let (sender, receiver) = mpsc::channel(ACKNOWLEDGEMENT_QUEUE);
-        let first = v1::ReadLogRequest {
-            id: id.to_owned(),
-            offset,
-            acknowledged: offset,
-        };
-        sender
-            .send(first)
-            .await
-            .map_err(|_| GuestError::Gone { call: CALL })?;
-        let inner = within(CALL, LIST_DEADLINE, async move {
-            calls.read_log(ReceiverStream::new(receiver)).await
-        })
-        .await?;
-        let acknowledger = LogAcknowledger {
-            id: id.to_owned(),
-            sender,
-        };
-        Ok(LogReader {
-            inner,
-            acknowledger,
-            offset,
-            ended: false,
-        })
+        let first = v1::ReadLogRequest { id: id.to_owned(), offset, acknowledged: offset };
+        sender.send(first).await.map_err(|_| GuestError::Gone { call: CALL })?;
+        let inner =
+            within(CALL, LIST_DEADLINE, async move { calls.read_log(ReceiverStream::new(receiver)).await })
+                .await?;
+        let acknowledger = LogAcknowledger { id: id.to_owned(), sender };
+        Ok(LogReader { inner, acknowledger, offset, ended: false })
     }
 }

@@ -75,7 +75,7 @@ impl Guest {
         std::fs::create_dir(directory.path().join("state")).unwrap();
         rootfs(&directory.path().join("rootfs"));
         let name = directory.path().file_name().unwrap().to_string_lossy().replace('.', "");
-        let group = Hierarchy::detect().unwrap().group(&format!("/kina-guest-test/{name}")).unwrap();
+        let group = Hierarchy::detect().unwrap().group(&format!("/kina-guest-test-{name}")).unwrap();
         let socket = directory.path().join("guest.sock");
         let begin = Instant::now();
         let process = Command::new(program)

@@ -20,8 +20,15 @@ use crate::error::Error;
 const QUEUE: usize = 256;
 
 enum Request {
-    Acquire { container: ContainerId, layers: Vec<LayerImage>, reply: oneshot::Sender<Result<Vec<PathBuf>, Error>> },
-    Release { container: ContainerId, reply: oneshot::Sender<Result<(), Error>> },
+    Acquire {
+        container: ContainerId,
+        layers: Vec<LayerImage>,
+        reply: oneshot::Sender<Result<Vec<PathBuf>, Error>>,
+    },
+    Release {
+        container: ContainerId,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
 }
 
 /// The owner of the node's layer mounts; clones talk to the same one.
@@ -64,7 +71,11 @@ impl Layers {
     ///
     /// # Errors
     /// When one cannot be mounted; none is held for the container then.
-    pub async fn acquire(&self, container: &ContainerId, layers: Vec<LayerImage>) -> Result<Vec<PathBuf>, Error> {
+    pub async fn acquire(
+        &self,
+        container: &ContainerId,
+        layers: Vec<LayerImage>,
+    ) -> Result<Vec<PathBuf>, Error> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Acquire { container: container.clone(), layers, reply };
         self.requests.send(request).await.map_err(|_| Error::ShuttingDown)?;
@@ -107,7 +118,11 @@ impl Owner {
         }
     }
 
-    async fn acquire(&mut self, container: &ContainerId, layers: &[LayerImage]) -> Result<Vec<PathBuf>, Error> {
+    async fn acquire(
+        &mut self,
+        container: &ContainerId,
+        layers: &[LayerImage],
+    ) -> Result<Vec<PathBuf>, Error> {
         let mut directories = Vec::with_capacity(layers.len());
         for layer in layers {
             self.users.entry(layer.diff_id.clone()).or_default().insert(container.clone());

@@ -49,7 +49,9 @@ pub fn place(
     let host_namespaces = request.host_network || request.host_pid || request.host_ipc;
     let refuse = |reason: &str| Err(SpecError::unsupported("runtime_handler", reason));
     match request.handler {
-        "vm" if !vm_available => refuse("\"vm\" is not available: no machine driver for virtual machines runs on this node"),
+        "vm" if !vm_available => {
+            refuse("\"vm\" is not available: no machine driver for virtual machines runs on this node")
+        }
         "vm" if host_namespaces => Err(SpecError::unsupported(
             "config.linux.security_context.namespace_options",
             "a pod in a virtual machine cannot have the node's namespaces; use runtime handler \"shared\"",
@@ -58,7 +60,9 @@ pub fn place(
         "shared" if !shared_available => refuse("\"shared\" is not available on this node"),
         "shared" => Ok(Placement::Shared),
         "" if host_namespaces && shared_available => Ok(Placement::Shared),
-        "" if host_namespaces => refuse("the pod wants the node's namespaces, and \"shared\" is not available on this node"),
+        "" if host_namespaces => {
+            refuse("the pod wants the node's namespaces, and \"shared\" is not available on this node")
+        }
         "" if request.privileged && policy.privileged_on_node && shared_available => Ok(Placement::Shared),
         "" if vm_available => Ok(Placement::Vm),
         "" if policy.shared_without_vm && shared_available => Ok(Placement::Shared),
@@ -98,7 +102,8 @@ mod tests {
             ("", false, false, strict, false, None),
             ("runc", false, false, policy, true, None),
         ] {
-            let request = PlacementRequest { handler, host_network, privileged, ..PlacementRequest::default() };
+            let request =
+                PlacementRequest { handler, host_network, privileged, ..PlacementRequest::default() };
             let placed = place(&request, policy, vm, true);
             assert_eq!(placed.as_ref().ok(), expected.as_ref(), "{request:?} {placed:?}");
         }

@@ -10,8 +10,8 @@ use futures::future::join_all;
 use kina_guest_api::{GuestClient, v1};
 use kina_machine::{Driver, MachineState};
 use kina_model::{
-    ContainerEffect, ContainerEvent, ContainerId, ContainerState, Exit, ExitReason, PodId, PodState, Reality, Running,
-    Seen,
+    ContainerEffect, ContainerEvent, ContainerId, ContainerState, Exit, ExitReason, PodId, PodState, Reality,
+    Running, Seen,
 };
 use kina_store::Store;
 use tracing::{info, warn};
@@ -160,7 +160,10 @@ async fn find(
 
 /// The guest of a recorded pod with its containers, if its machine runs and it
 /// answers.
-async fn answers(driver: &Arc<dyn Driver>, record: &PodRecord) -> Option<(GuestClient, v1::ListContainersResponse)> {
+async fn answers(
+    driver: &Arc<dyn Driver>,
+    record: &PodRecord,
+) -> Option<(GuestClient, v1::ListContainersResponse)> {
     match driver.status(&record.id).await {
         Ok(MachineState::Running) => {}
         Ok(MachineState::Created | MachineState::Stopped) => return None,
@@ -199,7 +202,9 @@ fn recover_ended(container: &mut ContainerRecord, pod: &PodState) -> Vec<Contain
             effects
         }
         // Their end is reported when the teardown has made sure of it.
-        ContainerState::Created | ContainerState::Starting | ContainerState::Running(_) if !is_over(pod) => Vec::new(),
+        ContainerState::Created | ContainerState::Starting | ContainerState::Running(_) if !is_over(pod) => {
+            Vec::new()
+        }
         ContainerState::Created | ContainerState::Starting | ContainerState::Running(_) => {
             let ended = ContainerEvent::MachineEnded(now(), "the pod was stopped".to_owned());
             match container.state.step(ended) {

@@ -162,6 +162,18 @@ impl Runtime {
         Ok(runtime)
     }
 
+    /// Leaves the node as it is but for the cgroup of pods without a parent,
+    /// which goes if no pod is in it. For a daemon that ends.
+    pub async fn close(&self) {
+        let parent = &self.inner.config.cgroup_parent;
+        if parent.trim_end_matches('/').is_empty() {
+            return;
+        }
+        if let Err(error) = self.inner.context.node.remove_idle_cgroup(parent).await {
+            tracing::warn!(error = crate::error::chain(&error), "remove the pods' cgroup");
+        }
+    }
+
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.inner.context
     }

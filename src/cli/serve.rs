@@ -96,10 +96,9 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     let path = config.socket_path();
     let listener = bind(&path).await?;
     let runtime = tokio::select! {
-        opened = Runtime::open(runtime_config) => opened.map_err(|error| {
+        opened = Runtime::open(runtime_config) => opened.inspect_err(|_| {
             // Nobody listens on it any more.
             let _ = std::fs::remove_file(&path);
-            error
         })?,
         () = signals.stop() => {
             info!("told to stop before everything was open");
@@ -111,7 +110,7 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let served = server().serve_with_incoming_shutdown(
-        crate::service::server(runtime),
+        crate::service::server(runtime.clone()),
         UnixListenerStream::new(listener),
         async {
             let _ = stopped.await;
@@ -140,6 +139,7 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
         },
         () = signals.stop() => warn!("told twice: calls under way are cut off"),
     }
+    runtime.close().await;
     removed.with_context(|| format!("remove {}", path.display()))
 }
 

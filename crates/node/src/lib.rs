@@ -144,6 +144,9 @@ pub trait Node: Send + Sync {
     /// than `deadline`) and removes the cgroup.
     async fn kill_cgroup(&self, path: &str, deadline: Duration) -> Result<(), Error>;
 
+    /// Removes a cgroup if nothing is in it, neither a process nor a cgroup.
+    async fn remove_idle_cgroup(&self, path: &str) -> Result<(), Error>;
+
     /// Absolute paths of the cgroups directly below `parent` whose name starts
     /// with `prefix`, in any hierarchy.
     async fn cgroups(&self, parent: &str, prefix: &str) -> Result<Vec<String>, Error>;

@@ -134,6 +134,10 @@ impl Node for FakeNode {
         Ok(())
     }
 
+    async fn remove_idle_cgroup(&self, _path: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn cgroups(&self, _parent: &str, _prefix: &str) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }

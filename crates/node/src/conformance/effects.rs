@@ -134,6 +134,10 @@ pub async fn guests_are_daemons(subject: &dyn Subject) {
     );
     assert_eq!(printed(subject, &args).await, expected);
 
+    ok("remove a cgroup in use", node.remove_idle_cgroup(&cgroup).await);
+    assert!(ok("lives", node.process_lives(process).await));
+    assert!(!ok("processes", node.cgroup_processes(&format!("{cgroup}/guest")).await).is_empty());
+
     let (killed, waited) = tokio::join!(
         node.kill_cgroup(&cgroup, DEADLINE),
         tokio::time::timeout(DEADLINE, node.wait_process(process))
@@ -145,6 +149,7 @@ pub async fn guests_are_daemons(subject: &dyn Subject) {
     }
     assert!(!ok("lives", node.process_lives(process).await));
     ok("kill again", node.kill_cgroup(&cgroup, Duration::ZERO).await);
+    ok("remove a cgroup that is gone", node.remove_idle_cgroup(&cgroup).await);
     assert!(ok("processes", node.cgroup_processes(&format!("{cgroup}/guest")).await).is_empty());
     let groups = ok("cgroups", node.cgroups(subject.cgroup(), "conformance-").await);
     assert!(!groups.contains(&cgroup), "{groups:?}");

@@ -57,6 +57,20 @@ impl ControlGroups {
         self.hierarchy()?.group(path).map_err(|source| failed("name", path, source))
     }
 
+    /// See [`crate::Node::remove_idle_cgroup`].
+    pub(crate) fn remove_idle(&self, path: &str) -> Result<(), Error> {
+        use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+        for directory in self.group(path)?.directories() {
+            match fs::remove_dir(&directory) {
+                Err(error) if !matches!(error.kind(), NotFound | ResourceBusy | DirectoryNotEmpty) => {
+                    return Err(Error::io("remove", &directory, error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a group and opens what a new process needs to be in it from its
     /// first instruction on.
     pub(crate) fn create_and_open(&self, path: &str) -> Result<Membership, Error> {

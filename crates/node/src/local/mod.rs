@@ -203,6 +203,10 @@ impl Node for LocalNode {
         self.blocking("kill cgroup", move |inner| inner.control_groups.kill(&path, deadline)).await
     }
 
+    async fn remove_idle_cgroup(&self, path: &str) -> Result<(), Error> {
+        self.inner.control_groups.remove_idle(path)
+    }
+
     async fn cgroups(&self, parent: &str, prefix: &str) -> Result<Vec<String>, Error> {
         self.inner.control_groups.children(parent, prefix)
     }

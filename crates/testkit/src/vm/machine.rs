@@ -2,12 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use kina_guest_api::GuestClient;
 use tempfile::TempDir;
 
 use super::initramfs::{MODULES, initramfs};
@@ -25,6 +27,8 @@ const SHARE_TAG: &str = "share";
 const GUEST_CID: u32 = 3;
 /// How long the devices' processes may take to listen.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a machine that boots is looked after.
+const LOOK_AFTER: Duration = Duration::from_millis(50);
 /// The longest line of a console that is kept, and the most lines.
 const LINE_LIMIT: u64 = 4096;
 const LINES_LIMIT: usize = 4096;
@@ -97,7 +101,8 @@ impl Machine {
         let mut vsock = Process::start(
             "vhost-device-vsock",
             Command::new(&prerequisites.vsock_device)
-                .env("RUST_LOG", "warn")
+                // It warns of every connection that comes too early.
+                .env("RUST_LOG", "error")
                 .args(["--guest-cid", &GUEST_CID.to_string(), "--socket"])
                 .arg(at("vsock"))
                 .arg("--uds-path")
@@ -119,7 +124,29 @@ impl Machine {
         Ok(Self { qemu, devices: [share, vsock], console, initramfs_made, devices_ready, begin, directory })
     }
 
-    /// Dials the guest.
+    /// Dials the guest, which comes up meanwhile.
+    ///
+    /// # Errors
+    /// When it is not there after `patience`, or the machine has ended; with what
+    /// the console shows.
+    pub async fn guest(&mut self, patience: Duration) -> Result<GuestClient> {
+        let mut connecting = pin!(kina_guest_api::connect(Arc::new(self.connector()), patience));
+        let error = loop {
+            tokio::select! {
+                connected = &mut connecting => match connected {
+                    Ok(guest) => return Ok(guest),
+                    Err(error) => break anyhow::Error::new(error),
+                },
+                () = tokio::time::sleep(LOOK_AFTER) => if let Some(status) = self.qemu.ended()? {
+                    break anyhow::anyhow!("the machine has ended: {status}");
+                },
+            }
+        };
+        let console = self.console();
+        Err(error.context(format!("{:?}\n{console}\nno guest after {:?}", self.progress(), self.age())))
+    }
+
+    /// Dials the guest, once each time.
     pub fn connector(&self) -> VsockConnector {
         VsockConnector::new(self.socket(), GUEST_PORT)
     }

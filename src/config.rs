@@ -375,17 +375,17 @@ mod tests {
 
     #[test]
     fn the_printed_defaults_name_every_key() {
-        fn keys(prefix: &str, value: &toml::Value, found: &mut Vec<String>) {
+        fn keys(value: &toml::Value, found: &mut Vec<String>) {
             let toml::Value::Table(table) = value else {
                 return;
             };
             for (key, value) in table {
                 found.push(key.clone());
-                keys(prefix, value, found);
+                keys(value, found);
             }
         }
         let mut found = Vec::new();
-        keys("", &toml::Value::try_from(Config::default()).unwrap(), &mut found);
+        keys(&toml::Value::try_from(Config::default()).unwrap(), &mut found);
         for key in found {
             let named = |line: &str| {
                 line.starts_with(&format!("{key} "))

@@ -1,5 +1,7 @@
 //! `kina demo` as a process: to its end, interrupted, and killed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -78,7 +78,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_error(&chain(error.as_ref()));
+            print_error(&describe(&error));
             let usage = error.is::<UsageError>() || error.is::<crate::config::ConfigError>();
             if usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
@@ -98,6 +98,19 @@ fn version(arguments: &socket::DaemonSocket) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+/// An error with its causes in one line. What a daemon says stands for itself,
+/// without gRPC's words around it.
+fn describe(error: &anyhow::Error) -> String {
+    let said = error.chain().position(|cause| cause.is::<tonic::Status>());
+    let Some(said) = said else { return chain(error.as_ref()) };
+    let texts = error.chain().take(said + 1).map(|cause| match cause.downcast_ref::<tonic::Status>() {
+        Some(status) if status.message().is_empty() => status.code().to_string(),
+        Some(status) => status.message().to_owned(),
+        None => cause.to_string(),
+    });
+    texts.collect::<Vec<_>>().join(": ")
 }
 
 #[allow(clippy::print_stdout, reason = "a command's answer goes to standard output")]
@@ -155,6 +168,16 @@ mod tests {
                 parsed.err().map(|error| error.to_string())
             );
         }
+    }
+
+    #[test]
+    fn what_a_daemon_says_stands_for_itself() {
+        let said = tonic::Status::not_found("image \"a\" not found");
+        let error = anyhow::Error::new(said).context("remove a");
+        assert_eq!(describe(&error), "remove a: image \"a\" not found");
+        let error = anyhow::Error::new(std::io::Error::other("inner")).context("outer");
+        assert_eq!(describe(&error), "outer: inner");
+        assert!(!describe(&tonic::Status::unknown("").into()).is_empty());
     }
 
     #[test]

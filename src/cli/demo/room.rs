@@ -71,6 +71,8 @@ impl Room {
             ..Config::default()
         };
         config.guest.program = guest.to_owned();
+        // It starts in milliseconds or never; nobody wants to wait for that.
+        config.guest.handshake_seconds = 15;
         config
     }
 

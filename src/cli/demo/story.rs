@@ -71,7 +71,7 @@ impl Story {
         if self.json {
             let (facts, error) = match &result {
                 Ok(facts) => (facts.0.iter().map(Fact::as_str).collect(), None),
-                Err(error) => (Vec::new(), Some(crate::error::chain(error.as_ref()))),
+                Err(error) => (Vec::new(), Some(crate::cli::describe(error))),
             };
             let seconds = (took.as_secs_f64() * 1e4).round() / 1e4;
             let step = json!({

@@ -150,7 +150,7 @@ pub(super) fn guest(config: &Config) -> Result<(PathBuf, Verdict), String> {
 
 /// Bytes that root may still write below a path.
 pub(super) fn disk(path: &Path) -> u64 {
-    rustix::fs::statvfs(&existing(path)).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
+    rustix::fs::statvfs(existing(path)).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// The limit that `kina serve` started from here would have.

@@ -105,9 +105,9 @@ async fn pull(daemon: &socket::DaemonSocket, arguments: Pull) -> anyhow::Result<
     };
     let mut client = daemon.connect().await?;
     let request = v1::PullImageRequest { reference: arguments.image, credentials };
-    let mut events = client.admin.pull_image(request).await.map_err(refused)?.into_inner();
+    let mut events = client.admin.pull_image(request).await?.into_inner();
     let mut display = Display::new(std::io::stderr().is_terminal());
-    while let Some(message) = events.message().await.map_err(refused)? {
+    while let Some(message) = events.message().await? {
         match message.event {
             Some(v1::pull_image_response::Event::Progress(progress)) if arguments.json => {
                 let layers: Vec<Value> = progress.layers.iter().map(layer_json).collect();
@@ -163,8 +163,7 @@ fn read_credentials(file: &Path) -> anyhow::Result<String> {
 
 async fn list(daemon: &socket::DaemonSocket, json: bool) -> anyhow::Result<()> {
     let mut client = daemon.connect().await?;
-    let images =
-        client.admin.list_images(v1::ListImagesRequest {}).await.map_err(refused)?.into_inner().images;
+    let images = client.admin.list_images(v1::ListImagesRequest {}).await?.into_inner().images;
     if json {
         let images: Vec<Value> = images.iter().map(image_json).collect();
         print_line(&serde_json::to_string_pretty(&images)?);
@@ -178,7 +177,7 @@ async fn remove(daemon: &socket::DaemonSocket, images: Vec<String>) -> anyhow::R
     let mut client = daemon.connect().await?;
     for name in images {
         let removed = client.admin.remove_image(v1::RemoveImageRequest { name: name.clone() }).await;
-        let removed = removed.map_err(refused).with_context(|| format!("remove {name}"))?.into_inner();
+        let removed = removed.with_context(|| format!("remove {name}"))?.into_inner();
         print_line(&removed_line(&name, &removed));
     }
     Ok(())
@@ -212,7 +211,7 @@ async fn import(daemon: &socket::DaemonSocket, file: &Path, name: Option<String>
             call.await
         }
     };
-    for image in answer.map_err(refused)?.into_inner().images {
+    for image in answer?.into_inner().images {
         let name = image.tags.first().or(image.digests.first()).map_or("(without a name)", String::as_str);
         print_line(&format!("{name} {}", short(&image.id)));
     }
@@ -246,14 +245,9 @@ async fn export(daemon: &socket::DaemonSocket, image: String, file: &Path) -> an
         return Err(UsageError("an archive is nothing for a terminal; name a file".to_owned()).into());
     }
     let mut client = daemon.connect().await?;
-    let mut chunks = client
-        .admin
-        .export_image(v1::ExportImageRequest { name: image })
-        .await
-        .map_err(refused)?
-        .into_inner();
+    let mut chunks = client.admin.export_image(v1::ExportImageRequest { name: image }).await?.into_inner();
     // The first chunk, or the refusal, comes before there is a file.
-    let mut next = chunks.message().await.map_err(refused)?;
+    let mut next = chunks.message().await?;
     // Written beside it and renamed at the end: half an archive is none.
     let mut partial = file.as_os_str().to_owned();
     partial.push(".partial");
@@ -266,7 +260,7 @@ async fn export(daemon: &socket::DaemonSocket, image: String, file: &Path) -> an
     let result = async {
         while let Some(message) = next {
             out.write_all(&message.chunk).await.with_context(write)?;
-            next = chunks.message().await.map_err(refused)?;
+            next = chunks.message().await?;
         }
         out.flush().await.with_context(write)
     };
@@ -278,15 +272,6 @@ async fn export(daemon: &socket::DaemonSocket, image: String, file: &Path) -> an
         }
     }
     result
-}
-
-/// What the daemon says, without gRPC's words around it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refused(String);
-
-fn refused(status: tonic::Status) -> anyhow::Error {
-    Refused(status.message().to_owned()).into()
 }
 
 fn image_json(image: &v1::Image) -> Value {

@@ -24,6 +24,9 @@ impl Display {
 
     /// What to print for the next state.
     pub(super) fn update(&mut self, progress: &v1::Progress) -> String {
+        if *progress == self.last {
+            return String::new();
+        }
         let text = if self.terminal { self.redraw(progress) } else { changes(&self.last, progress) };
         self.last = progress.clone();
         text
@@ -129,9 +132,9 @@ mod tests {
         let progress = v1::Progress { layers: vec![layer(0, State::Fetching), layer(0, State::Waiting)] };
         let first = display.update(&progress);
         assert!(!first.contains("\u{1b}[2A") && first.lines().count() == 2);
-        assert!(display.update(&progress).starts_with("\u{1b}[2A"));
+        assert_eq!(display.update(&progress), "");
         let last = display.finish();
-        assert!(last.lines().all(|line| line.contains("here")), "{last}");
+        assert!(last.starts_with("\u{1b}[2A") && last.lines().all(|line| line.contains("here")), "{last}");
     }
 
     #[test]

@@ -9,14 +9,21 @@ use kina_guest_api::{Connect, GuestStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-/// How long the device may take to answer: the guest's kernel does.
+/// How long a caller waits for the answer: the guest's kernel gives it.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a stream is kept that is not answered, though nobody waits any more.
+const KEEP: Duration = Duration::from_secs(60);
 /// The longest answer: `OK 4294967295`.
 const ANSWER_LIMIT: usize = 32;
 
 /// Dials a port of a machine: `CONNECT <port>` on the device's socket, answered
 /// by `OK <port>`, after which the stream is the guest's. While nobody listens
 /// in the guest the device ends the connection instead.
+///
+/// A stream is not closed before it is answered, even if its caller has gone:
+/// vhost-device-vsock 0.3 panics when it cannot write its answer, and all other
+/// streams of the machine end with it. (So they do when this process is killed
+/// at that moment.)
 #[derive(Clone, Debug)]
 pub struct VsockConnector {
     socket: PathBuf,
@@ -29,7 +36,7 @@ impl VsockConnector {
         Self { socket: socket.into(), port }
     }
 
-    async fn dial(&self) -> io::Result<UnixStream> {
+    async fn dial(self) -> io::Result<UnixStream> {
         let mut stream = UnixStream::connect(&self.socket).await?;
         // In one piece: the device reads once.
         stream.write_all(format!("CONNECT {}\n", self.port).as_bytes()).await?;
@@ -57,10 +64,12 @@ impl VsockConnector {
 #[async_trait]
 impl Connect for VsockConnector {
     async fn connect(&self) -> io::Result<Box<dyn GuestStream>> {
-        match tokio::time::timeout(PATIENCE, self.dial()).await {
-            Ok(dialled) => Ok(Box::new(dialled?)),
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
+        let timed_out = |_| io::Error::from(io::ErrorKind::TimedOut);
+        // A task of its own, which goes on when this is given up.
+        let dialling = tokio::spawn(tokio::time::timeout(KEEP, self.clone().dial()));
+        let joined = tokio::time::timeout(PATIENCE, dialling).await.map_err(timed_out)?;
+        let dialled = joined.map_err(io::Error::other)?;
+        Ok(Box::new(dialled.map_err(timed_out)??))
     }
 }
 
@@ -92,6 +101,25 @@ mod tests {
     #[tokio::test]
     async fn what_follows_the_answer_is_the_guests() {
         assert_eq!(dial(b"OK 1024\nfirst bytes").await.unwrap(), b"first bytes");
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_kept_until_it_is_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("v");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let connector = VsockConnector::new(&socket, 1024);
+        let given_up = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_exact(&mut [0; 13]).await.unwrap();
+            stream
+        };
+        let mut stream = tokio::select! {
+            _ = connector.connect() => panic!("nobody has answered"),
+            stream = given_up => stream,
+        };
+        stream.write_all(b"OK 1024\n").await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[tokio::test]

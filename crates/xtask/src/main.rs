@@ -6,6 +6,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to its terminal")]
 
+mod bench;
 mod debian;
 mod demo;
 mod guest;
@@ -43,6 +44,12 @@ const TASKS: &[Task] = &[
         arguments: "[--only STEPS] [--skip STEPS] [-- FILTERS]",
         about: "Install what is missing and run everything that CI runs",
         run: test::run,
+    },
+    Task {
+        name: "bench",
+        arguments: "[ARGUMENTS OF THE BENCH: --json, --profile, ...]",
+        about: "Install what is missing and measure kina beside containerd and runc",
+        run: bench::run,
     },
     Task {
         name: "setup",

@@ -67,7 +67,7 @@ pub(crate) const TEST: Group = Group {
 /// For comparing with containerd.
 pub(crate) const BENCH: Group = Group {
     name: "bench",
-    packages: &["busybox-static", "docker-registry", "containerd", "runc"],
+    packages: &["busybox-static", "containerd", "runc"],
     wheels: &[],
     crates: &[],
     kernel: false,

@@ -13,7 +13,7 @@ use kina_model::{
     ContainerId, ContainerSpec, ContainerState, ImageDefaults, Placement, PodId, PodSpec, PodState,
     SpecError, resolve_process,
 };
-use kina_node::{FilesystemUsage, LocalNode, LocalNodeConfig, Node};
+use kina_node::{FilesystemUsage, LocalNodeConfig, Node};
 use kina_store::Store;
 use serde_json::json;
 use tracing::Instrument;
@@ -113,7 +113,7 @@ impl Runtime {
             netns_prefix: config.netns_prefix.clone(),
             ..LocalNodeConfig::new(paths.run.clone())
         };
-        let node: Arc<dyn Node> = Arc::new(LocalNode::new(node_config));
+        let node = kina_node::local_node(node_config)?;
         let host = HostConfig::new(config.guest_program.clone(), paths.run_pods());
         let shared: Arc<dyn Driver> = Arc::new(HostDriver::new(Arc::clone(&node), host));
         Self::with_drivers(config, node, Some(shared), None).await

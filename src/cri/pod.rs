@@ -202,6 +202,12 @@ fn port_mapping(
     };
     let container_port = port("container_port", container_port, 1)?;
     let host_port = port("host_port", host_port, 0)?;
+    if !namespaces.host_network && host_port != 0 {
+        return Err(SpecError::unsupported(
+            format!("{field}.host_port"),
+            "needs a network plugin, and this version of kina calls none; leave it out, or use the node's network",
+        ));
+    }
     if namespaces.host_network && host_port != 0 && host_port != container_port {
         let reason = "differs from container_port, but the pod is on the node's network; make them equal";
         return Err(SpecError::invalid(format!("{field}.host_port"), reason));

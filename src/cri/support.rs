@@ -16,6 +16,8 @@ pub enum Support {
 use Support::{Honoured, NotApplicable, Refused};
 
 const NO_POD_PROCESS: &str = "a pod has no process of its own; containers carry their own value";
+const SIZES_A_MACHINE: &str =
+    "sizes a virtual machine; the kubelet itself limits the cgroup that it names as the pod's parent";
 const OUTPUT_ONLY: &str = "runtimes report it, callers do not set it";
 
 /// Fields of `RunPodSandboxRequest`, by path.
@@ -31,7 +33,12 @@ pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
     ("config.dns_config.options", Honoured),
     ("config.port_mappings.protocol", Honoured),
     ("config.port_mappings.container_port", Honoured),
-    ("config.port_mappings.host_port", Honoured),
+    (
+        "config.port_mappings.host_port",
+        Refused(
+            "needs a network plugin, and this version calls none; on the node's network the container's own port is taken",
+        ),
+    ),
     ("config.port_mappings.host_ip", Honoured),
     ("config.labels", Honoured),
     ("config.annotations", Honoured),
@@ -55,28 +62,8 @@ pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
     ("config.linux.security_context.apparmor", NotApplicable(NO_POD_PROCESS)),
     ("config.linux.security_context.seccomp_profile_path", NotApplicable(NO_POD_PROCESS)),
     ("config.linux.sysctls", Honoured),
-    ("config.linux.overhead.cpu_period", Honoured),
-    ("config.linux.overhead.cpu_quota", Honoured),
-    ("config.linux.overhead.cpu_shares", Honoured),
-    ("config.linux.overhead.memory_limit_in_bytes", Honoured),
-    ("config.linux.overhead.oom_score_adj", Honoured),
-    ("config.linux.overhead.cpuset_cpus", Honoured),
-    ("config.linux.overhead.cpuset_mems", Honoured),
-    ("config.linux.overhead.hugepage_limits.page_size", Honoured),
-    ("config.linux.overhead.hugepage_limits.limit", Honoured),
-    ("config.linux.overhead.unified", Honoured),
-    ("config.linux.overhead.memory_swap_limit_in_bytes", Honoured),
-    ("config.linux.resources.cpu_period", Honoured),
-    ("config.linux.resources.cpu_quota", Honoured),
-    ("config.linux.resources.cpu_shares", Honoured),
-    ("config.linux.resources.memory_limit_in_bytes", Honoured),
-    ("config.linux.resources.oom_score_adj", Honoured),
-    ("config.linux.resources.cpuset_cpus", Honoured),
-    ("config.linux.resources.cpuset_mems", Honoured),
-    ("config.linux.resources.hugepage_limits.page_size", Honoured),
-    ("config.linux.resources.hugepage_limits.limit", Honoured),
-    ("config.linux.resources.unified", Honoured),
-    ("config.linux.resources.memory_swap_limit_in_bytes", Honoured),
+    ("config.linux.overhead", NotApplicable(SIZES_A_MACHINE)),
+    ("config.linux.resources", NotApplicable(SIZES_A_MACHINE)),
     ("config.windows", Refused("Linux pods only")),
     ("runtime_handler", Honoured),
 ];
@@ -167,6 +154,37 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ),
 ];
 
+/// The table as documentation, `docs/cri-support.md`.
+#[must_use]
+pub fn markdown() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    for (request, table) in
+        [("RunPodSandboxRequest", RUN_POD_SANDBOX), ("CreateContainerRequest", CREATE_CONTAINER)]
+    {
+        text.push_str(&format!("\n## {request}\n\n| field | | why |\n|---|---|---|\n"));
+        for (path, support) in table {
+            let (word, why) = match support {
+                Honoured => ("honoured", ""),
+                Refused(why) => ("refused", *why),
+                NotApplicable(why) => ("no meaning here", *why),
+            };
+            text.push_str(&format!("| `{path}` | {word} | {why} |\n"));
+        }
+    }
+    text
+}
+
+const INTRODUCTION: &str = "# Fields of the CRI
+
+What kina does with each field of the requests that make pods and containers, on the machine `host`, the
+only one so far. *Honoured*: it is acted upon. *Refused*: any value but the default is an error that names
+the field. *No meaning here*: it asks for nothing that kina could do or leave undone. A field with an entry
+stands for all below it.
+
+This page is made from `src/cri/support.rs`; a test holds that table against the interface, and this page
+against the table.
+";
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -221,6 +239,19 @@ mod tests {
                 (message.name().to_owned(), fields.collect())
             })
             .collect()
+    }
+
+    #[test]
+    fn the_documentation_says_the_same() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cri-support.md");
+        if std::env::var_os("KINA_UPDATE_DOCS").is_some() {
+            std::fs::write(&path, markdown()).unwrap();
+        }
+        let page = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            page == markdown(),
+            "docs/cri-support.md is out of date; run this test with KINA_UPDATE_DOCS=1"
+        );
     }
 
     #[test]

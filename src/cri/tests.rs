@@ -51,7 +51,7 @@ fn pod_request() -> v1::RunPodSandboxRequest {
             port_mappings: vec![v1::PortMapping {
                 protocol: v1::Protocol::Udp.into(),
                 container_port: 53,
-                host_port: 5353,
+                host_port: 0,
                 host_ip: "127.0.0.1".into(),
             }],
             labels: map(&[("app", "web")]),
@@ -176,7 +176,7 @@ fn a_pod_is_kept_whole() {
     assert_eq!(spec.log_directory.as_deref(), Some(Path::new("/var/log/pods/web")));
     assert_eq!(spec.dns.as_ref().unwrap().servers.len(), 2);
     assert_eq!(spec.port_mappings[0].protocol, "udp");
-    assert_eq!((spec.port_mappings[0].container_port, spec.port_mappings[0].host_port), (53, 5353));
+    assert_eq!((spec.port_mappings[0].container_port, spec.port_mappings[0].host_port), (53, 0));
     assert_eq!(spec.labels["app"], "web");
     assert_eq!(spec.annotations["note"], "x");
     assert_eq!(spec.cgroup_parent, "/kubepods.slice/pod1");
@@ -249,7 +249,11 @@ fn pods_that_cannot_be_had() {
         (INVALID, "config.port_mappings[0].host_port", "from 0", |c| c.port_mappings[0].host_port = -1),
         (INVALID, "config.port_mappings[0].host_port", "65535", |c| c.port_mappings[0].host_port = 65536),
         (INVALID, "config.port_mappings[0].host_ip", "no IP", |c| c.port_mappings[0].host_ip = "a".into()),
+        (UNSUPPORTED, "config.port_mappings[0].host_port", "network plugin", |c| {
+            c.port_mappings[0].host_port = 53;
+        }),
         (INVALID, "config.port_mappings[0].host_port", "make them equal", |c| {
+            c.port_mappings[0].host_port = 5353;
             options(c).network = v1::NamespaceMode::Node.into();
             c.linux.as_mut().unwrap().sysctls.clear();
         }),

@@ -23,6 +23,7 @@ use crate::error::{Error, chain};
 use crate::runtime::Runtime;
 
 pub use routes::Routes;
+use status::later;
 
 /// The largest message in either direction, in bytes: the kubelet's own limit
 /// (`maxMsgSize` of its CRI client).
@@ -73,12 +74,6 @@ async fn answer<T>(
         }
     };
     timed.instrument(span).await
-}
-
-/// The answer to a call that this version does not have.
-fn later(call: &'static str) -> Status {
-    tracing::debug!(call, "not implemented");
-    Status::unimplemented(format!("{call} is not implemented in this version of kina"))
 }
 
 /// JSON under the one key that kina's verbose answers have.

@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::future::Either;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
@@ -83,8 +82,7 @@ impl Service<http::Request<Body>> for Routes {
             Some(service) => Either::Left(service.clone().oneshot(request)),
             None => {
                 let known: Vec<&str> = self.services.keys().copied().collect();
-                let text = format!("there is no service {name:?} here, only {}", known.join(", "));
-                Either::Right(ready(Ok(Status::unimplemented(text).into_http())))
+                Either::Right(ready(Ok(super::status::no_service(name, &known).into_http())))
             }
         }
     }

@@ -22,6 +22,17 @@ pub(super) fn status(error: &Error) -> Status {
     Status::new(code(error), text)
 }
 
+/// The answer to a call that this version does not have.
+pub(super) fn later(call: &'static str) -> Status {
+    tracing::debug!(call, "not implemented");
+    Status::unimplemented(format!("{call} is not implemented in this version of kina"))
+}
+
+/// The answer to a call of a service that is not here.
+pub(super) fn no_service(name: &str, known: &[&str]) -> Status {
+    Status::unimplemented(format!("there is no service {name:?} here, only {}", known.join(", ")))
+}
+
 /// `InvalidArgument`: the request is at fault, whatever the daemon's state.
 /// `Unimplemented`: it would make sense, but not here. `NotFound`,
 /// `AlreadyExists`, `FailedPrecondition`: the state is at fault.
@@ -126,6 +137,7 @@ fn node(error: &kina_node::Error) -> Code {
     use kina_node::Error;
     match error {
         Error::Io { source, .. } => io(source.kind()),
+        Error::NoLocalNode => Code::Unimplemented,
         Error::LoopDevices { .. } => Code::ResourceExhausted,
         Error::ProgramDeadline { .. } => Code::DeadlineExceeded,
         Error::Survivors { .. } | Error::Interrupted { .. } => Code::Unavailable,

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// Why the node refused an effect.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// This machine cannot be a Kubernetes node.
+    #[error("this machine is no Kubernetes node: kina needs Linux for that, and has no remote node yet")]
+    NoLocalNode,
     /// A system call on a path failed.
     #[error("{operation} {path}")]
     Io {
@@ -146,7 +149,8 @@ impl Error {
             Self::Io { source, .. } | Self::Execute { source, .. } | Self::Process { source, .. } => {
                 Some(source.kind())
             }
-            Self::TooLarge { .. }
+            Self::NoLocalNode
+            | Self::TooLarge { .. }
             | Self::NotAFile { .. }
             | Self::MountInside { .. }
             | Self::Moved { .. }

@@ -12,6 +12,7 @@ mod error;
 mod local;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,10 +20,54 @@ use kina_model::PodId;
 
 pub use error::Error;
 #[cfg(target_os = "linux")]
-pub use local::{LocalNode, LocalNodeConfig};
+pub use local::LocalNode;
 
 /// Longest path of a unix socket in bytes: `sun_path` holds 108 with its end mark.
 pub const MAX_SOCKET_PATH: usize = 107;
+
+/// Where the local node keeps things.
+#[derive(Clone, Debug)]
+pub struct LocalNodeConfig {
+    /// The daemon's volatile directory. Layers are mounted below its
+    /// subdirectory `layers`.
+    pub run_directory: PathBuf,
+    /// Where network namespaces are pinned; `/var/run/netns` is where CNI
+    /// plugins and `ip netns` look.
+    pub netns_directory: PathBuf,
+    /// What the names of this daemon's network namespaces begin with; the pod
+    /// id follows.
+    pub netns_prefix: String,
+}
+
+impl LocalNodeConfig {
+    /// The usual places, below a volatile directory of the daemon's own.
+    #[must_use]
+    pub fn new(run_directory: PathBuf) -> Self {
+        Self {
+            run_directory,
+            netns_directory: PathBuf::from("/var/run/netns"),
+            netns_prefix: "kina-".to_owned(),
+        }
+    }
+}
+
+/// The node that is this machine.
+///
+/// # Errors
+/// [`Error::NoLocalNode`] elsewhere than on Linux: there the node is a Linux VM.
+#[cfg(target_os = "linux")]
+pub fn local_node(config: LocalNodeConfig) -> Result<Arc<dyn Node>, Error> {
+    Ok(Arc::new(LocalNode::new(config)))
+}
+
+/// The node that is this machine.
+///
+/// # Errors
+/// [`Error::NoLocalNode`] elsewhere than on Linux: there the node is a Linux VM.
+#[cfg(not(target_os = "linux"))]
+pub fn local_node(_config: LocalNodeConfig) -> Result<Arc<dyn Node>, Error> {
+    Err(Error::NoLocalNode)
+}
 
 /// A layer image on the node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

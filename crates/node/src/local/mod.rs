@@ -21,34 +21,9 @@ use async_trait::async_trait;
 use kina_model::PodId;
 
 use crate::{
-    Error, FilesystemUsage, GuestProgram, LayerImage, MAX_SOCKET_PATH, Node, Output, ProcessIdentity, Program,
+    Error, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig, MAX_SOCKET_PATH, Node, Output,
+    ProcessIdentity, Program,
 };
-
-/// Where the local node keeps things.
-#[derive(Clone, Debug)]
-pub struct LocalNodeConfig {
-    /// The daemon's volatile directory. Layers are mounted below its
-    /// subdirectory `layers`.
-    pub run_directory: PathBuf,
-    /// Where network namespaces are pinned; `/var/run/netns` is where CNI
-    /// plugins and `ip netns` look.
-    pub netns_directory: PathBuf,
-    /// What the names of this daemon's network namespaces begin with; the pod
-    /// id follows.
-    pub netns_prefix: String,
-}
-
-impl LocalNodeConfig {
-    /// The usual places, below a volatile directory of the daemon's own.
-    #[must_use]
-    pub fn new(run_directory: PathBuf) -> Self {
-        Self {
-            run_directory,
-            netns_directory: PathBuf::from("/var/run/netns"),
-            netns_prefix: "kina-".to_owned(),
-        }
-    }
-}
 
 /// The node that is this machine.
 ///

@@ -127,10 +127,12 @@ fn parts(daemon: &Daemon, before: Usage) -> Result<Parts> {
     Ok(parts)
 }
 
+/// Whether a process is a pod's guest, which has a cgroup of its own, or its shim.
 fn is_helper(pid: u32) -> bool {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    // The kernel keeps 15 characters.
-    name.starts_with("kina-guest") || name.starts_with("containerd-shim")
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    // The kernel keeps 15 characters of a name.
+    name.starts_with("containerd-shim") || groups.lines().any(|group| group.ends_with("/guest"))
 }
 
 /// Processes that are in a cgroup or below it, or have the directory on their

@@ -27,7 +27,8 @@ pub(crate) async fn run(kina: &Daemon, place: &Place, iterations: usize) -> Resu
     calls::life(kina, "warm-up").await?;
     read(&mut log)?;
     for number in 0..iterations {
-        let life = calls::life_watched(kina, &format!("profile-{number}"), |call| {
+        let name = format!("profile-{number}");
+        let life = calls::life_watched(kina, &name, |call| {
             let mut sums: BTreeMap<String, f64> = BTreeMap::new();
             for (effect, milliseconds) in read(&mut log)? {
                 *sums.entry(effect).or_default() += milliseconds;

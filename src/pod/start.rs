@@ -128,6 +128,11 @@ impl Subject {
             PodEffect::Handshake => {
                 tokio::select! {
                     () = cancel.cancelled() => Err(StartError::Cancelled),
+                    // A guest that ends at once will not answer however long one waits.
+                    ended = self.driver.wait(&self.id) => Err(match ended {
+                        Ok(()) => StartError::Failed("the machine ended before its guest answered".to_owned()),
+                        Err(error) => failed(error.into()),
+                    }),
                     guest = self.connect(self.context.handshake_deadline) => {
                         progress.guest = Some(guest.map_err(failed)?);
                         Ok(())

@@ -142,6 +142,25 @@ async fn remove_interrupts_a_start() {
     world.assert_no_machines().await;
 }
 
+/// A machine that ends while one waits for its guest fails the start at once.
+#[tokio::test]
+async fn a_machine_that_ends_at_once_fails_the_start() {
+    let world = World::new();
+    let daemon = world.daemon().await;
+    world.guests.be_silent();
+    let gate = world.driver.gate(Operation::Connect);
+    let run = tokio::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.run_pod(pod_spec("p")).await }
+    });
+    gate.reached().await;
+    let pod = world.driver.calls().into_iter().find_map(|(_, pod)| pod).unwrap();
+    assert!(world.driver.kill(&pod));
+    let error = run.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("ended before its guest answered"), "{error}");
+    world.assert_empty();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_guest_fails_the_start_in_time() {
     let world = World::new();

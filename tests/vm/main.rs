@@ -5,6 +5,7 @@
 //!
 //! Not a driver: a proof that the guest, the channel and the layers are right.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test")]
 
 mod daemon;
 mod pod;

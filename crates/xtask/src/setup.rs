@@ -51,6 +51,7 @@ pub(crate) const TEST: Group = Group {
         // Machines, and the modules of their kernel.
         "qemu-system-x86",
         "kmod",
+        "xz-utils",
         // To compile what serves them.
         "libcap-ng-dev",
         "libseccomp-dev",

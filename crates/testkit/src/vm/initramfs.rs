@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -44,11 +45,8 @@ pub fn initramfs(guest: &Path, modules: &Path, wanted: &[&str]) -> Result<Vec<u8
             if !added.insert(file.clone()) {
                 continue;
             }
-            let Some(short) = file.rsplit('/').next().filter(|short| short.ends_with(".ko")) else {
-                bail!("module {file} is compressed: the guest loads plain ones");
-            };
-            let path = modules.join(&file);
-            let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            let short = file.rsplit('/').next().unwrap_or(&file);
+            let (short, content) = module(&modules.join(&file), short)?;
             archive.add(&format!("modules/{short}"), 0o644, Kind::File(&content));
             list.push_str(short);
             list.push('\n');
@@ -58,4 +56,58 @@ pub fn initramfs(guest: &Path, modules: &Path, wanted: &[&str]) -> Result<Vec<u8
     let init = fs::read(guest).with_context(|| format!("read {}", guest.display()))?;
     archive.add("init", 0o755, Kind::File(&init));
     Ok(archive.finish())
+}
+
+/// A module's name in the archive and its content, unpacked: the guest loads
+/// plain ones only.
+fn module<'a>(path: &Path, name: &'a str) -> Result<(&'a str, Vec<u8>)> {
+    let content = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    if name.ends_with(".ko") {
+        return Ok((name, content));
+    }
+    let Some(plain) = name.strip_suffix(".xz") else {
+        bail!("module {} is compressed in a way that is not known here", path.display());
+    };
+    let unpacked = Command::new("xz")
+        .args(["--decompress", "--stdout"])
+        .arg(path)
+        .output()
+        .context("start `xz`, of Debian's package xz-utils")?;
+    if !unpacked.status.success() {
+        bail!("unpack {}: {}", path.display(), String::from_utf8_lossy(&unpacked.stderr).trim());
+    }
+    Ok((plain, unpacked.stdout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with two modules, one needed by the other, and a guest.
+    fn fixture() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("kernel")).unwrap();
+        fs::write(at("kernel/plain.ko"), "plain content").unwrap();
+        fs::write(at("kernel/packed.ko"), "packed content").unwrap();
+        assert!(Command::new("xz").arg(at("kernel/packed.ko")).status().unwrap().success());
+        fs::write(at("modules.dep"), "kernel/plain.ko: kernel/packed.ko.xz\nkernel/packed.ko.xz:\n").unwrap();
+        fs::write(at("modules.builtin"), "kernel/within.ko\n").unwrap();
+        fs::write(at("guest"), "the guest").unwrap();
+        directory
+    }
+
+    #[test]
+    fn modules_are_listed_once_in_order_and_unpacked() {
+        let fixture = fixture();
+        let guest = fixture.path().join("guest");
+        let archive = initramfs(&guest, fixture.path(), &["packed", "within", "plain"]).unwrap();
+        let text = String::from_utf8_lossy(&archive);
+        assert!(text.contains("modules/list\0\0packed.ko\nplain.ko\n\0"), "{text:?}");
+        for content in ["packed content", "plain content", "the guest"] {
+            assert_eq!(text.matches(content).count(), 1, "{text:?}");
+        }
+        let error = initramfs(&guest, fixture.path(), &["none"]).unwrap_err().to_string();
+        assert!(error.ends_with("has no module none"), "{error}");
+    }
 }

@@ -171,9 +171,14 @@ fn order(
     spec: &Process,
     cgroup: Option<&Group>,
 ) -> Order {
+    let unified = cgroup.and_then(Group::unified_directory);
+    let files = cgroup.map(Group::entry_files).unwrap_or_default();
+    let is_unified = |file: &PathBuf| unified.as_ref().is_some_and(|directory| file.starts_with(directory));
+    let (unified_file, cgroup_files): (Vec<_>, Vec<_>) = files.into_iter().partition(is_unified);
     Order {
         task,
-        cgroup_files: cgroup.map(Group::entry_files).unwrap_or_default(),
+        cgroup_files,
+        unified_file: unified_file.into_iter().next(),
         oom_score_adj: spec.oom_score_adj(),
         process,
         seccomp_length: filter.as_ref().map(|filter| filter.code.len()),

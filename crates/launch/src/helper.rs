@@ -91,9 +91,9 @@ fn run(socket: &OwnedFd, order: OwnedFd, extra: Option<OwnedFd>) -> Result<(), F
     // No container may look into a process that still has the launcher's privileges.
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).during(|| Operation::Communicate)?;
     let verdict = Verdict::map(&order).during(|| Operation::Communicate)?;
-    let (order, filter) = read_order(order).during(|| Operation::Communicate)?;
+    let (order, filter, born_in_cgroup) = read_order(order).during(|| Operation::Communicate)?;
 
-    for file in &order.cgroup_files {
+    for file in order.cgroup_files.iter().chain(order.unified_file.iter().filter(|_| !born_in_cgroup)) {
         OpenOptions::new()
             .write(true)
             .open(file)
@@ -274,11 +274,13 @@ fn wait_for(socket: &OwnedFd, wanted: u8) -> Result<(), Failure> {
     }
 }
 
-fn read_order(descriptor: OwnedFd) -> io::Result<(Order, Vec<libc::sock_filter>)> {
+/// The order, its filter, and whether this process was made in the order's cgroup2 group.
+fn read_order(descriptor: OwnedFd) -> io::Result<(Order, Vec<libc::sock_filter>, bool)> {
     let mut bytes = Vec::new();
     File::from(descriptor).take(ORDER_LIMIT).read_to_end(&mut bytes)?;
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    let (_verdict, rest) = bytes.split_first_chunk::<8>().ok_or_else(invalid)?;
+    let (verdict, rest) = bytes.split_first_chunk::<8>().ok_or_else(invalid)?;
+    let born_in_cgroup = verdict[4] != 0;
     let (head, rest) = rest.split_first_chunk::<8>().ok_or_else(invalid)?;
     let length = usize::try_from(u64::from_ne_bytes(*head)).map_err(|_| invalid())?;
     let (json, code) = rest.split_at_checked(length).ok_or_else(invalid)?;
@@ -295,10 +297,16 @@ fn read_order(descriptor: OwnedFd) -> io::Result<(Order, Vec<libc::sock_filter>)
             k: u32::from_ne_bytes([w[4], w[5], w[6], w[7]]),
         })
         .collect();
-    Ok((order, filter))
+    Ok((order, filter, born_in_cgroup))
 }
 
-/// The order as the helper reads it: verdict, length, JSON, filter.
+/// Tells the helper that is to be made whether it will be born in the order's cgroup2 group.
+pub(crate) fn set_born_in_cgroup(order: &OwnedFd, born: bool) -> io::Result<()> {
+    rustix::io::pwrite(order, &[u8::from(born)], 4)?;
+    Ok(())
+}
+
+/// The order as the helper reads it: verdict, birth, length, JSON, filter.
 pub(crate) fn write_order(order: &Order, filter: &[Instruction]) -> io::Result<OwnedFd> {
     let json = serde_json::to_vec(order)?;
     let mut bytes = Vec::with_capacity(16 + json.len() + 8 * filter.len());

@@ -6,13 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kina_cgroup::Group;
 use oci_spec::runtime::{LinuxIdMapping, PosixRlimit};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::check::{self, Checked};
 use crate::error::{Error, Operation};
-use crate::helper::{read_verdict, write_order};
+use crate::helper::{read_verdict, set_born_in_cgroup, write_order};
 use crate::order::{GO, Message, START, Warning};
 use crate::plan::{ExecPlan, Plan, RootFs, Stdio};
 use crate::spawn::{Descriptors, open_sealed, spawn};
@@ -108,7 +110,7 @@ impl Launcher {
             RootFs::Path(_) => None,
             RootFs::Detached(mount) => Some(mount),
         };
-        self.launch(&checked, stdio, extra)
+        self.launch(&checked, stdio, extra, cgroup.as_ref())
     }
 
     /// Sets up another process in a container, given by the pidfd of its first process. Blocks.
@@ -119,7 +121,7 @@ impl Launcher {
         let failed = |error: rustix::io::Errno| Error::setup(Operation::JoinContainer, error);
         let pidfd = rustix::io::fcntl_dupfd_cloexec(container, 3).map_err(failed)?;
         let checked = check::exec(&plan, container)?;
-        match self.launch(&checked, plan.stdio, Some(pidfd)) {
+        match self.launch(&checked, plan.stdio, Some(pidfd), plan.cgroup.as_ref()) {
             Err(Error::Setup {
                 operation: Operation::JoinContainer | Operation::Clone | Operation::EnterCgroup,
                 source,
@@ -135,7 +137,13 @@ impl Launcher {
         }
     }
 
-    fn launch(&self, checked: &Checked, stdio: Stdio, extra: Option<OwnedFd>) -> Result<Created, Error> {
+    fn launch(
+        &self,
+        checked: &Checked,
+        stdio: Stdio,
+        extra: Option<OwnedFd>,
+        cgroup: Option<&Group>,
+    ) -> Result<Created, Error> {
         let talk = |error: io::Error| Error::setup(Operation::Communicate, error);
         let code = checked.filter.as_ref().map_or(&[][..], |filter| &filter.code);
         let order = write_order(&checked.order, code).map_err(talk)?;
@@ -158,7 +166,8 @@ impl Launcher {
             order: &order,
             extra: extra.as_ref(),
         };
-        let (pid, pidfd) = spawn(&self.program, &self.arguments, &descriptors)
+        let (pid, pidfd) = self
+            .spawn(&descriptors, cgroup)
             .map_err(|source| Error::Helper { program: self.path.clone(), source })?;
         drop((stdin, stdout, stderr, theirs, extra));
         let attempt = Attempt {
@@ -171,6 +180,25 @@ impl Launcher {
             limit: self.deadline,
         };
         attempt.run(self, checked)
+    }
+
+    /// Makes the helper in its cgroup2 group: moving a process there takes a lock over all of the
+    /// machine's forks and exits, for which the kernel waits some ten milliseconds. Where that is
+    /// not possible (an old kernel, a seccomp filter, a group that takes no processes) the helper
+    /// moves itself, and tells what is wrong if that fails too.
+    fn spawn(&self, descriptors: &Descriptors<'_>, cgroup: Option<&Group>) -> io::Result<(i32, OwnedFd)> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let directory = cgroup
+            .and_then(Group::unified_directory)
+            .and_then(|directory| rustix::fs::open(directory, flags, Mode::empty()).ok());
+        if let Some(directory) = &directory {
+            set_born_in_cgroup(descriptors.order, true)?;
+            if let Ok(made) = spawn(&self.program, &self.arguments, descriptors, Some(directory)) {
+                return Ok(made);
+            }
+            set_born_in_cgroup(descriptors.order, false)?;
+        }
+        spawn(&self.program, &self.arguments, descriptors, None)
     }
 }
 

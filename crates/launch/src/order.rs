@@ -44,6 +44,8 @@ pub(crate) struct Order {
     pub(crate) task: Task,
     /// Files to write "0" into.
     pub(crate) cgroup_files: Vec<PathBuf>,
+    /// The same for cgroup2, unless the helper was born in that group.
+    pub(crate) unified_file: Option<PathBuf>,
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) process: ProcessOrder,
     /// How many seccomp instructions follow the order.

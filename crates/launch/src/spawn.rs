@@ -19,6 +19,8 @@ pub(crate) const ORDER: RawFd = 4;
 pub(crate) const EXTRA: RawFd = 5;
 /// The first number that the helper closes.
 pub(crate) const FIRST_FREE: RawFd = 6;
+/// Of linux/sched.h (Linux 5.7).
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Above every fixed number.
 const PARKING: RawFd = 64;
 
@@ -55,11 +57,13 @@ pub(crate) struct Descriptors<'a> {
     pub(crate) extra: Option<&'a OwnedFd>,
 }
 
-/// Forks and executes the helper; returns its pid and pidfd. The environment is empty.
+/// Forks and executes the helper; returns its pid and pidfd. The environment is empty. `cgroup` is
+/// the directory of the cgroup2 group that it is born in.
 pub(crate) fn spawn(
     program: &OwnedFd,
     arguments: &[CString],
     descriptors: &Descriptors<'_>,
+    cgroup: Option<&OwnedFd>,
 ) -> io::Result<(i32, OwnedFd)> {
     let mut argv: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
     argv.push(std::ptr::null());
@@ -83,6 +87,10 @@ pub(crate) fn spawn(
         exit_signal: u64::try_from(libc::SIGCHLD).unwrap_or(0),
         ..sys::CloneArguments::default()
     };
+    if let Some(cgroup) = cgroup {
+        clone.flags |= CLONE_INTO_CGROUP;
+        clone.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    }
     // SAFETY: zeroed signal sets are initialised by the calls that follow.
     let (all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe {
         let mut all = std::mem::zeroed();

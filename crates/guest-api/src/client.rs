@@ -57,6 +57,9 @@ pub const SHUTDOWN_MARGIN: Duration = Duration::from_secs(30);
 pub const EXEC_TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
 const FIRST_RETRY: Duration = Duration::from_millis(1);
+/// So often before the pauses grow: a guest on the node's own kernel is there within that time, and
+/// a caller waits for it.
+const QUICK_RETRIES: u32 = 16;
 const LAST_RETRY: Duration = Duration::from_millis(250);
 /// No text of the handshake is longer than this; all of them are names.
 const HELLO_TEXT_LIMIT: usize = 256;
@@ -86,8 +89,9 @@ pub trait Connect: Send + Sync + 'static {
 /// build does; otherwise the error of the last attempt.
 pub async fn connect(connector: Arc<dyn Connect>, deadline: Duration) -> Result<GuestClient, GuestError> {
     let end = Instant::now() + deadline;
-    let mut pause = FIRST_RETRY;
+    let (mut pause, mut attempts) = (FIRST_RETRY, 0_u32);
     loop {
+        attempts += 1;
         let remaining = end.saturating_duration_since(Instant::now());
         let attempt = dial(&connector, remaining.min(ATTEMPT_DEADLINE)).await;
         let error = match attempt {
@@ -100,7 +104,9 @@ pub async fn connect(connector: Arc<dyn Connect>, deadline: Duration) -> Result<
             return Err(error);
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_RETRY);
+        if attempts > QUICK_RETRIES {
+            pause = (pause * 2).min(LAST_RETRY);
+        }
     }
 }
 

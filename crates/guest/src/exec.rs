@@ -8,7 +8,8 @@ use std::time::Duration;
 use kina_guest_api::v1;
 use kina_guest_api::v1::exec_request::What as Request;
 use kina_guest_api::v1::exec_response::What as Response;
-use kina_launch::{ExecPlan, Stdio};
+use kina_launch::ExecPlan;
+use kina_log::Stream as Output;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -17,9 +18,10 @@ use tonic::Status;
 
 use crate::container::Container;
 use crate::error::Error;
-use crate::guest::{Guest, blocking, null, pipe};
+use crate::guest::{Guest, blocking};
 use crate::process::{self, Descriptor};
 use crate::spec;
+use crate::streams::Streams;
 
 /// Answers on their way to the caller; further output waits in the pipe.
 const RESPONSES: usize = 4;
@@ -34,12 +36,6 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// What the caller receives.
 pub(crate) type Responses = mpsc::Receiver<Result<v1::ExecResponse, Status>>;
 type Sender = mpsc::Sender<Result<v1::ExecResponse, Status>>;
-
-#[derive(Clone, Copy)]
-enum Output {
-    Stdout,
-    Stderr,
-}
 
 /// Starts a process and carries its streams. It is killed when the caller goes away.
 pub(crate) async fn run(
@@ -74,8 +70,10 @@ fn launch(
 ) -> Result<(Started, Ends), Error> {
     let made = container.require_running("exec in")?;
     let process = spec::exec_process(&made.spec, start.args, start.terminal, start.size)?;
-    let (stdio, mut ends) = streams(start.terminal, start.stdin)?;
-    let plan = ExecPlan { container: &made.spec, process, stdio, cgroup: Some(made.group.clone()) };
+    let streams = Streams::open(start.terminal, start.stdin)?;
+    let mut ends = Ends { terminal: start.terminal, stdin: streams.stdin, outputs: streams.outputs };
+    let plan =
+        ExecPlan { container: &made.spec, process, stdio: streams.child, cgroup: Some(made.group.clone()) };
     let failed = |source| Error::Launch { id: container.id.clone(), source };
     let created = launcher.exec(made.pidfd.as_fd(), plan).map_err(failed)?;
     let started = Started { pid: created.pid.unsigned_abs(), pidfd: created.pidfd, reaped: false };
@@ -134,28 +132,6 @@ struct Ends {
     terminal: bool,
     stdin: Option<OwnedFd>,
     outputs: Vec<(Output, OwnedFd)>,
-}
-
-fn streams(terminal: bool, stdin: bool) -> Result<(Stdio, Ends), Error> {
-    if terminal {
-        return Ok((Stdio::Terminal, Ends { terminal: true, stdin: None, outputs: Vec::new() }));
-    }
-    let (input, kept) = if stdin {
-        let (read, write) = pipe()?;
-        (read, Some(write))
-    } else {
-        (null()?, None)
-    };
-    let (stdout, child_stdout) = pipe()?;
-    let (stderr, child_stderr) = pipe()?;
-    Ok((
-        Stdio::Files { stdin: input, stdout: child_stdout, stderr: child_stderr },
-        Ends {
-            terminal: false,
-            stdin: kept,
-            outputs: vec![(Output::Stdout, stdout), (Output::Stderr, stderr)],
-        },
-    ))
 }
 
 /// Carries streams and control until the process has ended and its output is told.

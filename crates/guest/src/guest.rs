@@ -24,6 +24,7 @@ use crate::pod::{PidMode, Pod};
 use crate::process::{self, SignalError};
 use crate::rootfs::{self, WritableLayer};
 use crate::spec::{self, PidNamespace};
+use crate::streams::Streams;
 use crate::user::Accounts;
 
 /// No pod has more containers.
@@ -516,46 +517,6 @@ async fn undo(made: Made) {
         made.writable.remove()
     });
     drop(undone.await);
-}
-
-/// The standard streams of a container, both ends.
-struct Streams {
-    child: Stdio,
-    outputs: Vec<(Stream, OwnedFd)>,
-    stdin: Option<OwnedFd>,
-}
-
-impl Streams {
-    fn open(terminal: bool, stdin: bool) -> Result<Self, Error> {
-        if terminal {
-            return Ok(Self { child: Stdio::Terminal, outputs: Vec::new(), stdin: None });
-        }
-        let (input, kept) = if stdin {
-            let (read, write) = pipe()?;
-            (read, Some(write))
-        } else {
-            (null()?, None)
-        };
-        let (stdout, child_stdout) = pipe()?;
-        let (stderr, child_stderr) = pipe()?;
-        Ok(Self {
-            child: Stdio::Files { stdin: input, stdout: child_stdout, stderr: child_stderr },
-            outputs: vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)],
-            stdin: kept,
-        })
-    }
-}
-
-/// A pipe: what is read from, what is written to.
-pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
-    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| Error::system("make a pipe", errno))
-}
-
-/// An input that is at its end.
-pub(crate) fn null() -> Result<OwnedFd, Error> {
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-    rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())
-        .map_err(|errno| Error::file("open", "/dev/null", errno))
 }
 
 /// Notices a container's end and tells it, once all of it has ended and its log

@@ -39,6 +39,7 @@ mod serve;
 mod service;
 mod shared_memory;
 mod spec;
+mod streams;
 mod user;
 
 use std::io::{self, Write};

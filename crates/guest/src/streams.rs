@@ -1,0 +1,49 @@
+//! The standard streams of a process that the guest starts.
+
+use std::os::fd::OwnedFd;
+
+use kina_launch::Stdio;
+use kina_log::Stream;
+use rustix::pipe::PipeFlags;
+
+use crate::error::Error;
+
+/// The standard streams of a container, both ends.
+pub(crate) struct Streams {
+    pub(crate) child: Stdio,
+    pub(crate) outputs: Vec<(Stream, OwnedFd)>,
+    pub(crate) stdin: Option<OwnedFd>,
+}
+
+impl Streams {
+    pub(crate) fn open(terminal: bool, stdin: bool) -> Result<Self, Error> {
+        if terminal {
+            return Ok(Self { child: Stdio::Terminal, outputs: Vec::new(), stdin: None });
+        }
+        let (input, kept) = if stdin {
+            let (read, write) = pipe()?;
+            (read, Some(write))
+        } else {
+            (null()?, None)
+        };
+        let (stdout, child_stdout) = pipe()?;
+        let (stderr, child_stderr) = pipe()?;
+        Ok(Self {
+            child: Stdio::Files { stdin: input, stdout: child_stdout, stderr: child_stderr },
+            outputs: vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)],
+            stdin: kept,
+        })
+    }
+}
+
+/// A pipe: what is read from, what is written to.
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| Error::system("make a pipe", errno))
+}
+
+/// An input that is at its end.
+pub(crate) fn null() -> Result<OwnedFd, Error> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())
+        .map_err(|errno| Error::file("open", "/dev/null", errno))
+}

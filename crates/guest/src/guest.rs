@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use kina_cgroup::{Group, Hierarchy};
 use kina_guest_api::v1;
-use kina_launch::{Created, Launcher, Plan, RootFs, Stdio};
+use kina_launch::{Created, Launcher, Plan, RootFs};
 use kina_log::{Sink, Stream};
-use rustix::pipe::PipeFlags;
 use tokio::sync::{Semaphore, watch};
 
 use crate::container::{Container, Made, ToStart, now_nanos, open_log, start_pumps};

@@ -1,22 +1,24 @@
 //! Looks a spec over before anything is made, and turns it into the helper's order.
 
-use std::ffi::OsStr;
+mod devices;
+mod mounts;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::linux::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use kina_cgroup::{DeviceKind, DeviceRule, Group, Resources};
+use kina_cgroup::{Group, Resources};
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount,
-    PosixRlimit, PosixRlimitType, Process, Spec,
+    Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, PosixRlimit, PosixRlimitType, Process, Spec,
 };
+
+use devices::{always_allowed, devices};
+use mounts::mount_order;
 
 use crate::capabilities;
 use crate::error::{Error, Operation};
 use crate::mounts::options;
-use crate::order::{
-    CgroupV1, DeviceOrder, InitOrder, MountKind, MountOrder, Order, ProcessOrder, Task, Warning,
-};
+use crate::order::{InitOrder, MountKind, MountOrder, Order, ProcessOrder, Task, Warning};
 use crate::plan::{ExecPlan, RootFs, Stdio};
 use crate::seccomp::{Filter, compile};
 
@@ -342,192 +344,6 @@ fn clean(path: &Path) -> Option<PathBuf> {
         }
     }
     Some(clean)
-}
-
-/// What may be mounted over inside `/proc`: files that tell of the machine, which some replace.
-const PROC_FILES: [&str; 9] = [
-    "/proc/cpuinfo",
-    "/proc/diskstats",
-    "/proc/meminfo",
-    "/proc/stat",
-    "/proc/swaps",
-    "/proc/uptime",
-    "/proc/loadavg",
-    "/proc/slabinfo",
-    "/proc/sys/kernel/ns_last_pid",
-];
-
-fn mount_order(mount: &Mount, cgroup: Option<&Group>, bind_cgroup: bool) -> Result<MountOrder, Error> {
-    if given(mount.uid_mappings()) || given(mount.gid_mappings()) {
-        return Err(Error::refused("mounts.uidMappings", "not supported"));
-    }
-    let given_target = mount.destination();
-    // Relative destinations are from the root, as runc takes them.
-    let target = clean(&Path::new("/").join(given_target))
-        .filter(|target| target != Path::new("/"))
-        .ok_or_else(|| {
-            let reason = format!("{given_target:?} is the root itself");
-            Error::refused("mounts.destination", &reason)
-        })?;
-    let words = mount.options().as_deref().unwrap_or_default();
-    let parsed = options::parse(words.iter().map(String::as_str))?;
-    let kind = mount.typ().as_deref().unwrap_or_default();
-    let bind = parsed.bind || kind == "bind" || kind == "rbind";
-    let below_proc = target.starts_with("/proc") && target != Path::new("/proc");
-    if below_proc && !PROC_FILES.iter().any(|file| target == Path::new(file)) {
-        let reason = format!("{target:?} is inside /proc");
-        return Err(Error::refused("mounts.destination", &reason));
-    }
-    if target == Path::new("/proc") && kind != "proc" && !bind {
-        return Err(Error::refused("mounts.destination", "/proc is for a proc file system"));
-    }
-    let source = mount.source().clone().unwrap_or_default();
-    let mut data = parsed.data;
-    let kind = if bind {
-        if let Some((key, _)) = data.first() {
-            let reason = format!("{key} does not apply to a bind mount");
-            return Err(Error::refused("mounts.options", &reason));
-        }
-        if !source.is_absolute() {
-            return Err(Error::refused("mounts.source", &format!("{source:?} is not absolute")));
-        }
-        MountKind::Bind { source, recursive: parsed.recursive || kind == "rbind" }
-    } else if kind == "cgroup" || kind == "cgroup2" {
-        cgroup_kind(kind, cgroup, bind_cgroup)?
-    } else if kind.is_empty() {
-        return Err(Error::refused("mounts.type", "missing"));
-    } else {
-        let pseudo = ["tmpfs", "proc", "sysfs", "mqueue", "devpts", "bpf"].contains(&kind);
-        let readonly = parsed.set & libc::MOUNT_ATTR_RDONLY != 0 && !pseudo;
-        if kind == "devpts" {
-            // Every devpts is an instance of its own since Linux 4.7.
-            data.retain(|(key, _)| key != "newinstance");
-        }
-        let source = source.to_str().unwrap_or_default().to_owned();
-        MountKind::New {
-            file_system: kind.to_owned(),
-            source: if source.is_empty() { kind.to_owned() } else { source },
-            data,
-            readonly,
-        }
-    };
-    Ok(MountOrder {
-        target,
-        kind,
-        set: parsed.set,
-        clear: parsed.clear,
-        set_recursive: parsed.set_recursive,
-        propagation: parsed.propagation,
-    })
-}
-
-fn cgroup_kind(file_system: &str, cgroup: Option<&Group>, bind_cgroup: bool) -> Result<MountKind, Error> {
-    let Some(group) = cgroup else {
-        return Err(Error::refused("mounts.type", "cgroup needs a control group"));
-    };
-    let hierarchy = group.hierarchy();
-    let v1: Vec<CgroupV1> = hierarchy
-        .v1_hierarchies()
-        .map(|(controllers, root)| CgroupV1 {
-            controllers: controllers.to_vec(),
-            name: root.file_name().unwrap_or(OsStr::new("cgroup")).to_string_lossy().into_owned(),
-            directory: root.join(group.path().trim_start_matches('/')),
-        })
-        .collect();
-    if !v1.is_empty() && file_system == "cgroup" {
-        return Ok(MountKind::CgroupV1(v1));
-    }
-    match group.unified_directory() {
-        Some(directory) if bind_cgroup => Ok(MountKind::CgroupV2(directory)),
-        _ => Ok(MountKind::New {
-            file_system: "cgroup2".to_owned(),
-            source: "cgroup".to_owned(),
-            data: Vec::new(),
-            readonly: false,
-        }),
-    }
-}
-
-/// The devices of `/dev`: those that every container has, and the spec's own.
-fn devices(linux: &Linux, fill_dev: bool) -> Result<Vec<DeviceOrder>, Error> {
-    const USUAL: [(&str, u32, u32); 6] = [
-        ("/dev/null", 1, 3),
-        ("/dev/random", 1, 8),
-        ("/dev/full", 1, 7),
-        ("/dev/tty", 5, 0),
-        ("/dev/zero", 1, 5),
-        ("/dev/urandom", 1, 9),
-    ];
-    if !fill_dev {
-        // runc does the same: a `/dev` that comes from outside is left alone.
-        return Ok(Vec::new());
-    }
-    let own: Vec<DeviceOrder> = linux.devices().iter().flatten().map(device).collect::<Result<_, _>>()?;
-    let usual = USUAL.iter().map(|(path, major, minor)| DeviceOrder {
-        path: PathBuf::from(path),
-        mode: libc::S_IFCHR | 0o666,
-        major: *major,
-        minor: *minor,
-        uid: 0,
-        gid: 0,
-    });
-    let mut all: Vec<DeviceOrder> =
-        usual.filter(|usual| !own.iter().any(|device| device.path == usual.path)).collect();
-    all.extend(own);
-    Ok(all)
-}
-
-/// Device rules that outrank the spec's, as runc has them: every container may use the usual
-/// devices and its terminals, and make device nodes (which it then may not open).
-fn always_allowed() -> impl Iterator<Item = DeviceRule> {
-    let rule = |kind, major, minor, open| DeviceRule {
-        allow: true,
-        kind,
-        major,
-        minor,
-        read: open,
-        write: open,
-        mknod: true,
-    };
-    let character = DeviceKind::Character;
-    let opened = [
-        (1, Some(3)),
-        (1, Some(8)),
-        (1, Some(7)),
-        (5, Some(0)),
-        (1, Some(5)),
-        (1, Some(9)),
-        (5, Some(1)),
-        (136, None),
-        (5, Some(2)),
-    ];
-    [rule(character, None, None, false), rule(DeviceKind::Block, None, None, false)]
-        .into_iter()
-        .chain(opened.into_iter().map(move |(major, minor)| rule(character, Some(major), minor, true)))
-}
-
-fn device(device: &LinuxDevice) -> Result<DeviceOrder, Error> {
-    const FIELD: &str = "linux.devices";
-    let path = clean(device.path())
-        .filter(|path| path != Path::new("/"))
-        .ok_or_else(|| Error::refused(FIELD, &format!("{:?} is not absolute", device.path())))?;
-    let kind = match device.typ() {
-        LinuxDeviceType::B => libc::S_IFBLK,
-        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
-        LinuxDeviceType::P => libc::S_IFIFO,
-        LinuxDeviceType::A => return Err(Error::refused(FIELD, "type a is not a device")),
-    };
-    let number = |value: i64| {
-        u32::try_from(value).map_err(|_| Error::refused(FIELD, &format!("{value} is not a device number")))
-    };
-    Ok(DeviceOrder {
-        path,
-        mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
-        major: number(device.major())?,
-        minor: number(device.minor())?,
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
-    })
 }
 
 /// What both tasks need of the process, and its seccomp filter.

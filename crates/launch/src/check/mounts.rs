@@ -24,7 +24,11 @@ const PROC_FILES: [&str; 9] = [
     "/proc/sys/kernel/ns_last_pid",
 ];
 
-pub(super) fn mount_order(mount: &Mount, cgroup: Option<&Group>, bind_cgroup: bool) -> Result<MountOrder, Error> {
+pub(super) fn mount_order(
+    mount: &Mount,
+    cgroup: Option<&Group>,
+    bind_cgroup: bool,
+) -> Result<MountOrder, Error> {
     if given(mount.uid_mappings()) || given(mount.gid_mappings()) {
         return Err(Error::refused("mounts.uidMappings", "not supported"));
     }

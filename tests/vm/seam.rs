@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kina_guest_api::{ExecOutput, GuestClient, v1};
 use kina_testkit::vm::{Config, Machine, Prerequisites};
+use tokio_stream::StreamExt;
 
 use crate::daemon::{self, Death, Place};
 use crate::pod::{self, CONTAINER, POD};
@@ -83,9 +84,10 @@ async fn vm_a_pod_in_a_machine_survives_its_daemon() {
 
     check_recoveries(&std::fs::read_to_string(&place.recoveries).unwrap());
     let lines = check_log(&std::fs::read_to_string(&place.log).unwrap());
+    let exit = tokio::time::timeout(PATIENCE, exit_of_container(&guest)).await.unwrap();
+    assert_eq!(exit.code, 0);
     let listed = guest.list_containers().await.unwrap();
     assert_eq!(listed.containers[0].state(), v1::ContainerState::Exited);
-    assert_eq!(listed.containers[0].exit.unwrap().code, 0);
 
     guest.delete_container(v1::DeleteContainerRequest { id: CONTAINER.to_owned() }).await.unwrap();
     stages.passed("DeleteContainer");
@@ -120,6 +122,18 @@ async fn exec(guest: &GuestClient, script: &str) -> ExecOutput {
     let output = guest.exec_sync(CONTAINER, command, Some(PATIENCE), EXEC_OUTPUT_LIMIT).await.unwrap();
     assert!(!output.timed_out, "{script}: {output:?}");
     output
+}
+
+/// The guest tells of the exit once the log is whole, hence maybe after its end.
+async fn exit_of_container(guest: &GuestClient) -> v1::Exit {
+    let mut events = guest.events(0).await.unwrap();
+    loop {
+        let event = events.next().await.unwrap().unwrap();
+        if let Some(v1::event::What::Exited(exited)) = event.what {
+            assert_eq!(exited.id, CONTAINER);
+            return exited.exit.unwrap();
+        }
+    }
 }
 
 /// Execs are in the container, on the machine's kernel, and end with their code.
@@ -179,10 +193,11 @@ fn wait_for_lines(log: &Path, count: usize) {
     }
 }
 
-/// The number of the last line in the log.
+/// The number of the last whole line in the log, whose writer was killed.
 fn last_number(log: &Path) -> usize {
     let text = std::fs::read_to_string(log).unwrap();
-    text.trim_end().rsplit(' ').next().unwrap().parse().unwrap()
+    let (whole, _torn) = text.rsplit_once('\n').unwrap();
+    whole.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 /// Where the time goes.

@@ -6,13 +6,18 @@
 //! once, at the first effect; other builds have no failpoints.
 
 use std::future::Future;
+use std::time::Instant;
 
 use kina_model::{ContainerEffect, PodEffect};
 
-/// Performs an effect between its two failpoints.
+/// Performs an effect between its two failpoints, and tells the log, at level
+/// debug, what it took.
 pub async fn around<T>(name: &str, effect: impl Future<Output = T>) -> T {
     hit("before", name);
+    let begun = Instant::now();
     let result = effect.await;
+    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    tracing::debug!(effect = name, micros, "effect");
     hit("after", name);
     result
 }

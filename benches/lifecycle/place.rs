@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::memory;
 
@@ -108,6 +108,8 @@ impl Place {
         let begun = Instant::now();
         loop {
             let alive = memory::processes(&self.directory, &self.cgroup)?;
+            // The daemons are this process's children, and nobody else waits for them.
+            while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
             if alive.is_empty() {
                 return Ok(());
             }
@@ -118,8 +120,6 @@ impl Place {
                 if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
                     // Already gone is as good.
                     let _ = kill_process(pid, Signal::KILL);
-                    // Some are this process's children.
-                    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
                 }
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -100,7 +100,7 @@ impl Report {
         let Some([kina, other]) = &self.memory else { return };
         let pods = kina.pods;
         line(&format!("daemon with {pods} pods, Rss"), kina.daemon[1].rss as f64, other.daemon[1].rss as f64);
-        let kinds: [(&str, fn(&Memory) -> &Parts); 2] =
+        let kinds: [(&str, PartsOf); 2] =
             [("idle pod", |memory| &memory.bare), ("pod, 1 container", |memory| &memory.with_container)];
         for (kind, parts) in kinds {
             let each =
@@ -136,6 +136,9 @@ impl Report {
         })
     }
 }
+
+/// One of a daemon's two measurements.
+type PartsOf = fn(&Memory) -> &Parts;
 
 /// The columns of a call's times.
 const PERCENTILES: [(&str, usize); 3] = [("p50", 50), ("p90", 90), ("max", 100)];

@@ -327,7 +327,10 @@ fn lines_with(room: &Room, parts: &[&str], words: &[&str]) -> Vec<String> {
     for file in files.iter().filter(|file| file.exists()) {
         let shown = file.strip_prefix(workspace()).unwrap_or(file);
         let shown = shown.strip_prefix(".").unwrap_or(shown).display();
-        for (number, line) in read(file).lines().enumerate() {
+        let text = read(file);
+        // Unit tests stand at the end of a file and are not part of the product.
+        let tests = text.find("\n#[cfg(test)]\nmod tests {").filter(|_| parts.len() == PRODUCT.len());
+        for (number, line) in text[..tests.unwrap_or(text.len())].lines().enumerate() {
             if words.iter().any(|word| line.contains(word)) {
                 found.push(format!("{shown}:{}: {}", number + 1, line.trim()));
             }

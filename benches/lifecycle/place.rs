@@ -91,7 +91,10 @@ impl Place {
         }
         self.unmount()?;
         self.remove_cgroups()?;
-        fs::remove_dir_all(&self.directory).with_context(|| format!("remove {}", self.directory.display()))
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.with_context(|| format!("remove {}", self.directory.display())),
+        }
     }
 
     /// containerd's shims listen outside of its directories.

@@ -2,8 +2,9 @@
 //! `kill -9`. There is one before and one after every effect, by construction:
 //! effects are only performed through [`around`].
 //!
-//! Debug builds read `KINA_FAILPOINT` (for example `before:pod-create-network`)
-//! once, at the first effect; other builds have no failpoints.
+//! Debug builds read `KINA_FAILPOINT` once, at the first effect: for example
+//! `before:pod-create-network`, or `after:pod-record#3` to die only at the third
+//! time. Other builds have no failpoints.
 
 use std::future::Future;
 use std::time::Instant;
@@ -25,10 +26,18 @@ pub async fn around<T>(name: &str, effect: impl Future<Output = T>) -> T {
 #[cfg(debug_assertions)]
 fn hit(when: &str, name: &str) {
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
-    static ARMED: OnceLock<Option<String>> = OnceLock::new();
-    let armed = ARMED.get_or_init(|| std::env::var("KINA_FAILPOINT").ok());
-    if armed.as_deref().and_then(|armed| armed.split_once(':')) == Some((when, name)) {
+    /// Times that the armed failpoint has been passed.
+    static PASSED: AtomicU32 = AtomicU32::new(0);
+    static ARMED: OnceLock<Option<(String, u32)>> = OnceLock::new();
+    let armed = ARMED.get_or_init(|| {
+        let armed = std::env::var("KINA_FAILPOINT").ok()?;
+        let (point, time) = armed.split_once('#').unwrap_or((&armed, "1"));
+        Some((point.to_owned(), time.parse().unwrap_or(1)))
+    });
+    let Some((point, time)) = armed else { return };
+    if point.split_once(':') == Some((when, name)) && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *time {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }

@@ -95,11 +95,13 @@ pub async fn run(runtime: &Runtime, mut records: Records) -> Result<(), Error> {
         runtime.registry().adopt(handle.clone(), metadata, ids);
         runtime.spawn(&handle, task);
     }
-    // Containers whose pod has no record: the pod's directory goes below.
+    clean_unknown(runtime, &known).await?;
+    // Containers whose pod has no record: what it held is gone now, but for the
+    // layers that the record counts as used.
     for container in records.containers.into_values().flatten() {
+        context.layers.release(&container.id).await?;
         context.store.table::<ContainerRecord>().delete(container.id.as_str()).await?;
     }
-    clean_unknown(runtime, &known).await?;
     context.store.meta_put(BOOT_ID, runtime.boot_id()).await?;
     Ok(())
 }

@@ -44,6 +44,8 @@ pub enum Reservation<T> {
     New(PodHandle, T),
     /// A pod of that name and configuration is there.
     Existing(PodHandle),
+    /// The name will be free when this pod is gone.
+    Leaving(PodHandle),
 }
 
 impl Registry {
@@ -75,6 +77,9 @@ impl Registry {
         let mut inner = self.write();
         if let Some(handle) = inner.names.get(&spec.metadata).and_then(|id| inner.pods.get(id)) {
             let view = handle.view();
+            if view.state == kina_model::PodState::Removing {
+                return Ok(Reservation::Leaving(handle.clone()));
+            }
             let alive = matches!(view.state, kina_model::PodState::Starting | kina_model::PodState::Ready(_));
             if alive && *view.spec == *spec {
                 return Ok(Reservation::Existing(handle.clone()));

@@ -239,14 +239,22 @@ impl Runtime {
                 format!("{:?} has no machine driver on this node", spec.placement),
             )
         })?;
-        let make =
-            || PodHandle::create(Arc::clone(context), Arc::clone(driver), PodId::random(), spec.clone());
-        let handle = match self.inner.registry.reserve(&spec, make)? {
-            Reservation::New(handle, task) => {
-                self.spawn(&handle, task);
-                handle
+        let handle = loop {
+            let make =
+                || PodHandle::create(Arc::clone(context), Arc::clone(driver), PodId::random(), spec.clone());
+            match self.inner.registry.reserve(&spec, make)? {
+                Reservation::New(handle, task) => {
+                    self.spawn(&handle, task);
+                    break handle;
+                }
+                Reservation::Existing(handle) => break handle,
+                // Ends: a removal comes to its end or fails, each in bounded time.
+                Reservation::Leaving(handle) => {
+                    if handle.left().await? {
+                        self.inner.registry.remove(handle.id());
+                    }
+                }
             }
-            Reservation::Existing(handle) => handle,
         };
         handle.started().await?;
         Ok(handle.id().clone())

@@ -216,6 +216,17 @@ impl Pod {
         for command in std::mem::take(&mut self.waiting) {
             self.answer_gone(command);
         }
+        for container in std::mem::take(&mut self.containers).into_values() {
+            container.waiting.into_iter().for_each(|command| self.answer_gone(command));
+            container.removers.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
+        }
+        // Who waits for a container's end sees that it is no more.
+        self.publish();
+        while let Some(done) = self.tasks.join_next().await {
+            if let Ok(Done::Stopped(_, reply)) = done {
+                let _ = reply.send(Ok(()));
+            }
+        }
     }
 
     fn answer_gone(&self, command: Command) {
@@ -308,8 +319,8 @@ impl Pod {
                 }
                 PodEffect::CancelStart => {
                     rest.next();
-                    if let Some(cancel) = &self.starting {
-                        cancel.cancel();
+                    if let Some(cancel) = self.starting.clone() {
+                        failpoint::around(PodEffect::CancelStart.name(), async { cancel.cancel() }).await;
                         self.after_start = rest.collect();
                         return;
                     }
@@ -535,7 +546,8 @@ fn view(
         machine: subject.driver.name(),
         containers: containers
             .iter()
-            .filter(|(_, container)| !matches!(container.view.state, ContainerState::Creating))
+            // Nobody was told the id of one that was not made.
+            .filter(|(_, container)| container.view.identity.is_some())
             .map(|(id, container)| (id.clone(), Arc::new(container.view.clone())))
             .collect(),
     }

@@ -213,6 +213,17 @@ impl PodHandle {
         gone_is_done(self.ask(Command::Remove).await)
     }
 
+    /// Waits while the pod is being removed; whether it is gone then.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    pub async fn left(&self) -> Result<bool, Error> {
+        let mut view = self.view.clone();
+        let left = view.wait_for(|view| view.state != PodState::Removing).await;
+        let left = left.map_err(|_| Error::ShuttingDown)?;
+        Ok(left.state == PodState::Removed)
+    }
+
     /// Makes a container.
     ///
     /// # Errors

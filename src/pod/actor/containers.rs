@@ -20,21 +20,25 @@ impl Pod {
     }
 
     pub(super) async fn create(&mut self, new: NewContainer, reply: Reply<ContainerId>) {
-        let NewContainer { id, spec, process, image: lease, log_path } = new;
-        let image = lease.image();
         let Some(guest) = self.guest.clone().filter(|_| self.state.is_ready()) else {
             let _ = reply.send(Err(self.wrong_state("create a container in it")));
             return;
         };
-        let same_name = self.containers.values_mut().find(|known| known.view.spec.metadata == spec.metadata);
+        let same_name =
+            self.containers.values_mut().find(|known| known.view.spec.metadata == new.spec.metadata);
         if let Some(known) = same_name {
-            let same = *known.view.spec == spec;
+            let same = *known.view.spec == new.spec;
             match known.view.state {
                 // The caller gave up on the first call and asks again.
                 ContainerState::Creating if same => known.creators.push(reply),
                 ContainerState::Created if same => drop(reply.send(Ok(known.view.id.clone()))),
+                // The name will be free in a moment.
+                ContainerState::Removing(_) => {
+                    known.waiting.push(Command::CreateContainer(Box::new(new), reply));
+                }
                 _ => {
-                    let name = format!("{} (attempt {})", spec.metadata.name, spec.metadata.attempt);
+                    let metadata = &new.spec.metadata;
+                    let name = format!("{} (attempt {})", metadata.name, metadata.attempt);
                     let id = known.view.id.to_string();
                     let _ = reply.send(Err(Error::NameTaken { what: "container", name, id }));
                 }
@@ -42,6 +46,8 @@ impl Pod {
             return;
         }
 
+        let NewContainer { id, spec, process, image: lease, log_path } = new;
+        let image = lease.image();
         let layers = layer_images(image);
         let view = ContainerView {
             id: id.clone(),
@@ -246,10 +252,15 @@ impl Pod {
             });
             let _ = reply.send(answer);
         }
-        self.replay(id).await;
-        if self.containers.get(id).is_some_and(|container| container.view.state == ContainerState::Gone) {
-            self.containers.remove(id);
-            self.publish();
+        if self.containers.get(id).is_none_or(|container| container.view.state != ContainerState::Gone) {
+            self.replay(id).await;
+            return;
+        }
+        // Requests that waited find that it is gone, and its name free.
+        let waiting = self.containers.remove(id).map(|gone| gone.waiting).unwrap_or_default();
+        self.publish();
+        for command in waiting {
+            self.obey_again(command).await;
         }
     }
 

@@ -171,8 +171,8 @@ impl GuestClient {
         }
     }
 
-    /// Runs a process to its end and collects at most `max_output` bytes of its
-    /// output, both streams together. Without a timeout it runs until it ends by
+    /// Runs a process to its end and collects at most `max_output` bytes of
+    /// each stream of its output. Without a timeout it runs until it ends by
     /// itself or the caller drops the future, which kills it.
     ///
     /// # Errors
@@ -209,20 +209,20 @@ impl GuestClient {
     }
 }
 
+/// Keeps what still fits; whether something did not.
+fn keep(stream: &mut Vec<u8>, bytes: &[u8], limit: usize) -> bool {
+    let kept = bytes.len().min(limit.saturating_sub(stream.len()));
+    stream.extend_from_slice(&bytes[..kept]);
+    kept < bytes.len()
+}
+
 async fn collect(mut responses: ExecResponses, limit: usize) -> Result<ExecOutput, GuestError> {
     let mut output =
         ExecOutput { code: 0, stdout: Vec::new(), stderr: Vec::new(), truncated: false, timed_out: false };
     loop {
-        let room = limit.saturating_sub(output.stdout.len() + output.stderr.len());
         match responses.next().await? {
-            Some(Response::Stdout(bytes)) => {
-                output.truncated |= bytes.len() > room;
-                output.stdout.extend_from_slice(&bytes[..bytes.len().min(room)]);
-            }
-            Some(Response::Stderr(bytes)) => {
-                output.truncated |= bytes.len() > room;
-                output.stderr.extend_from_slice(&bytes[..bytes.len().min(room)]);
-            }
+            Some(Response::Stdout(bytes)) => output.truncated |= keep(&mut output.stdout, &bytes, limit),
+            Some(Response::Stderr(bytes)) => output.truncated |= keep(&mut output.stderr, &bytes, limit),
             Some(Response::Exited(exited)) => {
                 output.code = exited.code;
                 output.timed_out = exited.timed_out;

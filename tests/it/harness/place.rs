@@ -1,0 +1,188 @@
+//! Where a test's daemon lives, and what it may leave there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Once, OnceLock};
+
+use kina::config::Config;
+use kina::pod::record::{ContainerRecord, PodRecord};
+use kina::traces::{Scope, Trace};
+use kina_store::Store;
+
+use super::{IMAGE, wait_until};
+
+/// Where the places are. Guests' sockets lie below, whose paths must be short.
+const PARENT: &str = "/tmp";
+const PREFIX: &str = "ki-";
+
+/// Directories, cgroup and names that no other daemon has.
+pub(crate) struct Place {
+    directory: PathBuf,
+    config: Config,
+    scope: Scope,
+}
+
+/// The image's archive, made once.
+pub(super) fn busybox() -> &'static [u8] {
+    static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
+    ARCHIVE.get_or_init(|| kina_testkit::images::busybox(IMAGE))
+}
+
+impl Place {
+    pub(super) fn new() -> Self {
+        static SWEPT: Once = Once::new();
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        SWEPT.call_once(sweep);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directory = Path::new(PARENT).join(format!("{PREFIX}{}-{number}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        Self::at(directory)
+    }
+
+    fn at(directory: PathBuf) -> Self {
+        let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
+        let config = Config {
+            root: directory.join("root"),
+            run: directory.join("run"),
+            cgroup_parent: format!("/kina-it-{name}"),
+            ..Config::default()
+        };
+        for path in [&config.root, &config.run] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let scope = Scope::of(&config);
+        Self { directory, config, scope }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.config.socket_path()
+    }
+
+    /// Where the containers of a pod of that name log.
+    pub(crate) fn logs(&self, pod: &str) -> PathBuf {
+        self.path("logs").join(pod)
+    }
+
+    /// The end of what the daemons have said.
+    pub(crate) fn daemon_log(&self) -> String {
+        let log = fs::read(self.path("daemon.log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(120)..].join("\n")
+    }
+
+    /// The process of a pod's guest, if its machine has been started.
+    pub(crate) fn guest(&self, pod: &str) -> Option<u32> {
+        let record = fs::read(self.config.run.join("pods").join(pod).join("machine/machine.json")).ok()?;
+        let record: serde_json::Value = serde_json::from_slice(&record).ok()?;
+        record["phase"]["started"]["pid"].as_u64()?.try_into().ok()
+    }
+
+    /// Processes in a pod's cgroup, of any hierarchy.
+    pub(crate) fn processes(&self, pod: &str) -> Vec<u32> {
+        let group = format!("{}/kina-{pod}", self.config.cgroup_parent);
+        let in_group = |pid: &u32| {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            super::lives(*pid) && groups.lines().any(|line| line.contains(&group))
+        };
+        let names = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+        names.filter_map(|name| name.to_str()?.parse().ok()).filter(in_group).collect()
+    }
+
+    /// The ids of pods that have files here.
+    pub(crate) fn pod_directories(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.config.run.join("pods")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// What is there of the pods, beside the daemon itself.
+    pub(crate) fn traces(&self, daemon: Option<u32>) -> Vec<Trace> {
+        let mut found = self.scope.find();
+        found.retain(|trace| !matches!(trace, Trace::Process { pid, .. } if Some(*pid) == daemon));
+        found
+    }
+
+    /// Waits until no process, mount, namespace, cgroup, loop device or file of
+    /// a pod is there. What was killed may take a moment to go.
+    pub(crate) async fn wait_clean(&self, daemon: Option<u32>) {
+        let mut found = Vec::new();
+        let clean = wait_until("nothing left", async || {
+            found = self.traces(daemon);
+            found.is_empty()
+        });
+        if tokio::time::timeout(super::PATIENCE / 3, clean).await.is_err() {
+            panic!("left behind: {found:#?}");
+        }
+    }
+
+    /// After the daemon has ended and all pods were removed: its directories
+    /// hold the store, the images, and nothing else; the store no records.
+    pub(crate) fn check_directories(&self) {
+        let store = Store::open(self.config.root.join("records.redb")).unwrap();
+        assert_eq!(store.table::<PodRecord>().list_each().unwrap().len(), 0);
+        assert_eq!(store.table::<ContainerRecord>().list_each().unwrap().len(), 0);
+        drop(store);
+        let names = |path: &Path| {
+            let entries = fs::read_dir(path).unwrap();
+            let mut names: Vec<String> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&self.config.root), ["images", "pods", "records.redb", "records.redb.lock"]);
+        assert_eq!(names(&self.config.root.join("pods")), [""; 0]);
+        let mut run = names(&self.config.run);
+        // Empty once the last layer is unmounted; traces have said so.
+        run.retain(|name| name != "layers");
+        assert_eq!(run, ["kina.lock", "pods"]);
+        assert_eq!(names(&self.config.run.join("pods")), [""; 0]);
+    }
+
+    fn erase(&self) {
+        if let Err(error) = self.scope.erase() {
+            eprintln!("{}: {error}", self.directory.display());
+        }
+        // What the test itself has mounted; the last one stands on the others.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        let below: Vec<&Path> = points.filter(|point| point.starts_with(&self.directory)).collect();
+        for point in below.into_iter().rev() {
+            let _gone = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
+        drop(fs::remove_dir_all(&self.directory));
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's last words:\n{}", self.daemon_log());
+            for pod in self.pod_directories() {
+                let log = self.config.run.join("pods").join(&pod).join("machine/guest.log");
+                eprintln!("guest of {pod}:\n{}", fs::read_to_string(log).unwrap_or_default());
+            }
+        }
+        self.erase();
+    }
+}
+
+/// Removes what tests of processes that are no more have left.
+fn sweep() {
+    for entry in fs::read_dir(PARENT).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process =
+            name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok());
+        if process.is_some_and(|process: u32| !Path::new(&format!("/proc/{process}")).exists()) {
+            Place::at(entry.path()).erase();
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The daemon dies at a failpoint.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use kina::cri::v1;
+use kina_model::{ContainerEffect, PodEffect};
+
+use super::kubelet::{Kubelet, Step};
+use crate::harness::{Daemon, Options, wait_until};
+
+/// Lives a pod's life with a daemon that dies at a failpoint; whether it did.
+async fn live(failpoint: &str, steps: &[Step]) -> bool {
+    let options = Options { failpoint: Some(failpoint.to_owned()), ..Options::default() };
+    let mut daemon = Daemon::with(options).await;
+    let mut kubelet = Kubelet::default();
+    let mut died = false;
+    for step in steps {
+        let result = kubelet.perform(*step, &daemon.cri()).await;
+        let Err(status) = result else { continue };
+        assert!(!died, "{failpoint}: {step:?}, long after the restart: {status}");
+        daemon.wait_killed().await;
+        died = true;
+        daemon.start_again(Options::default()).await;
+        kubelet.check(*step, &daemon).await;
+        let again = kubelet.perform(*step, &daemon.cri()).await;
+        again.unwrap_or_else(|status| panic!("{failpoint}: {step:?} again: {status}"));
+    }
+    // It may die after its last answer.
+    if !died && daemon.has_died() {
+        daemon.wait_killed().await;
+        died = true;
+        daemon.start_again(Options::default()).await;
+    }
+    daemon.leave_nothing().await;
+    died
+}
+
+/// Both failpoints of an effect, every time that it happens in a pod's life.
+async fn every_time(name: &str, times: u32, steps: &[Step]) {
+    for time in 1..=times {
+        let (before, after) = (format!("before:{name}#{time}"), format!("after:{name}#{time}"));
+        let (before_hit, after_hit) = tokio::join!(live(&before, steps), live(&after, steps));
+        assert!(before_hit, "{before} was not hit");
+        assert!(after_hit, "{after} was not hit");
+    }
+}
+
+/// A test per effect, with how often it happens in a pod's whole life and in
+/// one that a removal ends.
+macro_rules! effects {
+    ($($test:ident $effect:path: $whole:literal $abrupt:literal;)*) => {
+        const TESTED: &[(&str, u32, u32)] = &[$((stringify!($test), $whole, $abrupt)),*];
+
+        fn names() -> Vec<&'static str> {
+            vec![$($effect.name()),*]
+        }
+
+        $(
+            #[tokio::test]
+            async fn $test() {
+                every_time($effect.name(), $whole, &Step::ALL).await;
+            }
+        )*
+    };
+}
+
+effects! {
+    pod_record PodEffect::Record: 5 3;
+    pod_make_directories PodEffect::MakeDirectories: 1 1;
+    pod_create_network PodEffect::CreateNetwork: 1 1;
+    pod_create_machine PodEffect::CreateMachine: 1 1;
+    pod_start_machine PodEffect::StartMachine: 1 1;
+    pod_handshake PodEffect::Handshake: 1 1;
+    pod_setup PodEffect::SetupPod: 1 1;
+    pod_stop_machine PodEffect::StopMachine: 1 1;
+    pod_destroy_machine PodEffect::DestroyMachine: 1 1;
+    pod_remove_network PodEffect::RemoveNetwork: 1 1;
+    pod_release_layers PodEffect::ReleaseLayers: 1 1;
+    pod_remove_directories PodEffect::RemoveDirectories: 1 1;
+    pod_delete_records PodEffect::DeleteRecords: 1 1;
+    container_record ContainerEffect::Record: 9 5;
+    container_mount_layers ContainerEffect::MountLayers: 2 2;
+    container_guest_create ContainerEffect::GuestCreate: 2 2;
+    container_guest_start ContainerEffect::GuestStart: 2 1;
+    container_guest_delete ContainerEffect::GuestDelete: 1 0;
+    container_release_layers ContainerEffect::ReleaseLayers: 1 0;
+    container_remove_files ContainerEffect::RemoveFiles: 1 0;
+    container_delete_record ContainerEffect::DeleteRecord: 1 0;
+}
+
+/// The effects that end a pod, when nobody has stopped it before.
+#[tokio::test]
+async fn removed_while_ready() {
+    for effect in [
+        PodEffect::StopMachine,
+        PodEffect::DestroyMachine,
+        PodEffect::RemoveNetwork,
+        PodEffect::ReleaseLayers,
+        PodEffect::RemoveDirectories,
+        PodEffect::DeleteRecords,
+    ] {
+        every_time(effect.name(), 1, &Step::ABRUPT).await;
+    }
+}
+
+/// The tests above miss no failpoint and no time that one is passed.
+#[tokio::test]
+async fn no_failpoint_is_missed() {
+    let names = names();
+    for failpoint in kina::failpoint::all() {
+        let (_, name) = failpoint.split_once(':').unwrap();
+        // Has a test of its own.
+        assert!(names.contains(&name) || name == PodEffect::CancelStart.name(), "{failpoint} is not tested");
+    }
+    for (steps, whole) in [(&Step::ALL[..], true), (&Step::ABRUPT[..], false)] {
+        let mut daemon = Daemon::start().await;
+        let mut kubelet = Kubelet::default();
+        for step in steps {
+            kubelet.perform(*step, &daemon.cri()).await.unwrap();
+        }
+        daemon.leave_nothing().await;
+        let log = std::fs::read_to_string(daemon.place.path("daemon.log")).unwrap();
+        for ((test, in_whole, in_abrupt), name) in TESTED.iter().zip(&names) {
+            let done = format!(" effect=\"{name}\"");
+            let times = log.lines().filter(|line| line.contains(&done)).count();
+            let expected = if whole { in_whole } else { in_abrupt };
+            assert_eq!(times, *expected as usize, "{test}");
+        }
+    }
+}
+
+/// A guest that never answers, so that the start goes on until it is cancelled.
+fn silent_guest(daemon: &Daemon) -> std::path::PathBuf {
+    let path = daemon.place.path("silent-guest");
+    std::fs::write(&path, "#!/bin/sh\nexec sleep 10000\n").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// A pod is stopped or removed while it starts, and the daemon dies of it.
+async fn cancelled_start(failpoint: &str, remove: bool) {
+    let mut daemon = Daemon::start().await;
+    daemon.stop().await;
+    let guest = silent_guest(&daemon);
+    let options = Options { failpoint: Some(failpoint.to_owned()), guest: Some(guest) };
+    daemon.start_again(options).await;
+    let cri = daemon.cri();
+    let config = cri.pod("killed");
+    let starter = tokio::spawn({
+        let (cri, config) = (cri.clone(), config.clone());
+        async move { cri.run_pod(&config).await }
+    });
+    let mut pod = String::new();
+    wait_until("the guest to be started", async || {
+        pod = daemon.place.pod_directories().into_iter().next().unwrap_or_default();
+        daemon.place.guest(&pod).is_some()
+    })
+    .await;
+    let stopped = if remove { cri.remove_pod(&pod).await } else { cri.stop_pod(&pod).await };
+    assert!(stopped.is_err(), "{failpoint} was not hit");
+    daemon.wait_killed().await;
+    assert!(starter.await.unwrap().is_err());
+
+    daemon.start_again(Options::default()).await;
+    let cri = daemon.cri();
+    for pod in cri.pods(None).await {
+        assert_eq!(pod.state(), v1::PodSandboxState::SandboxNotready);
+    }
+    cri.stop_pod(&pod).await.unwrap();
+    cri.remove_pod(&pod).await.unwrap();
+    assert_eq!(cri.pods(None).await, []);
+    daemon.place.wait_clean(Some(daemon.pid())).await;
+    let again = cri.run_pod(&config).await.unwrap();
+    assert!(cri.is_ready(&again).await);
+    daemon.leave_nothing().await;
+}
+
+#[tokio::test]
+async fn pod_cancel_start() {
+    for failpoint in ["before:pod-cancel-start", "after:pod-cancel-start", "before:pod-record#2"] {
+        tokio::join!(cancelled_start(failpoint, false), cancelled_start(failpoint, true));
+    }
+}
+
+/// The start fails, and the daemon dies while it cleans up.
+#[tokio::test]
+async fn a_failed_start() {
+    for failpoint in ["before:pod-record#2", "after:pod-destroy-machine", "before:pod-delete-records"] {
+        let mut daemon = Daemon::start().await;
+        daemon.stop().await;
+        let options =
+            Options { failpoint: Some(failpoint.to_owned()), guest: Some(daemon.place.path("no-guest")) };
+        daemon.start_again(options).await;
+        let config = daemon.cri().pod("killed");
+        daemon.cri().run_pod(&config).await.unwrap_err();
+        daemon.wait_killed().await;
+        daemon.start_again(Options::default()).await;
+        let cri = daemon.cri();
+        wait_until("the failed pod to be gone", async || cri.pods(None).await.is_empty()).await;
+        daemon.place.wait_clean(Some(daemon.pid())).await;
+        cri.run_pod(&config).await.unwrap();
+        daemon.leave_nothing().await;
+    }
+}

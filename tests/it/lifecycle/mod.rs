@@ -1,0 +1,9 @@
+//! What pods and containers do when nothing is killed.
+
+mod calls;
+mod exec;
+mod images;
+mod mounts;
+mod output;
+mod process;
+mod sharing;

@@ -1,0 +1,132 @@
+//! Root file systems and mounts.
+
+use std::path::Path;
+use std::process::Command;
+
+use kina::cri::v1::{self, MountPropagation};
+
+use crate::harness::{Daemon, script, wait_until, with_security};
+
+const FOREVER: &str = "sleep 1000";
+
+fn mount(source: &Path, target: &str, change: impl FnOnce(&mut v1::Mount)) -> v1::Mount {
+    let mut mount = v1::Mount {
+        host_path: source.display().to_string(),
+        container_path: target.to_owned(),
+        ..v1::Mount::default()
+    };
+    change(&mut mount);
+    mount
+}
+
+fn node(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+#[tokio::test]
+async fn the_root_is_the_containers_own() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.run(&pod, script("one", FOREVER)).await;
+    let two = cri.run(&pod, script("two", FOREVER)).await;
+    cri.sh(&one, "echo mine > /etc/passwd; rm /bin/yes; mkdir -p /a/b").await;
+    assert_eq!(cri.sh(&one, "cat /etc/passwd; ls /bin/yes || true").await, "mine\n");
+    assert_eq!(
+        cri.sh(&two, "head -n 1 /etc/passwd; ls /bin/yes").await,
+        "root:x:0:0:root:/root:/bin/sh\n/bin/yes\n"
+    );
+    let readonly = with_security(script("readonly", FOREVER), |context| context.readonly_rootfs = true);
+    let readonly = cri.run(&pod, readonly).await;
+    let attempt = "echo x > /file && exit 1; echo x > /tmp/x && exit 2; rm /bin/yes && exit 3; exit 0";
+    cri.sh(&readonly, attempt).await;
+    // Shared memory and terminals are no part of it.
+    cri.sh(&readonly, "echo x > /dev/shm/x && echo x > /dev/null").await;
+    daemon.leave_nothing().await;
+}
+
+#[tokio::test]
+async fn files_and_directories_of_the_node() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let data = daemon.place.path("data");
+    std::fs::create_dir_all(data.join("inner")).unwrap();
+    std::fs::write(data.join("file"), "from the node\n").unwrap();
+    let inner = data.join("inner");
+    node("mount", &["-t", "tmpfs", "none", inner.to_str().unwrap()]);
+    let pod = cri.make_pod("p").await;
+    let mut container = script("one", FOREVER);
+    container.mounts = vec![
+        mount(&data, "/rw", |_| ()),
+        mount(&data, "/ro", |mount| mount.readonly = true),
+        mount(&data, "/deep", |mount| {
+            mount.readonly = true;
+            mount.recursive_read_only = true;
+        }),
+        mount(&data.join("file"), "/etc/from-node", |mount| mount.readonly = true),
+    ];
+    let one = cri.run(&pod, container).await;
+    assert_eq!(cri.sh(&one, "cat /etc/from-node; echo back > /rw/back").await, "from the node\n");
+    assert_eq!(std::fs::read_to_string(data.join("back")).unwrap(), "back\n");
+    cri.sh(
+        &one,
+        "echo x > /ro/x && exit 1; echo x > /deep/x && exit 2; echo x > /etc/from-node && exit 3; exit 0",
+    )
+    .await;
+    // Read-only is the mount alone, unless asked for recursively.
+    cri.sh(&one, "echo x > /rw/inner/x && rm /ro/inner/x").await;
+    cri.sh(&one, "echo x > /deep/inner/x && exit 1; exit 0").await;
+    let mounts = cri.status(&one).await.unwrap().mounts;
+    assert_eq!(mounts.len(), 4);
+    assert!(mounts.iter().any(|mount| mount.container_path == "/deep" && mount.recursive_read_only));
+
+    let mut missing = script("missing", FOREVER);
+    missing.mounts = vec![mount(&data.join("no-such-file"), "/x", |_| ())];
+    let refused = cri.create(&pod, missing).await.unwrap_err();
+    assert!(refused.message().contains("no-such-file"), "{refused}");
+    daemon.leave_nothing().await;
+}
+
+#[tokio::test]
+async fn propagation() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let shared = daemon.place.path("shared");
+    for name in ["host", "container"] {
+        std::fs::create_dir_all(shared.join(name)).unwrap();
+    }
+    let path = shared.to_str().unwrap();
+    node("mount", &["--bind", path, path]);
+    node("mount", &["--make-shared", path]);
+    let pod = cri
+        .run_pod(&{
+            let mut pod = cri.pod("p");
+            let context = v1::LinuxSandboxSecurityContext { privileged: true, ..Default::default() };
+            pod.linux.as_mut().unwrap().security_context = Some(context);
+            pod
+        })
+        .await
+        .unwrap();
+    let with = |name: &str, propagation: MountPropagation, privileged: bool| {
+        let mut container = with_security(script(name, FOREVER), |context| context.privileged = privileged);
+        container.mounts = vec![mount(&shared, "/shared", |mount| mount.propagation = propagation.into())];
+        container
+    };
+    let private = cri.run(&pod, with("private", MountPropagation::PropagationPrivate, false)).await;
+    let slave = cri.run(&pod, with("slave", MountPropagation::PropagationHostToContainer, false)).await;
+    let both = cri.run(&pod, with("both", MountPropagation::PropagationBidirectional, true)).await;
+
+    node("mount", &["-t", "tmpfs", "none", shared.join("host").to_str().unwrap()]);
+    std::fs::write(shared.join("host/seen"), "").unwrap();
+    for (id, expected) in [(&private, ""), (&slave, "seen\n"), (&both, "seen\n")] {
+        assert_eq!(cri.sh(id, "ls /shared/host").await, expected);
+    }
+    cri.sh(&both, "mount -t tmpfs none /shared/container && touch /shared/container/seen").await;
+    assert!(shared.join("container/seen").exists());
+    assert_eq!(cri.sh(&slave, "ls /shared/container").await, "seen\n");
+    assert_eq!(cri.sh(&private, "ls /shared/container").await, "");
+    cri.sh(&both, "umount /shared/container").await;
+    wait_until("the mount to go", async || !shared.join("container/seen").exists()).await;
+    daemon.leave_nothing().await;
+}

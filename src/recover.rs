@@ -32,10 +32,14 @@ pub struct Records {
 }
 
 impl Records {
-    /// Which layers the recorded containers use.
+    /// Which layers the recorded containers use. Those of a stopped pod use
+    /// none: it has given them back.
     pub fn layer_users(&self) -> Vec<(ContainerId, Vec<String>)> {
+        let stopped = self.pods.iter().filter(|pod| matches!(pod.state, PodState::Stopped(_)));
+        let stopped: HashSet<&PodId> = stopped.map(|pod| &pod.id).collect();
         let containers = self.containers.values().flatten();
         containers
+            .filter(|container| !stopped.contains(&container.pod))
             .map(|container| {
                 (container.id.clone(), container.layers.iter().map(ToString::to_string).collect())
             })

@@ -128,6 +128,10 @@ impl Layers {
                 drop(fs::remove_dir(entry.path()));
             }
         }
+        if found.is_empty() {
+            // Left between unmounting the last layer and this.
+            self.release();
+        }
         Ok(found)
     }
 

@@ -163,6 +163,25 @@ async fn restarts_hold_nothing() {
     daemon.leave_nothing().await;
 }
 
+/// A stopped pod has given back its layers, also to the next daemon.
+#[tokio::test]
+async fn a_stopped_pod_holds_no_layer() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let (stopped, running) = (cri.make_pod("stopped").await, cri.make_pod("running").await);
+    let of_stopped = cri.run(&stopped, script("one", FOREVER)).await;
+    let of_running = cri.run(&running, script("one", FOREVER)).await;
+    cri.stop_pod(&stopped).await.unwrap();
+    daemon.restart().await;
+    let cri = daemon.cri();
+    cri.sh(&of_running, "cat /bin/yes > /dev/null").await;
+    cri.stop_pod(&running).await.unwrap();
+    let held = daemon.place.traces(Some(daemon.pid()));
+    assert!(!held.iter().any(|trace| matches!(trace, kina::traces::Trace::Mount(_))), "{held:?}");
+    assert_eq!(cri.status(&of_stopped).await.unwrap().exit_code, 137);
+    daemon.leave_nothing().await;
+}
+
 /// The files of a pod without a record, as after a lost store.
 #[tokio::test]
 async fn what_no_record_explains_is_removed() {

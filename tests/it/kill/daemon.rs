@@ -4,15 +4,16 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use kina::cri::v1;
 use kina_model::{ContainerEffect, PodEffect};
+use tokio::task::JoinHandle;
 
 use super::kubelet::{Kubelet, Step};
-use crate::harness::{Daemon, Options, wait_until};
+use crate::harness::{Daemon, Options, PATIENCE, script, shell, wait_until};
 
 /// Lives a pod's life with a daemon that dies at a failpoint; whether it did.
 async fn live(failpoint: &str, steps: &[Step]) -> bool {
     let options = Options { failpoint: Some(failpoint.to_owned()), ..Options::default() };
     let mut daemon = Daemon::with(options).await;
-    let mut kubelet = Kubelet::default();
+    let mut kubelet = Kubelet::of("killed");
     let mut died = false;
     for step in steps {
         let result = kubelet.perform(*step, &daemon.cri()).await;
@@ -114,7 +115,7 @@ async fn no_failpoint_is_missed() {
     }
     for (steps, whole) in [(&Step::ALL[..], true), (&Step::ABRUPT[..], false)] {
         let mut daemon = Daemon::start().await;
-        let mut kubelet = Kubelet::default();
+        let mut kubelet = Kubelet::of("killed");
         for step in steps {
             kubelet.perform(*step, &daemon.cri()).await.unwrap();
         }
@@ -201,4 +202,99 @@ async fn a_failed_start() {
         cri.run_pod(&config).await.unwrap();
         daemon.leave_nothing().await;
     }
+}
+
+/// Pods that live at the same time, each seen to by a caller of its own, while
+/// the daemon dies again and again.
+#[tokio::test]
+async fn at_any_moment() {
+    const PODS: usize = 4;
+    const KILLS: u64 = 12;
+    let mut daemon = Daemon::start().await;
+    let (current, watched) = tokio::sync::watch::channel(daemon.cri());
+    let lives = (0..PODS).map(|number| {
+        let mut watched = watched.clone();
+        tokio::spawn(async move {
+            for life in 0..2 {
+                let mut kubelet = Kubelet::of(&format!("p{number}-{life}"));
+                for step in Step::ALL {
+                    let mut failures = Vec::new();
+                    loop {
+                        let cri = watched.borrow_and_update().clone();
+                        let Err(status) = kubelet.perform(step, &cri).await else { break };
+                        failures.push(status);
+                        // Every failure is that of a daemon which is no more.
+                        let next = tokio::time::timeout(PATIENCE, watched.changed()).await;
+                        next.unwrap_or_else(|_| panic!("p{number}: {step:?}: {failures:?}")).unwrap();
+                    }
+                }
+            }
+        })
+    });
+    let lives: Vec<_> = lives.collect();
+    let log = daemon.place.path("daemon.log");
+    let said = || std::fs::metadata(&log).unwrap().len();
+    for kill in 1..=KILLS {
+        // Further on each time; a whole life says about a hundred times as much.
+        let enough = said() + 900 * kill;
+        wait_until("progress", async || said() >= enough || lives.iter().all(JoinHandle::is_finished)).await;
+        daemon.kill9().await;
+        daemon.start_again(Options::default()).await;
+        current.send(daemon.cri()).unwrap();
+    }
+    for life in lives {
+        life.await.unwrap();
+    }
+    assert_eq!(daemon.cri().pods(None).await, []);
+    drop((current, watched));
+    daemon.leave_nothing().await;
+}
+
+/// A stop that waits for a container when the daemon dies; the next daemon is
+/// asked again.
+#[tokio::test]
+async fn during_a_grace_period() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let hears = "trap 'echo heard' TERM; echo up; while :; do sleep 0.05; done";
+    let one = cri.run(&pod, script("one", hears)).await;
+    cri.wait_output(&one, "up").await;
+    let stop = tokio::spawn({
+        let (cri, one) = (cri.clone(), one.clone());
+        async move { cri.stop(&one, 600).await }
+    });
+    cri.wait_output(&one, "heard").await;
+    daemon.kill9().await;
+    stop.await.unwrap().unwrap_err();
+    daemon.start_again(Options::default()).await;
+    let cri = daemon.cri();
+    assert_eq!(cri.status(&one).await.unwrap().state(), v1::ContainerState::ContainerRunning);
+    cri.stop(&one, 1).await.unwrap();
+    assert_eq!(cri.status(&one).await.unwrap().exit_code, 137);
+    daemon.leave_nothing().await;
+}
+
+/// A command whose daemon dies has nobody left to hear its answer: it ends.
+#[tokio::test]
+async fn during_an_exec() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.run(&pod, script("one", "sleep 1000")).await;
+    let idle = daemon.place.processes(&pod).len();
+    let exec = tokio::spawn({
+        let (cri, one) = (cri.clone(), one.clone());
+        async move { cri.exec(&one, shell("trap '' TERM; echo > /tmp/begun; sleep 999"), 0).await }
+    });
+    wait_until("the command to run", async || {
+        cri.exec(&one, shell("cat /tmp/begun"), 0).await.unwrap().exit_code == 0
+    })
+    .await;
+    daemon.kill9().await;
+    exec.await.unwrap().unwrap_err();
+    wait_until("the end of the command", async || daemon.place.processes(&pod).len() == idle).await;
+    daemon.start_again(Options::default()).await;
+    daemon.cri().sh(&one, "true").await;
+    daemon.leave_nothing().await;
 }

@@ -45,9 +45,10 @@ impl Step {
 }
 
 /// What the caller knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Kubelet {
-    pub(super) pod: String,
+    name: String,
+    pod: String,
     first: String,
     second: String,
 }
@@ -61,9 +62,14 @@ fn named<'a>(containers: &'a [v1::Container], name: &str) -> Vec<&'a v1::Contain
 }
 
 impl Kubelet {
+    /// Of a pod with that name.
+    pub(super) fn of(name: &str) -> Self {
+        Self { name: name.to_owned(), pod: String::new(), first: String::new(), second: String::new() }
+    }
+
     pub(super) async fn perform(&mut self, step: Step, cri: &Cri) -> Result<(), Status> {
         match step {
-            Step::RunPod => self.pod = cri.run_pod(&cri.pod("killed")).await?,
+            Step::RunPod => self.pod = cri.run_pod(&cri.pod(&self.name)).await?,
             Step::CreateFirst => self.first = cri.create(&self.pod, script("first", POLITE)).await?,
             Step::StartFirst => cri.start(&self.first).await?,
             Step::CreateSecond => self.second = cri.create(&self.pod, script("second", STUBBORN)).await?,

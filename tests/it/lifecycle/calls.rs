@@ -3,7 +3,7 @@
 use kina::cri::v1;
 use tonic::{Code, Request};
 
-use crate::harness::{Daemon, handler, labels, script, wait_until};
+use crate::harness::{Daemon, Options, handler, labels, script, wait_until};
 
 const FOREVER: &str = "sleep 1000";
 
@@ -288,4 +288,54 @@ async fn ids_that_are_unknown_or_ambiguous() {
     let one = cri.run(&pods[0], script("one", FOREVER)).await;
     assert_eq!(cri.status(&one[..9]).await.unwrap().id, one);
     daemon.leave_nothing().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_leaves_nothing() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    // The guest has made a part of it when it finds that out.
+    let mut missing = script("missing", "");
+    missing.command = vec!["/bin/no-such-program".to_owned()];
+    let mut no_device = script("no-device", FOREVER);
+    no_device.devices = vec![v1::Device {
+        container_path: "/dev/x".to_owned(),
+        host_path: "/dev/no-such-device".to_owned(),
+        permissions: "rwm".to_owned(),
+    }];
+    let mut no_image = script("no-image", FOREVER);
+    no_image.image.as_mut().unwrap().image = "localhost/no-such-image:1".to_owned();
+    let before = daemon.place.processes(&pod).len();
+    for config in [missing, no_device, no_image] {
+        let name = config.metadata.as_ref().unwrap().name.clone();
+        if let Ok(id) = cri.create(&pod, config).await {
+            cri.start(&id).await.expect_err(&name);
+            cri.remove(&id).await.unwrap();
+        }
+        wait_until("it to be gone", async || cri.containers(None).await.is_empty()).await;
+    }
+    assert_eq!(daemon.place.processes(&pod).len(), before);
+    wait_until("no layer to be mounted", async || {
+        let traces = daemon.place.traces(Some(daemon.pid()));
+        !traces
+            .iter()
+            .any(|trace| matches!(trace, kina::traces::Trace::Mount(path) if path.ends_with("layers")))
+    })
+    .await;
+    cri.remove_pod(&pod).await.unwrap();
+
+    // A guest that ends at once, or is no program at all.
+    daemon.stop().await;
+    for guest in ["/bin/false", "/etc/passwd", "/no/such/guest"] {
+        daemon.start_again(Options { guest: Some(guest.into()), ..Options::default() }).await;
+        let cri = daemon.cri();
+        let begin = std::time::Instant::now();
+        let error = cri.run_pod(&cri.pod("p")).await.unwrap_err();
+        println!("{guest}: {error} after {:?}", begin.elapsed());
+        assert!(begin.elapsed() < std::time::Duration::from_secs(20), "{error}");
+        assert_eq!(cri.pods(None).await, []);
+        drop(cri);
+        daemon.leave_nothing().await;
+    }
 }

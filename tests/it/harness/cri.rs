@@ -191,10 +191,15 @@ impl Cri {
 
     /// The process of a container's first process, as the node numbers it.
     pub(crate) async fn container_pid(&self, id: &str) -> u32 {
+        self.find_container_pid(id).await.unwrap()
+    }
+
+    /// The same of a container that may be gone.
+    pub(crate) async fn find_container_pid(&self, id: &str) -> Result<u32, Status> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
-        let response = self.client.runtime.clone().container_status(request).await.unwrap().into_inner();
+        let response = self.client.runtime.clone().container_status(request).await?.into_inner();
         let info: serde_json::Value = serde_json::from_str(&response.info["info"]).unwrap();
-        info["pid"].as_u64().unwrap().try_into().unwrap()
+        Ok(info["pid"].as_u64().unwrap().try_into().unwrap())
     }
 
     /// ListContainers.

@@ -2,7 +2,7 @@
 //! it succeeds.
 
 use kina::cri::v1;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::harness::{Cri, Daemon, script, wait_until};
 
@@ -143,10 +143,11 @@ impl Kubelet {
                             "{container:?}"
                         );
                     }
-                    _ => assert!(
-                        !crate::harness::lives(cri.container_pid(&container.id).await),
-                        "{container:?}"
-                    ),
+                    // Its removal may be under way again, and end meanwhile.
+                    _ => match cri.find_container_pid(&container.id).await {
+                        Ok(pid) => assert!(!crate::harness::lives(pid), "{container:?}"),
+                        Err(status) => assert_eq!(status.code(), Code::NotFound, "{status}"),
+                    },
                 }
             }
         }

@@ -20,6 +20,7 @@ pub struct FakeGuests {
     world: Arc<Mutex<HashMap<PodId, Arc<State>>>>,
     refusals: Arc<Mutex<BTreeMap<&'static str, u32>>>,
     silent: Arc<Mutex<bool>>,
+    version: Arc<Mutex<Option<u32>>>,
 }
 
 struct State {
@@ -52,7 +53,8 @@ impl FakeGuests {
             Arc::clone(lock(&self.world).entry(pod.clone()).or_insert_with(|| {
                 Arc::new(State { table: Mutex::default(), sequence: watch::Sender::new(0) })
             }));
-        let guest = FakeGuest { pod, state, refusals: Arc::clone(&self.refusals) };
+        let (refusals, version) = (Arc::clone(&self.refusals), *lock(&self.version));
+        let guest = FakeGuest { pod, state, refusals, version };
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
         let server = tonic::transport::Server::builder().add_service(GuestServer::new(guest));
         tokio::spawn(server.serve_with_incoming(incoming.chain(tokio_stream::pending())));
@@ -61,6 +63,11 @@ impl FakeGuests {
     /// The next `count` calls of that name are refused.
     pub fn refuse(&self, call: &'static str, count: u32) {
         lock(&self.refusals).insert(call, count);
+    }
+
+    /// They speak that protocol version from now on, whatever the caller's.
+    pub fn speak(&self, version: u32) {
+        *lock(&self.version) = Some(version);
     }
 
     /// New streams get no answer.
@@ -107,6 +114,7 @@ struct FakeGuest {
     pod: PodId,
     state: Arc<State>,
     refusals: Arc<Mutex<BTreeMap<&'static str, u32>>>,
+    version: Option<u32>,
 }
 
 impl FakeGuest {
@@ -128,7 +136,7 @@ impl Guest for FakeGuest {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
         self.may("hello")?;
         Ok(Response::new(v1::HelloResponse {
-            protocol_version: request.into_inner().protocol_version,
+            protocol_version: self.version.unwrap_or(request.into_inner().protocol_version),
             guest_version: "fake".to_owned(),
             boot_id: "fake-boot".to_owned(),
             kernel_release: "fake-kernel".to_owned(),

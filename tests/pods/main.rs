@@ -2,6 +2,8 @@
 //! injected at every step, calls given up, stops that overtake starts, restarts
 //! of the daemon.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod lifecycle;
 mod recovery;
 mod support;

@@ -24,10 +24,11 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let Some(socket) = listen.strip_prefix("unix:") else { return ExitCode::from(2) };
-    let Ok(listener) = UnixListener::bind(socket) else { return ExitCode::from(3) };
+    // Before it can be reached: who reaches it reads what it wrote.
     if std::fs::write(log, format!("{pod} {cgroup}\n")).is_err() {
         return ExitCode::from(4);
     }
+    let Ok(listener) = UnixListener::bind(socket) else { return ExitCode::from(3) };
     for stream in listener.incoming().flatten() {
         thread::spawn(move || echo(stream));
     }

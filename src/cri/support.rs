@@ -18,6 +18,7 @@ use Support::{Honoured, NotApplicable, Refused};
 const NO_POD_PROCESS: &str = "a pod has no process of its own; containers carry their own value";
 const SIZES_A_MACHINE: &str =
     "sizes a virtual machine; the kubelet itself limits the cgroup that it names as the pod's parent";
+const OF_A_HOST_PORT: &str = "checked and kept; without a host port there is nothing to map";
 const OUTPUT_ONLY: &str = "runtimes report it, callers do not set it";
 
 /// Fields of `RunPodSandboxRequest`, by path.
@@ -31,15 +32,15 @@ pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
     ("config.dns_config.servers", Honoured),
     ("config.dns_config.searches", Honoured),
     ("config.dns_config.options", Honoured),
-    ("config.port_mappings.protocol", Honoured),
-    ("config.port_mappings.container_port", Honoured),
+    ("config.port_mappings.protocol", NotApplicable(OF_A_HOST_PORT)),
+    ("config.port_mappings.container_port", NotApplicable(OF_A_HOST_PORT)),
     (
         "config.port_mappings.host_port",
         Refused(
             "needs a network plugin, and this version calls none; on the node's network the container's own port is taken",
         ),
     ),
-    ("config.port_mappings.host_ip", Honoured),
+    ("config.port_mappings.host_ip", NotApplicable(OF_A_HOST_PORT)),
     ("config.labels", Honoured),
     ("config.annotations", Honoured),
     ("config.linux.cgroup_parent", Honoured),
@@ -104,7 +105,7 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ("config.annotations", Honoured),
     ("config.log_path", Honoured),
     ("config.stdin", Honoured),
-    ("config.stdin_once", Honoured),
+    ("config.stdin_once", NotApplicable("it is about the first attach, and this version has no Attach")),
     ("config.tty", Honoured),
     ("config.linux.resources.cpu_period", Honoured),
     ("config.linux.resources.cpu_quota", Honoured),

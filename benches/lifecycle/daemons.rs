@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use kina::client::Client;
 use kina::cri::v1;
+use kina::cri::v1::image_service_client::ImageServiceClient;
 use kina::cri::v1::runtime_service_client::RuntimeServiceClient;
 use kina_testkit::images::{self, File as ImageFile};
 use serde_json::json;
@@ -32,6 +33,8 @@ pub(crate) struct Daemon {
     pub(crate) pid: u32,
     /// CRI: pods and containers.
     pub(crate) runtime: RuntimeServiceClient<Channel>,
+    /// CRI: images.
+    pub(crate) images: ImageServiceClient<Channel>,
     /// Below which its pods are.
     pub(crate) cgroup: String,
     /// The image of the containers, as it knows it.
@@ -45,12 +48,27 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts kina and brings the image in.
     pub(crate) async fn kina(place: &Place, program: &Path, guest: &Path, level: &str) -> Result<Self> {
+        Self::kina_with(place, program, guest, level, "").await
+    }
+
+    /// The same with a configuration of its own, besides what the flags say.
+    pub(crate) async fn kina_with(
+        place: &Place,
+        program: &Path,
+        guest: &Path,
+        level: &str,
+        configuration: &str,
+    ) -> Result<Self> {
         let directory = place.make("k")?;
+        let config = directory.join("config.toml");
+        write(&config, configuration.as_bytes())?;
         let socket = directory.join("kina.sock");
         let cgroup = format!("{}/k", place.cgroup());
         let mut command = Command::new(program);
         command
             .arg("serve")
+            .arg("--config")
+            .arg(&config)
             .arg("--root")
             .arg(directory.join("root"))
             .arg("--run")
@@ -89,7 +107,8 @@ impl Daemon {
     fn new(name: &'static str, pid: u32, client: Client, cgroup: String, directory: PathBuf) -> Result<Self> {
         let logs = directory.join("logs");
         fs::create_dir(&logs).with_context(|| format!("create {}", logs.display()))?;
-        Ok(Self { name, pid, runtime: client.runtime, cgroup, image: IMAGE.to_owned(), logs, directory })
+        let Client { runtime, images, .. } = client;
+        Ok(Self { name, pid, runtime, images, cgroup, image: IMAGE.to_owned(), logs, directory })
     }
 
     /// What it says it is.

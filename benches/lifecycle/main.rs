@@ -1,13 +1,14 @@
 //! kina beside Debian's containerd and runc, in one run: what the calls of a
 //! pod's life take, and what an idle pod costs in memory. With `--profile`,
-//! kina alone: which effects the time of each call goes to.
+//! kina alone: which effects the time of each call goes to. With `--pulls`: cold
+//! pulls of a large image.
 //!
 //! Both are driven through their CRI sockets by the same client, turn about,
 //! so that whatever else the machine does hits both. Figures of different runs
 //! do not compare; ratios of one run do. Pods use the host's network, so that
 //! no plugin is measured.
 //!
-//! Needs root, and the Debian packages busybox-static, containerd and runc.
+//! Needs root, and the Debian packages busybox-static, containerd, runc and strace.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to its terminal")]
 
@@ -16,6 +17,8 @@ mod daemons;
 mod memory;
 mod place;
 mod profile;
+mod pull;
+mod registry;
 mod report;
 
 use std::path::PathBuf;
@@ -50,6 +53,9 @@ struct Arguments {
     /// Measures kina alone, effect by effect.
     #[arg(long)]
     profile: bool,
+    /// Measures cold pulls instead, this many of each image.
+    #[arg(long, value_name = "ROUNDS", conflicts_with = "profile")]
+    pulls: Option<usize>,
     /// The daemon.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_kina"))]
     kina: PathBuf,
@@ -102,6 +108,9 @@ async fn work(arguments: &Arguments, place: &Place) -> Result<()> {
     if arguments.profile {
         let kina = Daemon::kina(place, &arguments.kina, &arguments.guest, profile::LOG_LEVEL).await?;
         return profile::run(&kina, place, arguments.iterations).await;
+    }
+    if let Some(rounds) = arguments.pulls {
+        return pull::run(place, &arguments.kina, &arguments.guest, rounds.max(1), arguments.json).await;
     }
     let load_before = load_average();
     let kina = Daemon::kina(place, &arguments.kina, &arguments.guest, "warn").await?;

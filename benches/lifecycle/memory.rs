@@ -38,6 +38,15 @@ pub(crate) fn of_daemon(daemon: &Daemon) -> Result<Usage> {
     Usage::read(daemon.pid)
 }
 
+/// The most that a daemon's own Rss has been, in KiB.
+pub(crate) fn peak_of_daemon(daemon: &Daemon) -> Result<u64> {
+    let path = format!("/proc/{}/status", daemon.pid);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
+        .with_context(|| format!("no VmHWM in {path}"))
+}
+
 /// What many idle pods cost.
 pub(crate) struct Memory {
     pub(crate) pods: usize,

@@ -68,7 +68,7 @@ pub(crate) const TEST: Group = Group {
 /// For comparing with containerd.
 pub(crate) const BENCH: Group = Group {
     name: "bench",
-    packages: &["busybox-static", "containerd", "runc"],
+    packages: &["busybox-static", "containerd", "runc", "strace"],
     wheels: &[],
     crates: &[],
     kernel: false,

@@ -393,13 +393,7 @@ fn found_in_index(index: &[u8]) -> Result<Vec<Found>, Error> {
     if found.is_empty() { Err(invalid("its index names no image")) } else { Ok(found) }
 }
 
-/// Gives every image of a `docker save` archive the manifest that it lacks.
-fn found_in_docker(
-    inner: &Inner,
-    docker: &[u8],
-    contents: &Contents,
-    pin: &Pin,
-) -> Result<Vec<Found>, Error> {
+fn docker_entries(docker: &[u8]) -> Result<Vec<DockerEntry>, Error> {
     let entries: Vec<DockerEntry> = manifest::json(docker, "the archive", "manifest.json")?;
     if entries.is_empty() {
         return Err(invalid("its manifest.json names no image"));
@@ -407,8 +401,18 @@ fn found_in_docker(
     if entries.len() > MAX_IMAGES {
         return Err(too_many());
     }
+    Ok(entries)
+}
+
+/// Gives every image of a `docker save` archive the manifest that it lacks.
+fn found_in_docker(
+    inner: &Inner,
+    docker: &[u8],
+    contents: &Contents,
+    pin: &Pin,
+) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
-    for entry in entries {
+    for entry in docker_entries(docker)? {
         let config = contents.file(&entry.config)?;
         let layer_names = entry.layers.unwrap_or_default();
         if layer_names.len() > inner.config.limits.layers {
@@ -447,6 +451,23 @@ fn found_in_docker(
         found.push(Found { top, names });
     }
     Ok(found)
+}
+
+/// What a stranger's indexes go through before the store is touched.
+pub(crate) fn fuzz_index(bytes: &[u8]) -> Result<(), Error> {
+    let mut contents = Contents::default();
+    for entry in docker_entries(bytes).unwrap_or_default() {
+        let mut last = clean_name(&entry.config);
+        for name in entry.layers.unwrap_or_default() {
+            contents.links.insert(clean_name(&name), beside(&last, &name));
+            last = clean_name(&name);
+        }
+        assert!(contents.file(&last).is_err(), "a file from nowhere");
+    }
+    for found in found_in_index(bytes)? {
+        assert!(found.names.len() <= 2 * bytes.len(), "names from nowhere");
+    }
+    Ok(())
 }
 
 fn too_many() -> Error {

@@ -21,6 +21,8 @@ mod credentials;
 mod error;
 mod export;
 mod flight;
+#[doc(hidden)]
+pub mod fuzzing;
 mod images;
 mod import;
 mod layout;

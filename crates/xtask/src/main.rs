@@ -9,6 +9,7 @@
 mod bench;
 mod debian;
 mod demo;
+mod fuzz;
 mod guest;
 mod kernel;
 mod macos;
@@ -50,6 +51,12 @@ const TASKS: &[Task] = &[
         arguments: "[ARGUMENTS OF THE BENCH: --json, --profile, ...]",
         about: "Install what is missing and measure kina beside containerd and runc",
         run: bench::run,
+    },
+    Task {
+        name: "fuzz",
+        arguments: "[TARGET]... [--seconds N]",
+        about: "Fuzz what reads strangers' input, each target for so long (60 seconds)",
+        run: fuzz::run,
     },
     Task {
         name: "setup",

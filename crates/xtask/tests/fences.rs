@@ -104,6 +104,7 @@ const HOUSE: &[Room] = &[
         ],
         may: &[Grpc, Platform, Unsafe, Anyhow],
     },
+    Room { name: "kina-fuzz", folder: "crates/fuzz", uses: &["kina-erofs", "kina-image"], may: &[] },
     Room { name: "xtask", folder: "crates/xtask", uses: &[], may: &[Platform, Anyhow] },
 ];
 

@@ -4,6 +4,7 @@
 mod auth;
 mod transport;
 
+pub(crate) use self::auth::{Challenge, challenges};
 pub(crate) use self::transport::chain;
 
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,6 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
-use self::auth::Challenge;
 use self::transport::{Transport, secret_header};
 use crate::Error;
 use crate::config::Config;
@@ -305,7 +305,7 @@ impl Session {
     ) -> Result<HeaderValue, Failure> {
         let denied = || Failure::Denied(StatusCode::UNAUTHORIZED.as_u16());
         let values = response.headers().get_all(WWW_AUTHENTICATE);
-        let challenges = auth::challenges(values.iter().filter_map(|value| value.to_str().ok()));
+        let challenges = challenges(values.iter().filter_map(|value| value.to_str().ok()));
         let kind = host.credentials.as_ref().map(Credentials::kind);
         for challenge in challenges {
             match (challenge, kind) {

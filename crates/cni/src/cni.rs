@@ -1,6 +1,7 @@
 //! The operations on networks and attachments.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::result::NetworkResult;
 use crate::validate::KnownVersions;
 
 /// Where plugins and cached results are, and what plugins may take.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Where executables of plugins are looked for, in order. Plugins look for
     /// those that they call in the same places (`CNI_PATH`).
@@ -35,6 +36,21 @@ pub struct Options {
     pub max_output: usize,
     /// How long operations may take.
     pub deadlines: Deadlines,
+}
+
+impl fmt::Debug for Options {
+    /// Of the environment only the names: values may be secret.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.environment.iter().map(|(name, _)| name).collect();
+        formatter
+            .debug_struct("Options")
+            .field("plugin_directories", &self.plugin_directories)
+            .field("cache_directory", &self.cache_directory)
+            .field("environment", &names)
+            .field("max_output", &self.max_output)
+            .field("deadlines", &self.deadlines)
+            .finish()
+    }
 }
 
 impl Default for Options {
@@ -231,7 +247,12 @@ impl Cni {
         if attachment.netns.as_deref().unwrap_or_default().is_empty() {
             return Err(Error::NoNamespace { container_id: attachment.id.container_id.clone() });
         }
-        self.locate_all(network).await
+        // All, before the first is used: what is missing is better known then.
+        let mut located = Vec::new();
+        for plugin in network.plugins() {
+            located.push(self.locate(plugin).await?);
+        }
+        Ok(located)
     }
 
     async fn add_located(
@@ -280,8 +301,9 @@ impl Cni {
         } else {
             None
         };
-        for each in self.locate_all(network).await?.iter().rev() {
-            self.attach(Command::Del, network, each, attachment, previous.as_ref(), clock).await?;
+        for plugin in network.plugins().iter().rev() {
+            let located = self.locate(plugin).await?;
+            self.attach(Command::Del, network, &located, attachment, previous.as_ref(), clock).await?;
         }
         self.cache().remove(network.name(), &attachment.id).await
     }
@@ -334,8 +356,9 @@ impl Cni {
         };
         // From 0.4.0 on every result can be written.
         let previous = previous.to_value(network.version()).unwrap_or_default();
-        for each in self.locate_all(network).await? {
-            self.attach(Command::Check, network, &each, attachment, Some(&previous), clock).await?;
+        for plugin in network.plugins() {
+            let located = self.locate(plugin).await?;
+            self.attach(Command::Check, network, &located, attachment, Some(&previous), clock).await?;
         }
         Ok(Check::Passed)
     }
@@ -350,9 +373,10 @@ impl Cni {
             return Ok(Status::Unsupported);
         }
         let clock = Clock::start(self.options.deadlines.status);
-        for each in self.locate_all(network).await? {
-            let request = each.plugin.request(network, Map::new());
-            match self.execute(Command::Status, &each, &Variables::default(), request, clock).await {
+        for plugin in network.plugins() {
+            let located = self.locate(plugin).await?;
+            let request = plugin.request(network, Map::new());
+            match self.execute(Command::Status, &located, &Variables::default(), request, clock).await {
                 Ok(_) => {}
                 Err(Error::Plugin(error)) if error.code == crate::ErrorCode::LimitedConnectivity => {
                     return Ok(Status::LimitedConnectivity(error));
@@ -397,9 +421,8 @@ impl Cni {
             let names = ["cni.dev/valid-attachments", "cni.dev/attachments"];
             let extra = names.map(|name| (name.to_owned(), attachments.clone())).into_iter().collect();
             let request = plugin.request(network, extra);
-            let told = match self.locate(plugin.plugin_type()).await {
-                Ok((path, _)) => {
-                    let located = Located { plugin, path };
+            let told = match self.locate(plugin).await {
+                Ok(located) => {
                     self.execute(Command::Gc, &located, &Variables::default(), request, clock).await
                 }
                 Err(error) => Err(error),

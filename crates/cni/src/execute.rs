@@ -28,7 +28,8 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start(whole: Duration) -> Self {
-        Self { until: Instant::now() + whole, whole }
+        // A year is as good as more, and can be added.
+        Self { until: Instant::now() + whole.min(Duration::from_secs(365 * 86_400)), whole }
     }
 
     fn left(&self) -> Duration {
@@ -43,8 +44,14 @@ pub(crate) struct Located<'a> {
 }
 
 impl Cni {
+    /// A plugin with its executable.
+    pub(crate) async fn locate<'a>(&self, plugin: &'a Plugin) -> Result<Located<'a>, Error> {
+        let (path, _) = self.find(plugin.plugin_type()).await?;
+        Ok(Located { plugin, path })
+    }
+
     /// The executable of a plugin: the first in the directories.
-    pub(crate) async fn locate(&self, plugin_type: &str) -> Result<(PathBuf, FoundFile), Error> {
+    pub(crate) async fn find(&self, plugin_type: &str) -> Result<(PathBuf, FoundFile), Error> {
         for directory in &self.options.plugin_directories {
             let path = directory.join(plugin_type);
             match self.host.find_file(&path).await {
@@ -55,16 +62,6 @@ impl Cni {
         }
         let directories = self.options.plugin_directories.clone();
         Err(Error::PluginNotFound { plugin: plugin_type.to_owned(), directories })
-    }
-
-    /// The executables of all plugins of a network, before the first is used.
-    pub(crate) async fn locate_all<'a>(&self, network: &'a Network) -> Result<Vec<Located<'a>>, Error> {
-        let mut located = Vec::new();
-        for plugin in network.plugins() {
-            let (path, _) = self.locate(plugin.plugin_type()).await?;
-            located.push(Located { plugin, path });
-        }
-        Ok(located)
     }
 
     /// Executes a plugin for an attachment.

@@ -42,7 +42,7 @@ impl Cni {
     }
 
     async fn versions_of(&self, plugin_type: &str) -> (Option<PathBuf>, Result<Vec<String>, Error>) {
-        let (path, found) = match self.locate(plugin_type).await {
+        let (path, found) = match self.find(plugin_type).await {
             Ok(located) => located,
             Err(error) => return (None, Err(error)),
         };

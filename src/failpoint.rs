@@ -23,6 +23,10 @@ pub async fn around<T>(name: &str, effect: impl Future<Output = T>) -> T {
     result
 }
 
+/// The same for each change that the image store makes to its files, if this
+/// build has failpoints.
+pub const OF_IMAGES: Option<kina_image::Failpoint> = if cfg!(debug_assertions) { Some(hit) } else { None };
+
 #[cfg(debug_assertions)]
 fn hit(when: &str, name: &str) {
     use std::sync::OnceLock;
@@ -45,7 +49,8 @@ fn hit(when: &str, name: &str) {
 #[cfg(not(debug_assertions))]
 fn hit(_when: &str, _name: &str) {}
 
-/// Every failpoint.
+/// Every failpoint of pods and containers. Those of the image store are at
+/// [`kina_image::STEPS`], and have tests of their own.
 pub fn all() -> Vec<String> {
     let pods = PodEffect::ALL.iter().map(|effect| effect.name());
     let containers = ContainerEffect::ALL.iter().map(|effect| effect.name());

@@ -19,6 +19,7 @@ use serde_json::json;
 use tracing::Instrument;
 
 use crate::error::Error;
+use crate::failpoint;
 use crate::layers::Layers;
 use crate::placement::{PlacementPolicy, PlacementRequest, place};
 use crate::pod::PodHandle;
@@ -138,7 +139,8 @@ impl Runtime {
         let store = tokio::task::spawn_blocking(move || Store::open(store_path))
             .await
             .map_err(|_| Error::ShuttingDown)??;
-        let images = Images::open(config.images.clone()).await?;
+        let images = kina_image::Config { failpoint: failpoint::OF_IMAGES, ..config.images.clone() };
+        let images = Images::open(images).await?;
         let boot_id = node.boot_id().await?;
         let records = recover::read(&store)?;
         let layers = Layers::adopt(Arc::clone(&node), records.layer_users()).await?;

@@ -109,11 +109,12 @@ fn image(error: &kina_image::Error) -> Code {
         Error::DigestMismatch { .. } | Error::SizeMismatch { .. } | Error::DiffIdMismatch { .. } => {
             Code::DataLoss
         }
-        Error::TooLarge { .. } => Code::ResourceExhausted,
+        Error::TooLarge { .. } | Error::NoSpace { .. } => Code::ResourceExhausted,
         Error::UnsupportedMediaType { .. } | Error::ForeignLayer { .. } => Code::Unimplemented,
         Error::Malformed { .. }
         | Error::InvalidManifest { .. }
         | Error::LayerRefused { .. }
+        | Error::Incomplete { .. }
         | Error::StoreInUse { .. }
         | Error::Certificates { .. }
         | Error::InvalidMirror { .. } => Code::FailedPrecondition,

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::failpoint::Failpoint;
 use crate::platform::Platform;
 
 /// How images are fetched and where they are kept.
@@ -33,6 +34,8 @@ pub struct Config {
     pub attempts: u32,
     /// Wait before the second try; doubled for each further one.
     pub retry_delay: Duration,
+    /// For tests: called before and after every change of the store's files.
+    pub failpoint: Option<Failpoint>,
 }
 
 impl Default for Config {
@@ -49,6 +52,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             attempts: 3,
             retry_delay: Duration::from_millis(500),
+            failpoint: None,
         }
     }
 }

@@ -234,6 +234,39 @@ pub enum Error {
         #[source]
         source: Arc<io::Error>,
     },
+    /// The file system has no room for a file of the store.
+    #[error(
+        "no space left to {operation} {path}: its file system has {free_bytes} bytes and {free_files} files free{}",
+        needed_text(*.needed_bytes),
+        path = .path.display()
+    )]
+    NoSpace {
+        /// What was attempted.
+        operation: &'static str,
+        /// The file, or the store's directory.
+        path: PathBuf,
+        /// Bytes that could be had at least, if that is known.
+        needed_bytes: Option<u64>,
+        /// Bytes that were free when it failed.
+        free_bytes: u64,
+        /// Files that could still be made when it failed.
+        free_files: u64,
+        /// The system's error.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// An image lacks a file, or has one that is not as it was.
+    #[error("image {image} is incomplete: {path} {flaw}; `kina image pull {name}` mends it", path = .path.display())]
+    Incomplete {
+        /// The image's id.
+        image: Digest,
+        /// A name to pull it by, or its id.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// `is missing`, or how long it is and should be.
+        flaw: String,
+    },
     /// The work was given up before it was done: nobody waited for it any
     /// more, or the runtime is shutting down.
     #[error("{what} was interrupted")]
@@ -246,8 +279,31 @@ pub enum Error {
 impl Error {
     pub(crate) fn storage(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Storage { operation, path, source: Arc::new(source) }
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let (free_bytes, free_files) = free_space(&path);
+                let source = Arc::new(source);
+                Self::NoSpace { operation, path, needed_bytes: None, free_bytes, free_files, source }
+            }
+            _ => Self::Storage { operation, path, source: Arc::new(source) },
+        }
     }
+
+    /// Whether the disk is at fault, so that giving up space may help.
+    pub(crate) fn is_no_space(&self) -> bool {
+        matches!(self, Self::NoSpace { .. })
+    }
+}
+
+/// Bytes and files that a file system still has for us; zero if it does not tell.
+pub(crate) fn free_space(path: &Path) -> (u64, u64) {
+    // A file that could not be made is asked about by its directory.
+    let found = path.ancestors().find_map(|path| rustix::fs::statvfs(path).ok());
+    found.map_or((0, 0), |found| (found.f_bavail.saturating_mul(found.f_frsize), found.f_favail))
+}
+
+fn needed_text(needed: Option<u64>) -> String {
+    needed.map(|needed| format!(", {needed} bytes are needed")).unwrap_or_default()
 }
 
 fn attempts_text(attempts: &[Attempt]) -> String {

@@ -1,5 +1,7 @@
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use kina_model::Digest;
 use tokio::sync::{Semaphore, watch};
@@ -7,7 +9,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::flight::{Flights, lock};
-use crate::layout::{Layout, TempFile, Usage};
+use crate::layout::{Flaw, Layout, Stored, TempFile, Usage};
 use crate::progress::Progress;
 use crate::records::{Image, Record, Records, Used};
 use crate::reference::Reference;
@@ -34,15 +36,15 @@ pub(crate) struct Inner {
     /// Held on a blocking thread over change, write and swap. Taken before `tables`.
     writer: Mutex<()>,
     /// Held for moments only, never over a write of content.
-    tables: Mutex<Tables>,
+    pub(crate) tables: Mutex<Tables>,
     view: watch::Sender<Arc<Vec<Image>>>,
 }
 
 #[derive(Default)]
-struct Tables {
-    records: Records,
+pub(crate) struct Tables {
+    pub(crate) records: Records,
     /// By image id; removed images too.
-    leases: HashMap<Digest, usize>,
+    pub(crate) leases: HashMap<Digest, usize>,
     /// What pulls and imports under way need, by a number of their own.
     pins: HashMap<u64, Used>,
     next_pin: u64,
@@ -135,8 +137,9 @@ impl Images {
         let registry = Registry::new(&config)?;
         let root = config.root.clone();
         let limits = config.limits.clone();
+        let failpoint = config.failpoint;
         let (layout, records) = blocking("opening the image store", move || {
-            let layout = Layout::open(&root)?;
+            let layout = Layout::open(&root, failpoint)?;
             let records = Records::load(&layout, &limits)?;
             Ok((layout, records))
         })
@@ -159,6 +162,9 @@ impl Images {
 
     /// Brings an image in, or finds that it is here, and names it.
     ///
+    /// A pull that finds the disk full frees what nothing needs, the layers that
+    /// it has brought in included.
+    ///
     /// Concurrent pulls of the same reference with the same credentials are one.
     /// The work goes on as long as one caller waits; when all futures are
     /// dropped it stops. Layers that are complete by then are kept until
@@ -175,7 +181,15 @@ impl Images {
     ) -> Result<Image, Error> {
         let key = (reference.clone(), credentials.cloned());
         let (flight, _) = self.inner.pulls.join(key, |shared| {
-            pull::pull(self.inner.clone(), reference.clone(), credentials.cloned(), shared)
+            let (inner, reference, credentials) =
+                (self.inner.clone(), reference.clone(), credentials.cloned());
+            async move {
+                let result = pull::pull(inner.clone(), reference, credentials, shared).await;
+                if result.as_ref().is_err_and(Error::is_no_space) {
+                    inner.free_unneeded(Duration::ZERO).await?;
+                }
+                result
+            }
         });
         let report = |current: Progress| {
             if let Some(progress) = &progress {
@@ -309,40 +323,91 @@ impl Images {
         Some(Lease { inner: self.inner.clone(), image })
     }
 
-    /// What the store takes of its file system, counted now.
+    /// Looks whether the layer images of an image are here, as long as they were
+    /// when they were made. An image without is marked as incomplete, until it
+    /// is pulled again.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`].
-    pub async fn usage(&self) -> Result<Usage, Error> {
-        let layout = self.inner.layout.clone();
-        blocking("counting the image store", move || layout.usage()).await
+    /// [`Error::Incomplete`], [`Error::UnknownImage`].
+    pub async fn check(&self, id: &Digest) -> Result<(), Error> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking("looking at an image", move || {
+            let (record, names) =
+                inner.recorded(&id).ok_or_else(|| Error::UnknownImage { name: id.to_string() })?;
+            let Some((path, flaw)) = record.flaw(&inner.layout) else { return Ok(()) };
+            inner.change(|edit| {
+                if let Some(record) = edit.records.images.get_mut(&id) {
+                    record.incomplete = true;
+                }
+            })?;
+            let flaw = match flaw {
+                Flaw::Missing => "is missing".to_owned(),
+                Flaw::Size { expected, actual } => format!("has {actual} bytes instead of {expected}"),
+            };
+            let name = names.iter().find(|name| name.tag().is_some()).or(names.first());
+            let name = name.map_or_else(|| id.to_string(), ToString::to_string);
+            Err(Error::Incomplete { image: id, name, path, flaw })
+        })
+        .await
+    }
+
+    /// Gives an image another name, which may have been another image's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownImage`]; [`Error::InvalidReference`] if the name has a
+    /// digest, which only a registry can give.
+    pub async fn tag(&self, any: &str, name: &Reference) -> Result<Image, Error> {
+        if name.digest().is_some() {
+            let reason = "a name that is given to an image has a tag, not a digest";
+            return Err(Error::InvalidReference { reference: name.to_string(), reason });
+        }
+        let unknown = || Error::UnknownImage { name: any.to_owned() };
+        let id = self.resolve(any).ok_or_else(unknown)?.id;
+        let (inner, name) = (self.inner.clone(), name.clone());
+        let named = blocking("naming an image", {
+            let id = id.clone();
+            move || {
+                inner.change(|edit| {
+                    let known = edit.records.images.get(&id).is_some_and(|record| !record.removed);
+                    if known {
+                        edit.records.names.insert(name, id);
+                    }
+                    known
+                })
+            }
+        });
+        // It may have been removed meanwhile.
+        if named.await? { self.resolve(id.as_str()).ok_or_else(unknown) } else { Err(unknown()) }
     }
 
     /// Frees what nothing needs: removed images without a lease, and what pulls
     /// that failed have left. Call it once the leases of recovered containers
-    /// are taken, and then from time to time.
+    /// are taken. What was freed is told.
     ///
     /// # Errors
     ///
     /// [`Error::Storage`].
-    pub async fn gc(&self) -> Result<(), Error> {
-        let inner = self.inner.clone();
-        blocking("collecting unused layers", move || {
-            inner.change(|_| ())?;
-            let (blobs, layers) = (inner.layout.blobs()?, inner.layout.layer_images()?);
-            let retired = inner.retire(blobs, layers)?;
-            drop(retired);
-            Ok(())
-        })
-        .await
+    pub async fn gc(&self) -> Result<Usage, Error> {
+        self.gc_older(Duration::ZERO).await
+    }
+
+    /// The same, but what came into the store within `age` stays: a pull that is
+    /// tried again soon finds its layers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`].
+    pub async fn gc_older(&self, age: Duration) -> Result<Usage, Error> {
+        self.inner.free_unneeded(age).await
     }
 }
 
 impl Inner {
     /// Changes the records: computed, written, then swapped in. Removed images
     /// without a lease are dropped on the way, with their files. Blocking.
-    fn change<T>(&self, edit: impl FnOnce(&mut Edit<'_>) -> T) -> Result<T, Error> {
+    pub(crate) fn change<T>(&self, edit: impl FnOnce(&mut Edit<'_>) -> T) -> Result<T, Error> {
         let _writer = lock(&self.writer);
         let outcome = self.change_once(edit)?;
         // A lease that ended during the write left its image to us.
@@ -390,6 +455,51 @@ impl Inner {
         Ok(outcome)
     }
 
+    /// Frees what has been here for `age` and nothing needs.
+    async fn free_unneeded(self: &Arc<Self>, age: Duration) -> Result<Usage, Error> {
+        let inner = self.clone();
+        blocking("collecting unused files", move || {
+            inner.change(|_| ())?;
+            let (mut blobs, mut layers) = (Vec::new(), Vec::new());
+            let layout = &inner.layout;
+            let is_old = |path: &Path| {
+                let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+                // Files of a clock that was ahead are old as well.
+                age.is_zero()
+                    || modified.is_ok_and(|modified| {
+                        SystemTime::now().duration_since(modified).is_ok_and(|passed| passed >= age)
+                    })
+            };
+            for (file, _) in layout.files()? {
+                match file {
+                    Stored::Blob(digest) if is_old(&layout.blob(&digest)) => blobs.push(digest),
+                    Stored::LayerImage(diff_id) if is_old(&layout.layer_image(&diff_id)) => {
+                        layers.push(diff_id);
+                    }
+                    Stored::Blob(_) | Stored::LayerImage(_) | Stored::Other => {}
+                }
+            }
+            let retired = inner.retire(blobs, layers)?;
+            let bytes = retired.iter().map(TempFile::allocated).sum();
+            Ok(Usage { bytes, inodes: retired.len() as u64 })
+        })
+        .await
+    }
+
+    /// Refuses an image whose layers cannot fit, before they are fetched.
+    pub(crate) async fn check_room(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
+        let (inner, record) = (self.clone(), record.clone());
+        blocking("looking for room", move || {
+            let mut counted = HashSet::new();
+            let missing = record.layers.iter().filter(|(blob, _)| {
+                !inner.layout.has_blob(&blob.digest, blob.size) && counted.insert(&blob.digest)
+            });
+            let needed = missing.fold(0, |sum: u64, (blob, _)| sum.saturating_add(blob.size));
+            inner.layout.check_room(needed)
+        })
+        .await
+    }
+
     /// Takes those files' names away that nothing needs. The tables stay locked,
     /// so that no pull finds a file that is about to go. Dropping the result
     /// frees the space.
@@ -402,24 +512,38 @@ impl Inner {
         }
         let mut retired = Vec::new();
         for digest in blobs.iter().filter(|digest| !used.blobs.contains(digest)) {
-            retired.extend(self.layout.retire(&self.layout.blob(digest))?);
+            retired.extend(self.layout.retire_blob(digest)?);
         }
         for diff_id in layers.iter().filter(|diff_id| !used.layers.contains(diff_id)) {
-            retired.extend(self.layout.retire(&self.layout.layer_image(diff_id))?);
+            retired.extend(self.layout.retire_layer_image(diff_id)?);
         }
         Ok(retired)
     }
 
     /// Records an image and its names. Blocking; the caller holds a pin on it.
-    pub(crate) fn record(&self, record: Record, names: Vec<Reference>) -> Result<(), Error> {
+    pub(crate) fn record(&self, mut record: Record, names: Vec<Reference>) -> Result<(), Error> {
+        record.arrived = self.layout.blob_arrived(&record.manifest.digest);
+        let mut seals = Vec::new();
+        for diff_id in record.diff_ids() {
+            seals.push((diff_id.clone(), self.layout.seal(diff_id)?));
+        }
         self.change(|edit| {
             let id = record.config.digest.clone();
-            let known = edit.records.images.entry(id.clone()).or_insert(record);
+            let known = edit.records.images.entry(id.clone()).or_insert_with(|| record.clone());
+            if known.incomplete {
+                *known = record;
+            }
             known.removed = false;
             for name in names {
                 edit.records.names.insert(name, id.clone());
             }
+            edit.records.seals.extend(seals);
         })
+    }
+
+    /// The images as everyone sees them.
+    pub(crate) fn view(&self) -> Arc<Vec<Image>> {
+        self.view.borrow().clone()
     }
 
     /// An image's record and names.
@@ -442,9 +566,9 @@ impl Inner {
 }
 
 /// What an edit of the records sees.
-struct Edit<'a> {
-    records: &'a mut Records,
-    leases: &'a HashMap<Digest, usize>,
+pub(crate) struct Edit<'a> {
+    pub(crate) records: &'a mut Records,
+    pub(crate) leases: &'a HashMap<Digest, usize>,
 }
 
 /// Files that must stay until an image is recorded.

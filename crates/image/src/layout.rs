@@ -12,17 +12,23 @@
 //! and then renamed. What a crash leaves has a temporary name and is swept when
 //! the store is opened; a file without one is complete.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use kina_model::Digest;
 
 use crate::Error;
+use crate::error::free_space;
+use crate::failpoint::{Failpoint, Failpoints};
+pub(crate) use crate::files::TempFile;
+use crate::files::{Listed, list, look_at, read_bounded, sweep};
+use crate::flight::lock;
+use crate::seal::Seal;
 
-const TEMP_PREFIX: &str = ".incoming-";
 const IMAGE_SUFFIX: &str = ".erofs";
 
 /// What the store takes of its file system.
@@ -30,8 +36,17 @@ const IMAGE_SUFFIX: &str = ".erofs";
 pub struct Usage {
     /// Bytes of disk, as allocated.
     pub bytes: u64,
-    /// Files and directories.
+    /// Files and directories; one with several names counts once.
     pub inodes: u64,
+}
+
+/// Where a file of the store belongs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Stored {
+    Blob(Digest),
+    LayerImage(Digest),
+    /// A file that no image can need: temporary, or not the store's.
+    Other,
 }
 
 /// An open store's directories. The lock is held as long as this lives.
@@ -40,12 +55,15 @@ pub(crate) struct Layout {
     root: PathBuf,
     blobs: PathBuf,
     layers: PathBuf,
+    failpoints: Failpoints,
+    /// How the layer images that are recorded were when they were made.
+    seals: Mutex<HashMap<Digest, Seal>>,
     _lock: File,
 }
 
 impl Layout {
     /// Makes what is missing, takes the lock and sweeps temporary files.
-    pub(crate) fn open(root: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(root: &Path, failpoint: Option<Failpoint>) -> Result<Self, Error> {
         let blobs = root.join("oci/blobs/sha256");
         let layers = root.join("layers");
         for directory in [&blobs, &layers] {
@@ -68,13 +86,11 @@ impl Layout {
                 return Err(Error::storage("lock", &lock_path)(source));
             }
         }
-        let layout = Self { root: root.to_owned(), blobs, layers, _lock: lock };
+        let failpoints = Failpoints(failpoint);
+        let layout =
+            Self { root: root.to_owned(), blobs, layers, failpoints, seals: Mutex::default(), _lock: lock };
         for directory in [&layout.root.join("oci"), &layout.blobs, &layout.layers] {
-            for entry in list(directory)? {
-                if entry.name.starts_with(TEMP_PREFIX) {
-                    remove(&directory.join(&entry.name))?;
-                }
-            }
+            sweep(directory, failpoints)?;
         }
         let marker = layout.root.join("oci/oci-layout");
         if !marker.exists() {
@@ -92,20 +108,72 @@ impl Layout {
     }
 
     pub(crate) fn temp_blob(&self) -> Result<TempFile, Error> {
-        TempFile::create(&self.blobs)
+        TempFile::create(&self.blobs, self.failpoints)
     }
 
     pub(crate) fn temp_layer(&self) -> Result<TempFile, Error> {
-        TempFile::create(&self.layers)
+        TempFile::create(&self.layers, self.failpoints)
     }
 
     /// Whether a blob of this size is here.
     pub(crate) fn has_blob(&self, digest: &Digest, size: u64) -> bool {
-        fs::metadata(self.blob(digest)).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+        self.blob_flaw(digest, size).is_none()
     }
 
+    /// Whether a layer image is here, as long as it was when it was made.
     pub(crate) fn has_layer_image(&self, diff_id: &Digest) -> bool {
-        fs::metadata(self.layer_image(diff_id)).is_ok_and(|metadata| metadata.is_file())
+        self.layer_image_flaw(diff_id).is_none()
+    }
+
+    /// What is wrong with a layer image at a glance.
+    pub(crate) fn layer_image_flaw(&self, diff_id: &Digest) -> Option<Flaw> {
+        let seal = lock(&self.seals).get(diff_id).copied();
+        match fs::metadata(self.layer_image(diff_id)) {
+            Ok(metadata) if metadata.is_file() => {
+                let expected = seal.map_or(metadata.len(), |seal| seal.size);
+                let actual = metadata.len();
+                (actual != expected).then_some(Flaw::Size { expected, actual })
+            }
+            _ => Some(Flaw::Missing),
+        }
+    }
+
+    /// What a blob's file has wrong at a glance.
+    pub(crate) fn blob_flaw(&self, digest: &Digest, expected: u64) -> Option<Flaw> {
+        match fs::metadata(self.blob(digest)) {
+            Ok(metadata) if metadata.is_file() => {
+                let actual = metadata.len();
+                (actual != expected).then_some(Flaw::Size { expected, actual })
+            }
+            _ => Some(Flaw::Missing),
+        }
+    }
+
+    /// When a blob came in.
+    pub(crate) fn blob_arrived(&self, digest: &Digest) -> SystemTime {
+        let modified = fs::metadata(self.blob(digest)).and_then(|metadata| metadata.modified());
+        modified.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Takes over what is recorded about a layer image.
+    pub(crate) fn set_seal(&self, diff_id: &Digest, seal: Seal) {
+        lock(&self.seals).insert(diff_id.clone(), seal);
+    }
+
+    /// What is recorded about a layer image.
+    pub(crate) fn known_seal(&self, diff_id: &Digest) -> Option<Seal> {
+        lock(&self.seals).get(diff_id).copied()
+    }
+
+    /// What a layer image is to be compared with later. The first to ask reads
+    /// it: it was complete when it got its name.
+    pub(crate) fn seal(&self, diff_id: &Digest) -> Result<Seal, Error> {
+        if let Some(seal) = self.known_seal(diff_id) {
+            return Ok(seal);
+        }
+        let seal = Seal::of(&self.layer_image(diff_id), |_| Ok(()))?;
+        self.set_seal(diff_id, seal);
+        Ok(seal)
     }
 
     /// A small blob's content, checked against its digest; `None` if it is not here.
@@ -147,49 +215,94 @@ impl Layout {
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
-        let mut file = TempFile::create(path.parent().unwrap_or(&self.root))?;
+        let mut file = TempFile::create(path.parent().unwrap_or(&self.root), self.failpoints)?;
         file.write(bytes)?;
         file.commit(path)
     }
 
-    /// Every blob that is here, by digest.
-    pub(crate) fn blobs(&self) -> Result<Vec<Digest>, Error> {
-        let names = list(&self.blobs)?;
-        Ok(names.iter().filter_map(|entry| digest_of(&entry.name)).collect())
-    }
-
-    /// Every layer image that is here, by diff id.
-    pub(crate) fn layer_images(&self) -> Result<Vec<Digest>, Error> {
-        let names = list(&self.layers)?;
-        Ok(names.iter().filter_map(|entry| digest_of(entry.name.strip_suffix(IMAGE_SUFFIX)?)).collect())
-    }
-
-    /// Takes a file's name away at once, so that nobody finds it any more; its
-    /// space is freed when the result is dropped.
-    pub(crate) fn retire(&self, path: &Path) -> Result<Option<TempFile>, Error> {
-        let retired = temp_path(path.parent().unwrap_or(&self.root));
-        match fs::rename(path, &retired) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::storage("remove", path)(error)),
+    /// Refuses what cannot fit.
+    pub(crate) fn check_room(&self, needed: u64) -> Result<(), Error> {
+        let (free_bytes, free_files) = free_space(&self.root);
+        // A file system that tells nothing is asked by writing to it.
+        if needed <= free_bytes || (free_bytes, free_files) == (0, 0) {
+            return Ok(());
         }
-        let file = File::open(&retired).map_err(Error::storage("open", &retired))?;
-        Ok(Some(TempFile { path: retired, file, committed: false }))
+        Err(Error::NoSpace {
+            operation: "fetch layers into",
+            path: self.blobs.clone(),
+            needed_bytes: Some(needed),
+            free_bytes,
+            free_files,
+            source: Arc::new(std::io::ErrorKind::StorageFull.into()),
+        })
+    }
+
+    /// Keeps a new layer image, and how it is.
+    pub(crate) fn commit_layer_image(&self, image: TempFile, diff_id: &Digest) -> Result<(), Error> {
+        let seal = Seal::of(image.path(), |_| Ok(()))?;
+        image.commit(&self.layer_image(diff_id))?;
+        self.set_seal(diff_id, seal);
+        Ok(())
+    }
+
+    /// Takes a blob's name away; see [`TempFile::retire`].
+    pub(crate) fn retire_blob(&self, digest: &Digest) -> Result<Option<TempFile>, Error> {
+        TempFile::retire(&self.blob(digest), self.failpoints)
+    }
+
+    /// Takes a layer image's name away; see [`TempFile::retire`].
+    pub(crate) fn retire_layer_image(&self, diff_id: &Digest) -> Result<Option<TempFile>, Error> {
+        let retired = TempFile::retire(&self.layer_image(diff_id), self.failpoints)?;
+        lock(&self.seals).remove(diff_id);
+        Ok(retired)
+    }
+
+    /// Every file and directory with the disk that it takes, each once.
+    pub(crate) fn files(&self) -> Result<Vec<(Stored, u64)>, Error> {
+        let oci = self.root.join("oci");
+        let blobs = oci.join("blobs");
+        let directories: [(&Path, Kind); 5] = [
+            (&self.root, |_| Stored::Other),
+            (&oci, |_| Stored::Other),
+            (&blobs, |_| Stored::Other),
+            (&self.blobs, |entry| digest_of(&entry.name).map_or(Stored::Other, Stored::Blob)),
+            (&self.layers, |entry| {
+                let diff_id = entry.name.strip_suffix(IMAGE_SUFFIX).and_then(digest_of);
+                diff_id.map_or(Stored::Other, Stored::LayerImage)
+            }),
+        ];
+        let top = look_at(&self.root)?;
+        let mut seen = HashSet::from([top.identity]);
+        let mut files = vec![(Stored::Other, top.allocated)];
+        for (directory, kind) in directories {
+            let mut found: Vec<(Stored, Listed)> =
+                list(directory)?.into_iter().map(|entry| (kind(&entry), entry)).collect();
+            // Of a file's names the store's own counts.
+            found.sort_by_key(|(kind, _)| *kind == Stored::Other);
+            for (kind, entry) in found {
+                if seen.insert(entry.identity) {
+                    files.push((kind, entry.allocated));
+                }
+            }
+        }
+        Ok(files)
     }
 
     /// What the store takes, counted now.
     pub(crate) fn usage(&self) -> Result<Usage, Error> {
-        let mut usage = Usage::default();
-        let oci = self.root.join("oci");
-        let directories = [&self.root, &oci, &oci.join("blobs"), &self.blobs, &self.layers];
-        for directory in directories {
-            for entry in list(directory)? {
-                usage.bytes += entry.allocated;
-                usage.inodes += 1;
-            }
-        }
-        Ok(usage)
+        let files = self.files()?;
+        Ok(Usage { bytes: files.iter().map(|(_, allocated)| allocated).sum(), inodes: files.len() as u64 })
     }
+}
+
+/// What a file of a directory is.
+type Kind = fn(&Listed) -> Stored;
+
+/// What is wrong with a file at a glance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    Missing,
+    Size { expected: u64, actual: u64 },
 }
 
 /// `oci-layout`'s content, OCI image-spec `image-layout.md`.
@@ -202,108 +315,4 @@ pub(crate) fn sha256(bytes: &[u8]) -> Digest {
 
 fn digest_of(hex: &str) -> Option<Digest> {
     format!("sha256:{hex}").parse().ok()
-}
-
-struct Listed {
-    name: String,
-    allocated: u64,
-}
-
-fn list(directory: &Path) -> Result<Vec<Listed>, Error> {
-    let mut listed = Vec::new();
-    for entry in fs::read_dir(directory).map_err(Error::storage("list", directory))? {
-        let entry = entry.map_err(Error::storage("list", directory))?;
-        // A file can go away meanwhile.
-        let Ok(metadata) = entry.metadata() else { continue };
-        listed.push(Listed {
-            name: entry.file_name().to_string_lossy().into_owned(),
-            allocated: metadata.blocks() * 512,
-        });
-    }
-    Ok(listed)
-}
-
-fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::storage("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::storage("open", path)(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::storage("read", path))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::TooLarge { subject: path.display().to_string(), what: "bytes", limit });
-    }
-    Ok(Some(bytes))
-}
-
-fn temp_path(directory: &Path) -> PathBuf {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    directory.join(format!("{TEMP_PREFIX}{}-{number}", std::process::id()))
-}
-
-/// A file under a temporary name, removed unless it is committed.
-#[derive(Debug)]
-pub(crate) struct TempFile {
-    path: PathBuf,
-    file: File,
-    committed: bool,
-}
-
-impl TempFile {
-    fn create(directory: &Path) -> Result<Self, Error> {
-        let path = temp_path(directory);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&path)
-            .map_err(Error::storage("create", &path))?;
-        Ok(Self { path, file, committed: false })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(crate) fn file(&mut self) -> &mut File {
-        &mut self.file
-    }
-
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.file.write_all(bytes).map_err(Error::storage("write", &self.path))
-    }
-
-    /// Makes the content durable, and then the name.
-    pub(crate) fn commit(mut self, path: &Path) -> Result<(), Error> {
-        self.file.sync_all().map_err(Error::storage("sync", &self.path))?;
-        fs::rename(&self.path, path).map_err(Error::storage("rename to", path))?;
-        self.committed = true;
-        if let Some(directory) = path.parent() {
-            File::open(directory)
-                .and_then(|directory| directory.sync_all())
-                .map_err(Error::storage("sync", directory))?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        if !self.committed {
-            // A file that stays is swept at the next start.
-            if let Err(error) = fs::remove_file(&self.path) {
-                tracing::debug!(path = %self.path.display(), %error, "temporary file stays");
-            }
-        }
-    }
 }

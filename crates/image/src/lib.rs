@@ -9,7 +9,8 @@
 //! What the store guarantees:
 //! - A file under its final name is complete and matches its digest.
 //! - An image in the list has all its files, until it is removed and its last
-//!   [`Lease`] is dropped.
+//!   [`Lease`] is dropped; unless something else than kina took one away, which
+//!   makes it [incomplete](Image::complete) until it is pulled again.
 //! - A crash at any point leaves temporary files, which opening sweeps, and
 //!   complete files that nothing names, which [`Images::gc`] frees.
 //! - Credentials are sent to the registry they are for and to the token server
@@ -20,6 +21,8 @@ mod config;
 mod credentials;
 mod error;
 mod export;
+mod failpoint;
+mod files;
 mod flight;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -34,11 +37,15 @@ mod pull;
 mod records;
 mod reference;
 mod registry;
+mod seal;
 mod unpack;
+mod usage;
+mod verify;
 
 pub use crate::config::{Config, Limits, Timeouts};
 pub use crate::credentials::{AuthFields, Credentials};
 pub use crate::error::{Attempt, Error};
+pub use crate::failpoint::{Failpoint, STEPS};
 pub use crate::images::{Images, Lease, Removed};
 pub use crate::layout::Usage;
 pub use crate::manifest::ImageConfig;
@@ -46,4 +53,6 @@ pub use crate::platform::Platform;
 pub use crate::progress::{LayerProgress, LayerState, Progress};
 pub use crate::records::{Image, Layer};
 pub use crate::reference::{DEFAULT_REGISTRY, Reference};
+pub use crate::usage::{DiskUse, ImageUse, PruneFilter, Pruned};
+pub use crate::verify::{Finding, Problem, Repair, Report, VerifyProgress};
 pub use kina_model::Digest;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -214,6 +214,8 @@ pub(crate) async fn bring_in(
         layers,
         configuration: Arc::new(configuration),
         removed: false,
+        incomplete: false,
+        arrived: SystemTime::UNIX_EPOCH,
     };
     for (blob, _) in &record.layers {
         if blob.size > inner.config.limits.layer_bytes {
@@ -224,6 +226,7 @@ pub(crate) async fn bring_in(
     // From here on what is found in the store stays there until it is recorded.
     let pin = inner.pin();
     pin.add(record.blobs().cloned(), record.diff_ids().cloned());
+    inner.check_room(&record).await?;
     progress.send_replace(Progress {
         layers: record
             .layers
@@ -336,7 +339,7 @@ async fn layer_work(
 }
 
 /// Makes the image from the store's own blob, if that is here.
-async fn unpack_stored(inner: &Arc<Inner>, blob: &Blob) -> Result<Option<Digest>, Error> {
+pub(crate) async fn unpack_stored(inner: &Arc<Inner>, blob: &Blob) -> Result<Option<Digest>, Error> {
     let (inner, blob) = (inner.clone(), blob.clone());
     blocking("unpacking a layer", move || {
         let layout = &inner.layout;

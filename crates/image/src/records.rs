@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use kina_model::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::config::Limits;
-use crate::layout::Layout;
+use crate::layout::{Flaw, Layout};
 use crate::manifest::{self, Blob, Configuration, Document, ImageConfig};
 use crate::reference::Reference;
+use crate::seal::Seal;
 
 /// The whole reference that names an image; containerd's annotation.
 const NAME: &str = "io.containerd.image.name";
@@ -19,6 +21,10 @@ const NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Set on an image that is removed for everyone but those who still use it.
 const REMOVED: &str = "dev.kina.image.removed";
+
+/// Begins the names of the index's annotations that tell how a layer image was
+/// when it was made; the diff id's digits follow.
+const LAYER_IMAGE: &str = "dev.kina.layer-image.";
 
 /// An image in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +37,13 @@ pub struct Image {
     pub repo_digests: Vec<String>,
     /// Bytes of configuration and layers as transferred.
     pub size: u64,
+    /// Bytes of its files in the store, layer images included, each counted once.
+    pub stored_size: u64,
+    /// Whether all its files were there when they were last needed. What an
+    /// incomplete image lacks comes with the next pull.
+    pub complete: bool,
+    /// When it came into the store.
+    pub arrived: SystemTime,
     /// What it says about running it.
     pub config: ImageConfig,
     /// Its layers, lowest first. The same layer can occur more than once.
@@ -56,6 +69,8 @@ pub struct Layer {
     pub image_path: PathBuf,
     /// Bytes as transferred.
     pub size: u64,
+    /// Bytes of its EROFS image; 0 while that is not here.
+    pub image_size: u64,
 }
 
 /// An image as recorded.
@@ -66,6 +81,10 @@ pub(crate) struct Record {
     pub(crate) layers: Vec<(Blob, Digest)>,
     pub(crate) configuration: Arc<Configuration>,
     pub(crate) removed: bool,
+    /// A file was missing or of the wrong length when it was last looked at.
+    pub(crate) incomplete: bool,
+    /// When it came.
+    pub(crate) arrived: SystemTime,
 }
 
 /// All images and names. Cloned, changed, written, and then swapped in.
@@ -73,6 +92,8 @@ pub(crate) struct Record {
 pub(crate) struct Records {
     pub(crate) images: BTreeMap<Digest, Record>,
     pub(crate) names: BTreeMap<Reference, Digest>,
+    /// How the layer images were when they were made, by diff id.
+    pub(crate) seals: BTreeMap<Digest, Seal>,
 }
 
 /// Digests of files that are in use.
@@ -94,7 +115,20 @@ impl Record {
 
     pub(crate) fn image(&self, layout: &Layout) -> Image {
         let configuration = &*self.configuration;
+        let image_size = |diff_id: &Digest| layout.known_seal(diff_id).map_or(0, |seal| seal.size);
+        let mut counted = HashSet::new();
+        let stored_size = self.layers.iter().fold(
+            self.manifest.size.saturating_add(self.config.size),
+            |sum, (blob, diff_id)| {
+                let blob = if counted.insert(&blob.digest) { blob.size } else { 0 };
+                let image = if counted.insert(diff_id) { image_size(diff_id) } else { 0 };
+                sum.saturating_add(blob).saturating_add(image)
+            },
+        );
         Image {
+            stored_size,
+            complete: !self.incomplete,
+            arrived: self.arrived,
             id: self.config.digest.clone(),
             repo_tags: Vec::new(),
             repo_digests: Vec::new(),
@@ -108,6 +142,7 @@ impl Record {
                     digest: blob.digest.clone(),
                     image_path: layout.layer_image(diff_id),
                     size: blob.size,
+                    image_size: image_size(diff_id),
                 })
                 .collect(),
             manifest_digest: self.manifest.digest.clone(),
@@ -117,7 +152,17 @@ impl Record {
         }
     }
 
-    /// Reads a record's documents back; `None` if any of its files is missing.
+    /// The first of its layer images that is not here or not as long as it was:
+    /// nothing can run without it. A missing blob comes with the next pull.
+    pub(crate) fn flaw(&self, layout: &Layout) -> Option<(PathBuf, Flaw)> {
+        self.diff_ids().find_map(|diff_id| {
+            let flaw = layout.layer_image_flaw(diff_id)?;
+            Some((layout.layer_image(diff_id), flaw))
+        })
+    }
+
+    /// Reads a record's documents back; `None` if one of them is missing. Of
+    /// layers only presence and length are looked at.
     fn load(layout: &Layout, manifest: Blob, removed: bool, limits: &Limits) -> Result<Option<Self>, Error> {
         let subject = format!("manifest {}", manifest.digest);
         let Some(bytes) = layout.read_blob(&manifest.digest, limits.manifest_bytes)? else { return Ok(None) };
@@ -129,16 +174,16 @@ impl Record {
         let configuration = manifest::parse_configuration(&bytes, &subject, document.layers.len())?;
         let layers: Vec<_> =
             document.layers.into_iter().zip(configuration.diff_ids.iter().cloned()).collect();
-        let complete = layers.iter().all(|(blob, diff_id)| {
-            layout.has_blob(&blob.digest, blob.size) && layout.has_layer_image(diff_id)
-        });
-        Ok(complete.then(|| Self {
-            manifest,
-            config: document.config,
-            layers,
-            configuration: Arc::new(configuration),
-            removed,
-        }))
+        let arrived = layout.blob_arrived(&manifest.digest);
+        let configuration = Arc::new(configuration);
+        let config = document.config;
+        let mut record =
+            Self { manifest, config, layers, configuration, removed, incomplete: false, arrived };
+        if let Some((path, flaw)) = record.flaw(layout) {
+            tracing::warn!(image = %record.config.digest, path = %path.display(), ?flaw, "image is incomplete");
+            record.incomplete = true;
+        }
+        Ok(Some(record))
     }
 }
 
@@ -148,6 +193,8 @@ struct StoredIndex {
     schema_version: u32,
     media_type: String,
     manifests: Vec<StoredEntry>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -159,12 +206,20 @@ struct StoredEntry {
 }
 
 impl Records {
-    /// Reads the names and the images they stand for. An image with a missing or
-    /// damaged file is left out, so that a pull brings it back.
+    /// Reads the names and the images they stand for. An image whose manifest or
+    /// configuration is missing or damaged is left out, so that a pull brings it
+    /// back; one that lacks a layer is marked.
     pub(crate) fn load(layout: &Layout, limits: &Limits) -> Result<Self, Error> {
         let mut records = Self::default();
         let Some(bytes) = layout.read_index()? else { return Ok(records) };
         let index: StoredIndex = manifest::json(&bytes, "the image store", "index.json")?;
+        for (name, text) in &index.annotations {
+            let diff_id = name.strip_prefix(LAYER_IMAGE).and_then(|hex| format!("sha256:{hex}").parse().ok());
+            if let (Some(diff_id), Ok(seal)) = (diff_id, text.parse::<Seal>()) {
+                layout.set_seal(&diff_id, seal);
+                records.seals.insert(diff_id, seal);
+            }
+        }
         for entry in index.manifests {
             let digest = entry.manifest.digest.clone();
             let removed = entry.annotations.contains_key(REMOVED);
@@ -180,7 +235,7 @@ impl Records {
                         id
                     }
                     Ok(None) => {
-                        tracing::warn!(manifest = %digest, ?name, "image is incomplete; forgotten");
+                        tracing::warn!(manifest = %digest, ?name, "image lacks a document; forgotten");
                         continue;
                     }
                     Err(error @ Error::Storage { .. }) => return Err(error),
@@ -213,7 +268,10 @@ impl Records {
         }
         let nameless = self.images.iter().filter(|(id, _)| !named.contains(id));
         manifests.extend(nameless.map(|(_, record)| entry(record, None)));
-        index_json(manifests)
+        let used: HashSet<&Digest> = self.images.values().flat_map(Record::diff_ids).collect();
+        let seals = self.seals.iter().filter(|(diff_id, _)| used.contains(diff_id));
+        let seals = seals.map(|(id, seal)| (format!("{LAYER_IMAGE}{}", id.hex()), seal.to_string()));
+        index_json(manifests, seals.collect())
     }
 
     /// An `index.json` for one image under these names.
@@ -227,7 +285,7 @@ impl Records {
         } else {
             names.iter().map(|name| entry(Some(name))).collect()
         };
-        index_json(manifests)
+        index_json(manifests, BTreeMap::new())
     }
 
     /// What the records need.
@@ -283,7 +341,8 @@ pub(crate) fn archived_name(annotations: Option<&BTreeMap<String, String>>) -> O
     if name.contains([':', '/']) { name.parse().ok() } else { None }
 }
 
-fn index_json(manifests: Vec<StoredEntry>) -> Vec<u8> {
-    let index = StoredIndex { schema_version: 2, media_type: manifest::OCI_INDEX.to_owned(), manifests };
+fn index_json(manifests: Vec<StoredEntry>, annotations: BTreeMap<String, String>) -> Vec<u8> {
+    let media_type = manifest::OCI_INDEX.to_owned();
+    let index = StoredIndex { schema_version: 2, media_type, manifests, annotations };
     serde_json::to_vec(&index).expect("strings and numbers always serialise")
 }

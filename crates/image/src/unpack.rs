@@ -74,7 +74,7 @@ pub(crate) fn unpack(
     }
     // An image that is here may be mounted; it stays the same file.
     if !layout.has_layer_image(&diff_id) {
-        image.commit(&layout.layer_image(&diff_id))?;
+        layout.commit_layer_image(image, &diff_id)?;
     }
     Ok(diff_id)
 }

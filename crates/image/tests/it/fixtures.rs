@@ -196,3 +196,27 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
+
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// What `du` says of a directory: bytes of disk and inodes.
+pub(crate) fn du(directory: &Path) -> (u64, u64) {
+    let ask = |unit: &str| -> u64 {
+        let output = std::process::Command::new("du").arg("-s").arg(unit).arg(directory).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    (ask("--block-size=1"), ask("--inodes"))
+}

@@ -1,12 +1,11 @@
 //! What the store keeps, frees and survives.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 
 use kina_image::{Error, Images, Removed};
 
 use crate::fixtures::{
-    Packing, TestImage, TestLayer, blobs_in, layers_in, no_temporary_files, small_image, until,
+    Packing, TestImage, TestLayer, blobs_in, copy_tree, du, layers_in, no_temporary_files, small_image, until,
 };
 use crate::registry::{Registry, Reply, blob_path, config};
 
@@ -32,7 +31,7 @@ async fn images_outlive_a_restart_and_leftovers_do_not() {
 }
 
 #[tokio::test]
-async fn a_damaged_image_is_forgotten_and_comes_back() {
+async fn a_damaged_image_is_noticed_and_comes_back() {
     let registry = Registry::start().await;
     let (one, two) = (small_image("one"), small_image("two"));
     registry.serve_image("one", "v1", &one);
@@ -49,11 +48,16 @@ async fn a_damaged_image_is_forgotten_and_comes_back() {
     fs::write(&manifest, bytes).unwrap();
 
     let store = registry.store(root.path()).await;
-    assert!(store.list().is_empty());
+    // The one that lacks a layer is known to; of the other nothing is known any more.
+    let left = store.list();
+    assert_eq!((left.len(), left[0].id.clone(), left[0].complete), (1, one.id(), false));
+    let error = store.check(&one.id()).await.unwrap_err().to_string();
+    assert!(error.contains("is missing") && error.contains("kina image pull"), "{error}");
     assert_eq!(store.pull(&registry.reference("one:v1"), None, None).await.unwrap(), first);
+    store.check(&one.id()).await.unwrap();
     // The layer's image was made from the blob that is here.
     assert_eq!(registry.count(&blob_path("one", &one.blobs[1])), 1);
-    assert_eq!(store.pull(&registry.reference("two:v1"), None, None).await.unwrap(), second);
+    assert_eq!(store.pull(&registry.reference("two:v1"), None, None).await.unwrap().id, second.id);
     // A damaged layer blob is noticed when it is needed, and fetched again.
     drop(store);
     fs::remove_file(&first.layers[0].image_path).unwrap();
@@ -211,19 +215,6 @@ async fn leased_layers_outlive_a_crash() {
     assert_eq!(layers_in(copy.path()).len(), 1);
 }
 
-fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            fs::create_dir(&target).unwrap();
-            copy_tree(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 #[tokio::test]
 async fn collection_frees_what_failed_pulls_leave() {
     let registry = Registry::start().await;
@@ -300,22 +291,8 @@ async fn usage_is_true_to_the_disk() {
     let empty = store.usage().await.unwrap();
     store.pull(&registry.reference("app:v1"), None, None).await.unwrap();
     let usage = store.usage().await.unwrap();
-    let walked = walk(root.path());
-    assert_eq!((usage.bytes, usage.inodes), walked);
+    assert_eq!((usage.bytes, usage.inodes), du(root.path()));
     assert!(usage.bytes - empty.bytes > 1_000_000, "{usage:?}");
     store.remove(test.id().as_str()).await.unwrap();
     assert_eq!(store.usage().await.unwrap().inodes, empty.inodes + 1, "index.json is new");
-}
-
-fn walk(directory: &std::path::Path) -> (u64, u64) {
-    let mut sum = (0, 0);
-    for entry in fs::read_dir(directory).unwrap() {
-        let entry = entry.unwrap();
-        sum = (sum.0 + entry.metadata().unwrap().blocks() * 512, sum.1 + 1);
-        if entry.file_type().unwrap().is_dir() {
-            let inner = walk(&entry.path());
-            sum = (sum.0 + inner.0, sum.1 + inner.1);
-        }
-    }
-    sum
 }

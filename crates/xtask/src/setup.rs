@@ -46,8 +46,9 @@ pub(crate) const TEST: Group = Group {
         // Oracles: EROFS images and container confinement.
         "erofs-utils",
         "runc",
-        // Network namespaces.
+        // Network namespaces, and what is in them.
         "iproute2",
+        "nftables",
         // Machines, and the modules of their kernel.
         "qemu-system-x86",
         "kmod",

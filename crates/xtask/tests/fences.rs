@@ -41,6 +41,7 @@ const HOUSE: &[Room] = &[
     Room { name: "kina-erofs", folder: "crates/erofs", uses: &[], may: &[] },
     Room { name: "kina-cgroup", folder: "crates/cgroup", uses: &[], may: &[Platform, Unsafe] },
     Room { name: "kina-cni", folder: "crates/cni", uses: &[], may: &[] },
+    Room { name: "kina-attachment", folder: "crates/attachment", uses: &[], may: &[Platform, Unsafe] },
     Room { name: "kina-log", folder: "crates/log", uses: &[], may: &[] },
     Room { name: "kina-store", folder: "crates/store", uses: &[], may: &[] },
     Room { name: "kina-guest-api", folder: "crates/guest-api", uses: &["kina-model"], may: &[Grpc] },

@@ -1,0 +1,13 @@
+//! The attachments themselves.
+
+pub(crate) mod apply;
+pub mod direct;
+mod firewall;
+pub(crate) mod inspect;
+mod link;
+pub(crate) mod namespace;
+mod netlink;
+mod nftables;
+mod redirect;
+pub mod tap;
+pub mod tunnel;

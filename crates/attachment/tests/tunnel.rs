@@ -1,5 +1,6 @@
 //! Tunnels: two nodes and three pod machines as namespaces on one bridge.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "helpers here are part of tests")]
 
 mod support;
 

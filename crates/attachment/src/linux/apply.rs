@@ -94,7 +94,10 @@ async fn fill(netlink: &Netlink, index: u32, interface: &Interface) -> Result<()
             tolerate(netlink.change(message, 0, "remove address", &on(&stale.prefix, name)).await)?;
         }
     }
-    for address in &interface.addresses {
+    // The kernel lists IPv4 addresses as they came and IPv6 addresses the newest first;
+    // among equals, the order decides which is a packet's source.
+    let ordered = |ipv6| interface.addresses.iter().filter(move |one| one.prefix.address.is_ipv6() == ipv6);
+    for address in ordered(false).chain(ordered(true).rev()) {
         let message = RouteNetlinkMessage::NewAddress(address_message(address, index));
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         netlink.change(message, flags, "add address", &on(&address.prefix, name)).await?;

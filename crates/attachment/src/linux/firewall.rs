@@ -113,7 +113,7 @@ fn chains(port: u16) -> Vec<Chain> {
     // kernel may not know how.
     if Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
         let ours = datagram(port).load(Base::Transport, IDENTIFIER_AT, IDENTIFIER_LENGTH, 0);
-        let ours = ours.is_in(IDENTIFIERS).no_track();
+        let ours = ours.member_of(IDENTIFIERS).no_track();
         chains.push(("untracked-in", PREROUTING, vec![ours.clone()]));
         chains.push(("untracked-out", OUTPUT, vec![ours]));
     }
@@ -173,7 +173,7 @@ fn input(port: u16) -> Vec<Rule> {
             .bytes_are(Base::Transport, 2, &port.to_be_bytes())
             .load(Base::Network, source, length, 0)
             .load(Base::Transport, IDENTIFIER_AT, IDENTIFIER_LENGTH, length / 4)
-            .is_in(set)
+            .member_of(set)
             .verdict(Verdict::Accept)
     };
     let mut rules = vec![known(IPV4, 12, 4, PEERS4), known(IPV6, 8, 16, PEERS6)];
@@ -185,7 +185,7 @@ fn input(port: u16) -> Vec<Rule> {
 fn strangers(port: u16) -> Vec<Rule> {
     let identified = || datagram(port).load(Base::Transport, IDENTIFIER_AT, IDENTIFIER_LENGTH, 0);
     vec![
-        identified().is_in(IDENTIFIERS).count().verdict(Verdict::Drop),
+        identified().member_of(IDENTIFIERS).count().verdict(Verdict::Drop),
         identified().verdict(Verdict::Accept),
         datagram(port).count().verdict(Verdict::Drop),
     ]

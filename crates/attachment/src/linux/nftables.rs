@@ -138,7 +138,7 @@ impl Rule {
     }
 
     /// Goes on if the registers from 0 on are an element of `set`.
-    pub(super) fn is_in(self, set: &str) -> Self {
+    pub(super) fn member_of(self, set: &str) -> Self {
         self.expression("lookup", Attributes::new().text(1, set).number(2, FIRST_REGISTER))
     }
 

@@ -26,7 +26,7 @@ impl Gate {
     pub fn on(net: &Net, device: &str) -> Self {
         let device = device.to_owned();
         net.run(move || {
-            let index = rustix_index(&device);
+            let index = device_index(&device);
             let map = create_map().unwrap();
             // BPF_TCX_INGRESS and BPF_TCX_EGRESS: from the pod and to it.
             let links = [(46, FROM_POD), (47, TO_POD)]
@@ -46,8 +46,7 @@ impl Gate {
     }
 }
 
-fn rustix_index(device: &str) -> u32 {
-    std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+fn device_index(device: &str) -> u32 {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     rustix::net::netdevice::name_to_index(&socket, device).unwrap()
 }

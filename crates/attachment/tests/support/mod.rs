@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "each test uses its own part")]
 #![allow(unreachable_pub, reason = "the tests' own crate")]
-#![allow(clippy::missing_panics_doc, reason = "panics are how tests fail")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "this is part of tests")]
 
 use std::fs::File;
 use std::io::{Read, Write};

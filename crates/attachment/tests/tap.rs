@@ -353,6 +353,6 @@ async fn no_thread_of_the_runtime_is_ever_elsewhere() {
     let inside = rig.sandbox.namespace.run(own).await.unwrap();
     assert_ne!(inside, before);
     assert_eq!(own(), before);
-    let error = rig.sandbox.namespace.run(|| panic!("on purpose")).await.map(|()| ()).unwrap_err();
+    let error = rig.sandbox.namespace.run(|| panic!("on purpose")).await.unwrap_err();
     assert!(matches!(error, Error::Namespace { .. }), "{error:?}");
 }

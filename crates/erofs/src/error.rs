@@ -152,6 +152,8 @@ pub enum Exceeded {
     Entries,
     /// [`Limits::max_unpacked_bytes`](crate::Limits::max_unpacked_bytes)
     UnpackedBytes,
+    /// [`Limits::max_archive_bytes`](crate::Limits::max_archive_bytes)
+    ArchiveBytes,
     /// [`Limits::max_file_bytes`](crate::Limits::max_file_bytes)
     FileBytes,
     /// [`Limits::max_path_len`](crate::Limits::max_path_len)
@@ -177,6 +179,7 @@ impl fmt::Display for Exceeded {
         formatter.write_str(match self {
             Self::Entries => "entries",
             Self::UnpackedBytes => "unpacked bytes",
+            Self::ArchiveBytes => "bytes in the archive",
             Self::FileBytes => "bytes in one file",
             Self::PathLength => "bytes in a path",
             Self::Depth => "levels of directories",

@@ -1,7 +1,7 @@
 //! From entries to the tree and the image: what OCI layers mean.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::BufRead;
 
 use crate::error::{Error, Exceeded, shown};
 use crate::image::data;
@@ -23,7 +23,7 @@ const MAX_FILE_BYTES: u64 = 8 << 40;
 /// The hard cap on a link's target: the kernel's `PATH_MAX`, less its end.
 const MAX_LINK_TARGET: usize = 4095;
 
-pub(crate) fn write<R: Read>(reader: R, out: &mut File, options: &Options) -> Result<Summary, Error> {
+pub(crate) fn write<R: BufRead>(reader: R, out: &mut File, options: &Options) -> Result<Summary, Error> {
     let mut layer = Layer {
         archive: Archive::new(reader, &options.limits),
         sink: Sink::new(out)?,
@@ -59,7 +59,7 @@ struct Layer<'a, R> {
     summary: Summary,
 }
 
-impl<R: Read> Layer<'_, R> {
+impl<R: BufRead> Layer<'_, R> {
     fn add(&mut self, entry: Entry) -> Result<(), Error> {
         let path = entry.path.as_slice();
         if entry.kind == EntryKind::Socket {

@@ -63,14 +63,16 @@
 mod error;
 mod image;
 mod layer;
+mod packed;
 mod tar;
 mod tree;
 mod xattr;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::BufRead;
 
 pub use crate::error::{Error, Exceeded};
+pub use crate::packed::{Compression, Decoder, Packed, write_packed_layer};
 
 /// How to write an image.
 #[derive(Clone, Debug)]
@@ -113,6 +115,9 @@ pub struct Limits {
     /// Bytes of file data in the stream, in all; and as much again for what sparse files
     /// take in the image (holes do not count, but data is rounded up to chunks).
     pub max_unpacked_bytes: u64,
+    /// Bytes of the whole archive, headers and trailing bytes included. Only
+    /// [`write_packed_layer`] asks.
+    pub max_archive_bytes: u64,
     /// The size of one file, holes included. Capped at 8 TiB.
     pub max_file_bytes: u64,
     /// Bytes of one entry's path.
@@ -140,6 +145,7 @@ impl Default for Limits {
         Self {
             max_entries: 2 << 20,
             max_unpacked_bytes: 64 << 30,
+            max_archive_bytes: 128 << 30,
             max_file_bytes: 8 << 40,
             max_path_len: 4096,
             max_depth: 256,
@@ -179,11 +185,12 @@ pub struct Summary {
 /// `out` is emptied first and written from its start; it must be a regular file, and is
 /// not synced. On an error its content is undefined (and no valid image: the superblock
 /// is written last). The reader is read to its end, beyond the archive's end marker too,
-/// so a digest computed over it covers the whole stream. The reader needs no buffering.
+/// so a digest computed over it covers the whole stream. The reader's own buffer is the only
+/// one: let it hold some hundred KiB.
 ///
 /// # Errors
 ///
 /// Whatever [`Error`] lists; the first problem stops the work.
-pub fn write_layer<R: Read>(reader: R, out: &mut File, options: &Options) -> Result<Summary, Error> {
+pub fn write_layer<R: BufRead>(reader: R, out: &mut File, options: &Options) -> Result<Summary, Error> {
     layer::write(reader, out, options)
 }

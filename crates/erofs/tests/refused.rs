@@ -192,7 +192,7 @@ fn what_the_reader_and_the_file_say_is_passed_on() {
         }
     }
     let mut file = tempfile::tempfile().unwrap();
-    let error = write_layer(Failing, &mut file, &Options::default()).unwrap_err();
+    let error = write_layer(std::io::BufReader::new(Failing), &mut file, &Options::default()).unwrap_err();
     assert!(matches!(error, Error::Read { offset: 0, .. }), "{error}");
     let mut read_only = std::fs::File::open("/dev/null").unwrap();
     let error = write_layer(&[][..], &mut read_only, &Options::default()).unwrap_err();

@@ -6,6 +6,7 @@ use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use kina_erofs::{Compression, Decoder};
 use kina_model::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -23,7 +24,6 @@ use crate::pull::{Source, bring_in, choose};
 use crate::records::{Image, archived_name};
 use crate::reference::Reference;
 use crate::registry::FetchedManifest;
-use crate::unpack::{Compression, Decoder};
 
 const CHUNK: usize = 64 << 10;
 /// Images in one archive.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 
-use flate2::bufread::MultiGzDecoder;
+use kina_erofs::Exceeded;
 use kina_model::Digest;
 use sha2::{Digest as _, Sha256};
 
@@ -14,9 +14,6 @@ use crate::layout::{Layout, TempFile};
 use crate::manifest::Blob;
 use crate::pipe::PipeReader;
 
-/// The largest window of a zstd stream, as a power of two: 128 MiB, what zstd
-/// itself accepts by default.
-const ZSTD_WINDOW_LOG: u32 = 27;
 const STORED_BUFFER: usize = 256 << 10;
 
 /// Where a layer's bytes come from.
@@ -91,26 +88,17 @@ fn write_image(
         kina_erofs::Error::Write { source, .. } => Error::storage("write", &image_path)(source),
         source => Error::LayerRefused { digest: blob.digest.clone(), source: Arc::new(source) },
     };
-    let unreadable = |offset| move |source| kina_erofs::Error::Read { offset, source };
     let mut options = kina_erofs::Options::default();
     options.limits.max_entries = limits.layer_entries;
     options.limits.max_unpacked_bytes = limits.unpacked_layer_bytes;
-    let mut archive = Archive {
-        decoder: Decoder::sniff(intake).map_err(unreadable(0)).map_err(refused)?,
-        hasher: Sha256::new(),
-        seen: 0,
-        limit: limits.unpacked_layer_bytes,
-    };
-    let written = kina_erofs::write_layer(&mut archive, image.file(), &options);
-    if archive.seen > archive.limit {
-        return Err(Error::TooLarge {
-            subject: format!("layer {}", blob.digest),
-            what: "unpacked bytes",
-            limit: archive.limit,
-        });
+    options.limits.max_archive_bytes = limits.unpacked_layer_bytes;
+    match kina_erofs::write_packed_layer(intake, image.file(), &options) {
+        Ok(packed) => Ok((image, Digest::from_sha256(packed.archive_sha256))),
+        Err(kina_erofs::Error::LimitExceeded { exceeded: Exceeded::ArchiveBytes, limit, .. }) => {
+            Err(Error::TooLarge { subject: format!("layer {}", blob.digest), what: "unpacked bytes", limit })
+        }
+        Err(error) => Err(refused(error)),
     }
-    written.map_err(refused)?;
-    Ok((image, Digest::from_sha256(archive.hasher.finalize().into())))
 }
 
 enum Input {
@@ -197,83 +185,6 @@ impl Read for Intake {
         let count = available.len().min(buffer.len());
         buffer[..count].copy_from_slice(&available[..count]);
         self.consume(count);
-        Ok(count)
-    }
-}
-
-/// A compression that shows in a stream's first bytes. Registries label layers
-/// wrongly often enough that the label is not asked.
-pub(crate) enum Decoder<R: BufRead> {
-    Plain(Whole<R>),
-    Gzip(Box<MultiGzDecoder<Whole<R>>>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, Whole<R>>>),
-}
-
-/// The bytes that were looked at, and those after them.
-type Whole<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
-
-impl<R: BufRead> Decoder<R> {
-    pub(crate) fn sniff(mut input: R) -> io::Result<Self> {
-        let mut start = Vec::new();
-        input.by_ref().take(4).read_to_end(&mut start)?;
-        let compression = Compression::of(&start);
-        let whole = io::Cursor::new(start).chain(input);
-        Ok(match compression {
-            Compression::Plain => Self::Plain(whole),
-            Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(whole))),
-            Compression::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-                Self::Zstd(Box::new(decoder))
-            }
-        })
-    }
-}
-
-impl<R: BufRead> Read for Decoder<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(input) => input.read(buffer),
-            Self::Gzip(input) => input.read(buffer),
-            Self::Zstd(input) => input.read(buffer),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compression {
-    Plain,
-    Gzip,
-    Zstd,
-}
-
-impl Compression {
-    pub(crate) fn of(start: &[u8]) -> Self {
-        // zstd's skippable frames (RFC 8878 §3.1.2) are 0x184D2A50 to 5F, little endian.
-        match start {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            _ => Self::Plain,
-        }
-    }
-}
-
-/// The uncompressed archive: counted and hashed on its way to the writer.
-struct Archive<R: BufRead> {
-    decoder: Decoder<R>,
-    hasher: Sha256,
-    seen: u64,
-    limit: u64,
-}
-
-impl<R: BufRead> Read for Archive<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.decoder.read(buffer)?;
-        self.seen += count as u64;
-        if self.seen > self.limit {
-            return Err(io::Error::other("the archive is longer than the limit"));
-        }
-        self.hasher.update(&buffer[..count]);
         Ok(count)
     }
 }

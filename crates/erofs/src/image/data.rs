@@ -1,6 +1,6 @@
 //! File data: from the stream straight to the image.
 
-use std::io::Read;
+use std::io::BufRead;
 
 use crate::error::Error;
 use crate::image::format::{BLOCK_BITS, BLOCK_BYTES, NULL_BLOCK};
@@ -12,7 +12,10 @@ use crate::tree::Chunked;
 const MAX_CHUNKS: u64 = 1 << 18;
 
 /// Writes the current entry's data; gives its first block.
-pub(crate) fn write_plain<R: Read>(archive: &mut Archive<'_, R>, sink: &mut Sink<'_>) -> Result<u32, Error> {
+pub(crate) fn write_plain<R: BufRead>(
+    archive: &mut Archive<'_, R>,
+    sink: &mut Sink<'_>,
+) -> Result<u32, Error> {
     let block = sink.block()?;
     loop {
         let data = archive.peek_data()?;
@@ -20,7 +23,7 @@ pub(crate) fn write_plain<R: Read>(archive: &mut Archive<'_, R>, sink: &mut Sink
         if count == 0 {
             break;
         }
-        sink.write(data)?;
+        sink.write_data(data)?;
         archive.consume_data(count);
     }
     sink.align()?;
@@ -66,7 +69,7 @@ impl ChunkGeometry {
 }
 
 /// Writes the chunks that have data in them.
-pub(crate) fn write_sparse<R: Read>(
+pub(crate) fn write_sparse<R: BufRead>(
     archive: &mut Archive<'_, R>,
     sink: &mut Sink<'_>,
     map: &SparseMap,

@@ -7,12 +7,18 @@ use crate::error::Error;
 use crate::image::format::BLOCK_BYTES;
 
 const BUFFER_BYTES: usize = 1 << 20;
+/// Pieces of this size go to the file without a copy; smaller ones are collected.
+const DIRECT_BYTES: usize = 64 << 10;
+/// Zeros in file data are looked for in pieces of this size.
+const ZERO_PIECE_BYTES: usize = 64 << 10;
 
 pub(crate) struct Sink<'a> {
     file: &'a mut File,
     buffer: Vec<u8>,
     /// Where the next byte goes, the buffer counted in.
     position: u64,
+    /// Where the file stands.
+    file_position: u64,
 }
 
 impl<'a> Sink<'a> {
@@ -21,7 +27,12 @@ impl<'a> Sink<'a> {
         let failed = |source| Error::Write { offset: 0, source };
         file.set_len(0).map_err(failed)?;
         file.seek(SeekFrom::Start(BLOCK_BYTES)).map_err(failed)?;
-        Ok(Self { file, buffer: Vec::with_capacity(BUFFER_BYTES), position: BLOCK_BYTES })
+        Ok(Self {
+            file,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            position: BLOCK_BYTES,
+            file_position: BLOCK_BYTES,
+        })
     }
 
     pub(crate) fn position(&self) -> u64 {
@@ -35,17 +46,39 @@ impl<'a> Sink<'a> {
     }
 
     pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
-        self.position += bytes.len() as u64;
+        if bytes.len() >= DIRECT_BYTES {
+            self.flush()?;
+            return self.write_out(bytes);
+        }
         while !bytes.is_empty() {
             let room = BUFFER_BYTES - self.buffer.len();
             let (now, later) = bytes.split_at(bytes.len().min(room));
             self.buffer.extend_from_slice(now);
+            self.position += now.len() as u64;
             bytes = later;
             if self.buffer.len() == BUFFER_BYTES {
                 self.flush()?;
             }
         }
         Ok(())
+    }
+
+    /// A file's data. Long runs of zeros become holes in the image's file, so that an archive
+    /// of zeros does not fill the disk.
+    pub(crate) fn write_data(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        static ZEROS: [u8; ZERO_PIECE_BYTES] = [0; ZERO_PIECE_BYTES];
+        let mut done = 0;
+        let mut at = 0;
+        while bytes.len() - at >= ZERO_PIECE_BYTES {
+            let end = at + ZERO_PIECE_BYTES;
+            if bytes[at..end] == ZEROS {
+                self.write(&bytes[done..at])?;
+                self.skip(ZERO_PIECE_BYTES as u64)?;
+                done = end;
+            }
+            at = end;
+        }
+        self.write(&bytes[done..])
     }
 
     /// Leaves `count` bytes that read as zeros: a hole in the file where that is worth it.
@@ -56,9 +89,6 @@ impl<'a> Sink<'a> {
         }
         self.flush()?;
         self.position += count;
-        let target = SeekFrom::Start(self.position);
-        let offset = self.position;
-        self.file.seek(target).map_err(|source| Error::Write { offset, source })?;
         Ok(())
     }
 
@@ -80,10 +110,28 @@ impl<'a> Sink<'a> {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        let offset = self.position.saturating_sub(self.buffer.len() as u64);
-        let written = self.file.write_all(&self.buffer);
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        self.position -= self.buffer.len() as u64;
+        let buffer = std::mem::take(&mut self.buffer);
+        let written = self.write_out(&buffer);
+        self.buffer = buffer;
         self.buffer.clear();
-        written.map_err(|source| Error::Write { offset, source })
+        written
+    }
+
+    /// Writes at the current position, past what was skipped.
+    fn write_out(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let offset = self.position;
+        let failed = |source| Error::Write { offset, source };
+        if self.file_position != offset {
+            self.file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        }
+        self.file.write_all(bytes).map_err(failed)?;
+        self.position += bytes.len() as u64;
+        self.file_position = self.position;
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ mod pax;
 mod source;
 mod sparse;
 
-use std::io::Read;
+use std::io::BufRead;
 
 pub(crate) use self::entry::{Entry, EntryKind, Timestamp};
 use self::header::{BLOCK, Field, Header};
@@ -31,7 +31,7 @@ pub(crate) struct Archive<'a, R> {
     declared_bytes: u64,
 }
 
-impl<'a, R: Read> Archive<'a, R> {
+impl<'a, R: BufRead> Archive<'a, R> {
     pub(crate) fn new(reader: R, limits: &'a Limits) -> Self {
         Self { source: Source::new(reader), limits, remaining: 0, padding: 0, declared_bytes: 0 }
     }

@@ -1,24 +1,19 @@
-//! The reader, with a buffer and a count of what was read.
+//! The reader, with a count of what was read.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use crate::error::Error;
 use crate::tar::header::BLOCK;
 
-const BUFFER_BYTES: usize = 256 << 10;
-
 pub(crate) struct Source<R> {
     reader: R,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
     /// Bytes handed out (not: bytes read ahead).
     offset: u64,
 }
 
-impl<R: Read> Source<R> {
+impl<R: BufRead> Source<R> {
     pub(crate) fn new(reader: R) -> Self {
-        Self { reader, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0, offset: 0 }
+        Self { reader, offset: 0 }
     }
 
     pub(crate) fn offset(&self) -> u64 {
@@ -27,23 +22,19 @@ impl<R: Read> Source<R> {
 
     /// At least one byte, or none at the end of the stream.
     pub(crate) fn peek(&mut self) -> Result<&[u8], Error> {
-        while self.start == self.end {
-            match self.reader.read(&mut self.buffer) {
-                Ok(0) => return Ok(&[]),
-                Ok(count) => (self.start, self.end) = (0, count.min(self.buffer.len())),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    return Err(Error::Read { offset: self.offset, source });
-                }
+        // Twice, since a borrow that may be returned cannot be taken in a loop; the second
+        // call finds the buffer full.
+        while let Err(source) = self.reader.fill_buf() {
+            if source.kind() != io::ErrorKind::Interrupted {
+                return Err(Error::Read { offset: self.offset, source });
             }
         }
-        Ok(&self.buffer[self.start..self.end])
+        self.reader.fill_buf().map_err(|source| Error::Read { offset: self.offset, source })
     }
 
     /// Takes bytes that [`Source::peek`] showed.
     pub(crate) fn consume(&mut self, count: usize) {
-        debug_assert!(count <= self.end - self.start, "only what was shown");
-        self.start += count;
+        self.reader.consume(count);
         self.offset += count as u64;
     }
 

@@ -1,6 +1,6 @@
 //! Sparse files: which parts of a file the stream holds.
 
-use std::io::Read;
+use std::io::BufRead;
 
 use crate::error::{Error, Exceeded, shown};
 use crate::tar::header::{BLOCK, Field, Header};
@@ -55,7 +55,7 @@ impl SparseMap {
 }
 
 /// The map of an old GNU sparse entry: four pairs in the header, then blocks of 21.
-pub(crate) fn old_gnu_pairs<R: Read>(
+pub(crate) fn old_gnu_pairs<R: BufRead>(
     source: &mut Source<R>,
     header: &Header<'_>,
     header_offset: u64,
@@ -92,7 +92,7 @@ fn read_pairs(header: &Header<'_>, base: usize, count: usize, pairs: &mut Vec<u6
 
 /// The map of a PAX 1.0 sparse file, which stands before its data: decimal numbers, one a
 /// line, padded to whole blocks. Gives the pairs and how many bytes the map took.
-pub(crate) fn pax_1_0_pairs<R: Read>(
+pub(crate) fn pax_1_0_pairs<R: BufRead>(
     source: &mut Source<R>,
     path: &[u8],
     stored_size: u64,
@@ -131,7 +131,7 @@ struct MapReader {
 
 impl MapReader {
     /// `None`: malformed.
-    fn number<R: Read>(&mut self, source: &mut Source<R>) -> Result<Option<u64>, Error> {
+    fn number<R: BufRead>(&mut self, source: &mut Source<R>) -> Result<Option<u64>, Error> {
         let mut digits = Vec::with_capacity(20);
         loop {
             if self.at == BLOCK {

@@ -60,7 +60,7 @@ pub type Listing = BTreeMap<Vec<u8>, Node>;
 /// Writes an image into `directory`.
 pub fn image_at(path: &Path, tar: impl std::io::Read) -> Result<Summary, Error> {
     let mut file = File::create(path).unwrap();
-    write_layer(tar, &mut file, &Options::default())
+    write_layer(std::io::BufReader::with_capacity(1 << 18, tar), &mut file, &Options::default())
 }
 
 /// Runs `work` on a thread with mounts of its own, which end with it, whatever happens.

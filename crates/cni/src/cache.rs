@@ -51,12 +51,16 @@ impl CachedAttachment {
         NetworkResult::from_value(self.result.clone(), SpecVersion::V0_1_0)
     }
 
-    /// The network's configuration when the attachment was made; `None` if it
-    /// is damaged, or has no plugins: other runtimes leave out those that lie
-    /// beside the configuration's file.
+    /// The network's configuration when the attachment was made, in the version
+    /// in which it was made: that of the result. `None` if it is damaged, or has
+    /// no plugins: other runtimes leave out those that lie beside the
+    /// configuration's file.
     #[must_use]
     pub fn network(&self) -> Option<Network> {
-        Network::from_list(&self.config).or_else(|_| Network::from_single(&self.config)).ok()
+        let read = Network::from_list(&self.config).or_else(|_| Network::from_single(&self.config)).ok()?;
+        let stated = self.result.get("cniVersion").and_then(Value::as_str);
+        let version = stated.and_then(|version| version.parse().ok());
+        Some(version.and_then(|version| read.with_version(version)).unwrap_or(read))
     }
 }
 

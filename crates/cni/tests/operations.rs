@@ -292,6 +292,21 @@ async fn a_version_is_found_that_all_plugins_speak() {
         host.plugin("b", speaks(spoken));
         assert_eq!(cni.negotiate(&network).await.unwrap().version().as_str(), expected);
     }
+    // What was made in a version is removed in it.
+    host.plugin("b", |call| match call.command.as_str() {
+        "VERSION" => {
+            common::success(&json!({"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0"]}))
+        }
+        _ => good(call),
+    });
+    let negotiated = cni.negotiate(&network).await.unwrap();
+    cni.add(&negotiated, &attachment()).await.unwrap();
+    host.calls();
+    cni.del_cached("pods", None, &attachment()).await.unwrap();
+    let calls = host.calls();
+    assert_eq!(calls.len(), 2);
+    assert!(calls.iter().all(|call| call.stdin["cniVersion"] == json!("1.0.0")));
+
     host.plugin("b", speaks(&["0.2.0"]));
     let Err(Error::PluginVersion { plugin, .. }) = cni.negotiate(&network).await else { panic!() };
     assert_eq!(plugin, "b");

@@ -49,6 +49,7 @@ pub(crate) const TEST: Group = Group {
         // Network namespaces, and what is in them.
         "iproute2",
         "nftables",
+        "containernetworking-plugins",
         // Machines, and the modules of their kernel.
         "qemu-system-x86",
         "kmod",

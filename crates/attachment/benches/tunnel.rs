@@ -75,10 +75,7 @@ mod linux {
                 all.sort();
                 all[all.len() / 2].as_secs_f64() * 1e6
             });
-            println!(
-                "{} | {out:.2} Gbit/s | {back:.2} Gbit/s | {median:.1} µs | {worst:.1} µs",
-                way.name
-            );
+            println!("{} | {out:.2} Gbit/s | {back:.2} Gbit/s | {median:.1} µs | {worst:.1} µs", way.name);
         }
     }
 

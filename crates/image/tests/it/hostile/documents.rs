@@ -99,24 +99,24 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::image(
         "a layer that unpacks to something else than its diff id",
-        "layer (layer) of REGISTRY/app:v1: expected diff id (other), unpacks to (other)",
+        "layer (layer) of REGISTRY/app:v1: expected diff id (other), unpacks to (layer)",
         |good| configured(&good, |config| config["rootfs"]["diff_ids"] = json!([digest(b"other")])),
     )
     .keeps(),
     // Sizes.
     Case::image(
         "a layer longer than its descriptor says",
-        "blob (layer) of REGISTRY/app:v1: expected 10 bytes, got 101",
+        "blob (layer) of REGISTRY/app:v1: expected 10 bytes, got 2048",
         |good| good.with_manifest(|manifest| manifest["layers"][0]["size"] = json!(10)),
     ),
     Case::image(
         "a layer shorter than its descriptor says",
-        "blob (layer) of REGISTRY/app:v1: expected 100000 bytes, got 101",
+        "blob (layer) of REGISTRY/app:v1: expected 100000 bytes, got 2048",
         |good| good.with_manifest(|manifest| manifest["layers"][0]["size"] = json!(100_000)),
     ),
     Case::registry(
         "a layer of unknown length, longer than its descriptor says",
-        "layer (layer): expected 101 bytes, got 201",
+        "layer (layer): expected 2048 bytes, got 2148",
         |registry, good| {
             let long = [&good.blobs[1][..], &[0; 100]].concat();
             registry.route(&blob_path("app", &good.blobs[1]), Reply::ok(long).manner(Manner::Chunked));
@@ -124,7 +124,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a layer of unknown length, shorter than its descriptor says",
-        "layer (layer): expected 101 bytes, got 40",
+        "layer (layer): expected 2048 bytes, got 40",
         |registry, good| {
             let short = good.blobs[1][..40].to_vec();
             registry.route(&blob_path("app", &good.blobs[1]), Reply::ok(short).manner(Manner::Chunked));
@@ -137,7 +137,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a manifest longer than the index says",
-        "manifest (manifest) of REGISTRY/app:v1: expected 10 bytes, got 401",
+        "manifest (manifest) of REGISTRY/app:v1: expected 10 bytes, got 397",
         |registry, good| {
             let mut entry = entry(good, "amd64");
             entry["size"] = json!(10);
@@ -162,52 +162,52 @@ pub(crate) const CASES: &[Case] = &[
     // JSON.
     Case::registry(
         "a manifest that is no JSON",
-        "REGISTRY/app:v1: malformed manifest: key must be a string at line 1 column 2",
+        "REGISTRY/app:v1: malformed manifest: key must be a string at line 1 column N",
         |registry, _| document(registry, "{schemaVersion: 2}"),
     ),
     Case::registry(
         "an empty manifest",
-        "REGISTRY/app:v1: malformed manifest: EOF while parsing a value at line 1 column 0",
+        "REGISTRY/app:v1: malformed manifest: EOF while parsing a value at line 1 column N",
         |registry, _| document(registry, ""),
     ),
     Case::registry(
         "a manifest that ends in the middle",
-        "REGISTRY/app:v1: malformed manifest: EOF while parsing a string at line 1 column 200",
+        "REGISTRY/app:v1: malformed manifest: EOF while parsing a string at line 1 column N",
         |registry, good| {
             document(registry, &good.manifest[..good.manifest.len() / 2]);
         },
     ),
     Case::registry(
         "a manifest with something behind it",
-        "REGISTRY/app:v1: malformed manifest: trailing characters at line 1 column 402",
+        "REGISTRY/app:v1: malformed manifest: trailing characters at line 1 column N",
         |registry, good| {
             document(registry, [&good.manifest[..], b"{}"].concat());
         },
     ),
     Case::registry(
         "a manifest that is not UTF-8",
-        "REGISTRY/app:v1: malformed manifest: invalid unicode code point at line 1 column 33",
+        "REGISTRY/app:v1: malformed manifest: invalid unicode code point at line 1 column N",
         |registry, _| {
             document(registry, &b"{\"schemaVersion\":2,\"mediaType\":\"\xff\xfe\"}"[..]);
         },
     ),
     Case::registry(
         "a manifest nested 100,000 deep",
-        "REGISTRY/app:v1: malformed manifest: invalid type: sequence, expected a string at line 1 column 11",
+        "REGISTRY/app:v1: malformed manifest: invalid type: sequence, expected a string at line 1 column N",
         |registry, _| {
             document(registry, format!("{{\"config\":{}", "[".repeat(100_000)));
         },
     ),
     Case::registry(
         "unknown fields nested 100,000 deep",
-        "REGISTRY/app:v1: malformed manifest: EOF while parsing a value at line 1 column 500005",
+        "REGISTRY/app:v1: malformed manifest: EOF while parsing a value at line 1 column N",
         |registry, _| {
             document(registry, format!("{{\"x\":{}", "{\"x\":".repeat(100_000)));
         },
     ),
     Case::registry(
         "a manifest with two configurations",
-        "REGISTRY/app:v1: malformed manifest: duplicate field `config` at line 1 column 169",
+        "REGISTRY/app:v1: malformed manifest: duplicate field `config` at line 1 column N",
         |registry, good| {
             let text = String::from_utf8(good.manifest.clone()).unwrap();
             let config = good.manifest_value["config"].to_string();
@@ -216,7 +216,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a manifest that is null",
-        "REGISTRY/app:v1: malformed manifest: invalid type: null, expected a manifest or an index at line 1 column 4",
+        "REGISTRY/app:v1: malformed manifest: invalid type: null, expected a manifest or an index at line 1 column N",
         |registry, _| document(registry, "null"),
     ),
     Case::registry(
@@ -226,21 +226,21 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a negative size",
-        "REGISTRY/app:v1: malformed manifest: invalid value: integer `-1`, expected u64 at line 1 column 322",
+        "REGISTRY/app:v1: malformed manifest: invalid value: integer `-1`, expected u64 at line 1 column N",
         |registry, good| {
             edited(registry, good, |manifest| manifest["layers"][0]["size"] = json!(-1));
         },
     ),
     Case::registry(
         "a size with a fraction",
-        "REGISTRY/app:v1: malformed manifest: invalid type: floating point `1.5`, expected u64 at line 1 column 323",
+        "REGISTRY/app:v1: malformed manifest: invalid type: floating point `1.5`, expected u64 at line 1 column N",
         |registry, good| {
             edited(registry, good, |manifest| manifest["layers"][0]["size"] = json!(1.5));
         },
     ),
     Case::registry(
         "a size beyond 64 bits",
-        "REGISTRY/app:v1: malformed manifest: invalid type: floating point `1e+23`, expected u64 at line 1 column 179",
+        "REGISTRY/app:v1: malformed manifest: invalid type: floating point `1e+23`, expected u64 at line 1 column N",
         |registry, good| {
             let text = String::from_utf8(good.manifest.clone()).unwrap();
             document(registry, text.replace("\"size\":", "\"size\":99999999999999999999"));
@@ -248,7 +248,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a digest that is a path",
-        "REGISTRY/app:v1: malformed manifest: digest \"sha256:../../../etc/passwd\" is not sha256: and 64 lower-case hexadecimal characters at line 1 column 209",
+        "REGISTRY/app:v1: malformed manifest: digest \"sha256:../../../etc/passwd\" is not sha256: and 64 lower-case hexadecimal characters at line 1 column N",
         |registry, good| {
             edited(registry, good, |manifest| {
                 manifest["layers"][0]["digest"] = json!("sha256:../../../etc/passwd")
@@ -257,7 +257,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a digest in an unknown algorithm",
-        "REGISTRY/app:v1: malformed manifest: digest \"md5:d41d8cd98f00b204e9800998ecf8427e\" is not sha256: and 64 lower-case hexadecimal characters at line 1 column 58",
+        "REGISTRY/app:v1: malformed manifest: digest \"md5:d41d8cd98f00b204e9800998ecf8427e\" is not sha256: and 64 lower-case hexadecimal characters at line 1 column N",
         |registry, good| {
             edited(registry, good, |manifest| {
                 manifest["config"]["digest"] = json!("md5:d41d8cd98f00b204e9800998ecf8427e")
@@ -371,22 +371,22 @@ pub(crate) const CASES: &[Case] = &[
     // Configurations.
     Case::image(
         "a configuration that is no JSON",
-        "REGISTRY/app:v1: malformed image configuration: expected ident at line 1 column 2",
+        "REGISTRY/app:v1: malformed image configuration: expected ident at line 1 column N",
         |good| with_config_bytes(good, b"no JSON".to_vec()),
     ),
     Case::image(
         "a configuration nested 5,000 deep",
-        "REGISTRY/app:v1: malformed image configuration: EOF while parsing a value at line 1 column 15000",
+        "REGISTRY/app:v1: malformed image configuration: EOF while parsing a value at line 1 column N",
         |good| with_config_bytes(good, "{\"x\":".repeat(3000).into_bytes()),
     ),
     Case::image(
         "a configuration whose environment is a number",
-        "REGISTRY/app:v1: malformed image configuration: invalid type: integer `7`, expected a sequence at line 1 column 85",
+        "REGISTRY/app:v1: malformed image configuration: invalid type: integer `7`, expected a sequence at line 1 column N",
         |good| configured(&good, |config| config["config"]["Env"] = json!(7)),
     ),
     Case::image(
         "a diff id that is a path",
-        "REGISTRY/app:v1: malformed image configuration: digest \"../../x\" is not sha256: and 64 lower-case hexadecimal characters at line 1 column 309",
+        "REGISTRY/app:v1: malformed image configuration: digest \"../../x\" is not sha256: and 64 lower-case hexadecimal characters at line 1 column N",
         |good| configured(&good, |config| config["rootfs"]["diff_ids"] = json!(["../../x"])),
     ),
     Case::image(

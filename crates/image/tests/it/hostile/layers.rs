@@ -1,5 +1,7 @@
 //! Layers: paths, links, whiteouts, sizes, counts and compression.
 
+use std::io::Write;
+
 use super::tar::{Raw, good};
 use super::{ACCEPTED, Case};
 use crate::fixtures::gzip;
@@ -10,6 +12,13 @@ fn raw() -> Raw {
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
+}
+
+/// Not compressed: where it breaks does not depend on the compressor.
+fn stored(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 fn cut(mut bytes: Vec<u8>, less: usize) -> Vec<u8> {
@@ -395,8 +404,8 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a gzip archive in a gzip stream",
-        "layer (layer) was refused: the tar stream ends at byte 96, inside a header",
-        || gzip(&gzip(&good())),
+        "layer (layer) was refused: the tar header at byte 0 has a wrong checksum",
+        || gzip(&stored(&good())),
     ),
     Case::layer(
         "ten thousand empty gzip members before the archive, bounded by the layer's size",
@@ -424,8 +433,8 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a truncated gzip stream",
-        "layer (layer) was refused: cannot read the tar stream at byte 1535: incomplete deflate stream",
-        || cut(gzip(&good()), 12),
+        "layer (layer) was refused: cannot read the tar stream at byte 2044: incomplete deflate stream",
+        || cut(stored(&good()), 12),
     ),
     Case::layer(
         "a truncated zstd stream",

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use kina_image::{Config, Error, Images};
 
-use crate::fixtures::{TestImage, TestLayer, digest, no_temporary_files, small_image, until};
+use crate::fixtures::{Packing, TestImage, TestLayer, digest, no_temporary_files, small_image, until};
 use crate::registry::Registry;
 
 /// Instead of an error: it is taken, and why that is right stands in the name.
@@ -75,6 +75,12 @@ impl Case {
     const fn keeps(self) -> Self {
         Self { keeps: true, ..self }
     }
+}
+
+/// The image that every case changes: its layer is not compressed, so that its
+/// sizes do not depend on the compressor.
+fn good_image() -> TestImage {
+    TestImage::new(vec![TestLayer::new("file", b"good", Packing::Plain)])
 }
 
 /// Bounds that small inputs exceed.
@@ -145,7 +151,7 @@ async fn act(
     before: &BTreeMap<String, u64>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    let good = small_image("good");
+    let good = good_image();
     let sent = match &case.sent {
         Sent::Layer(make) => {
             let packed = make();
@@ -205,7 +211,7 @@ async fn act(
 
 /// Pulls the good image from where the bad one was, and removes it again.
 async fn recover(registry: &Registry, store: &Images) -> Option<String> {
-    let good = small_image("good");
+    let good = good_image();
     registry.reset();
     registry.serve_image("app", "v1", &good);
     let problem = match store.pull(&registry.reference("app:v1"), None, None).await {
@@ -226,7 +232,7 @@ fn shown(error: &Error, registry: &Registry, sent: &TestImage) -> String {
         source = cause.source();
     }
     if let Error::SizeMismatch { actual, .. } = error
-        && *actual >= 1000
+        && *actual > 2200
     {
         // Where reading stopped is the network's choice.
         text = text.replace(&format!("got {actual}"), "got more");
@@ -245,7 +251,12 @@ fn shown(error: &Error, registry: &Registry, sent: &TestImage) -> String {
             _ => write!(plain, "sha256:{part}").unwrap(),
         }
     }
-    without_repeats(&plain)
+    // Which depends on the order of keys.
+    let columns = plain.split("column ").enumerate().map(|(number, part)| match number {
+        0 => part.to_owned(),
+        _ => format!("column N{}", part.trim_start_matches(|digit: char| digit.is_ascii_digit())),
+    });
+    without_repeats(&columns.collect::<String>())
 }
 
 /// Long runs of one or two characters in short.

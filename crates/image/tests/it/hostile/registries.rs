@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{ACCEPTED, Case};
-use crate::fixtures::{TestImage, gzip};
+use crate::fixtures::TestImage;
 use crate::registry::{Manner, Registry, Reply, Step, blob_path};
 
 const TAG: &str = "/v2/app/manifests/v1";
@@ -129,9 +129,13 @@ pub(crate) const CASES: &[Case] = &[
             registry.route(&path, Reply::raw([send(CHUNKED), endless()]));
         },
     ),
-    Case::registry("a layer without end", "layer (layer): expected 101 bytes, got more", |registry, good| {
-        layer(registry, good, Reply::raw([send(CHUNKED), endless()]));
-    }),
+    Case::registry(
+        "a layer without end",
+        "layer (layer): expected 2048 bytes, got more",
+        |registry, good| {
+            layer(registry, good, Reply::raw([send(CHUNKED), endless()]));
+        },
+    ),
     Case::registry(
         "headers without end",
         "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): message head is too large",
@@ -202,16 +206,16 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a layer whose length is another than its descriptor's",
-        "blob (layer) of REGISTRY/app:v1: expected 101 bytes, got 500",
+        "blob (layer) of REGISTRY/app:v1: expected 2048 bytes, got 500",
         |registry, good| {
             layer(registry, good, Reply::ok(vec![0; 500]));
         },
     ),
     Case::registry(
-        "a layer compressed again on the way",
-        "blob (layer) of REGISTRY/app:v1: expected 101 bytes, got 124",
+        "a layer that is encoded on the way",
+        "blob (layer) of REGISTRY/app:v1: expected 2048 bytes, got 500",
         |registry, good| {
-            let twice = Reply::ok(gzip(&good.blobs[1])).header("Content-Encoding", "gzip");
+            let twice = Reply::ok(vec![0x1f; 500]).header("Content-Encoding", "gzip");
             layer(registry, good, twice);
         },
     ),
@@ -264,21 +268,21 @@ pub(crate) const CASES: &[Case] = &[
     // Pages, statuses and tokens.
     Case::registry(
         "a login page instead of a manifest",
-        "REGISTRY/app:v1: malformed manifest: expected value at line 1 column 1",
+        "REGISTRY/app:v1: malformed manifest: expected value at line 1 column N",
         |registry, _| {
             manifest(registry, Reply::ok("<html>Please log in.</html>").header("Content-Type", "text/html"));
         },
     ),
     Case::registry(
         "a login page instead of a layer",
-        "blob (layer) of REGISTRY/app:v1: expected 101 bytes, got 27",
+        "blob (layer) of REGISTRY/app:v1: expected 2048 bytes, got 27",
         |registry, good| {
             layer(registry, good, Reply::ok("<html>Please log in.</html>"));
         },
     ),
     Case::registry(
         "a login page instead of a token",
-        "http://REGISTRY: malformed token answer: expected value at line 1 column 1",
+        "http://REGISTRY: malformed token answer: expected value at line 1 column N",
         |registry, _| {
             challenge(registry, "/tokens");
             registry.route("/tokens", Reply::ok("<html>Please log in.</html>"));

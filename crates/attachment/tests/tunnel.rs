@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use kina_attachment::{Damage, Error, inspect, tunnel};
+use kina_attachment::tunnel::{self, Tunnel};
+use kina_attachment::{Damage, Error, inspect};
 use support::rig::{Pod, Rig, encapsulate, frame};
 use support::{Net, PATIENCE, answers, eventually, ping};
 
@@ -223,19 +224,23 @@ async fn a_pods_packet_does_not_pass_for_its_nodes() {
     let shown = rig.connect(&a, 101, false).await;
     rig.connect(&b, 102, false).await;
     let node = &rig.nodes[0];
+    // Masquerading without connection tracking, as BPF programs do it.
     for command in [
-        "add table ip nat",
-        "add chain ip nat post { type nat hook postrouting priority 100 ; }",
-        "add rule ip nat post masquerade",
+        "add table ip mask",
+        "add chain ip mask post { type filter hook postrouting priority 100 ; }",
+        "add rule ip mask post ip saddr 10.1.0.3 ip saddr set 192.0.2.1",
     ] {
         node.command("nft", command).unwrap();
     }
+    // The neighbouring pod can speak to the machine of the first, through its node.
+    let socket = b.inside.udp(b.addresses[0]);
+    let outside = rig.machines[0].udp("192.0.2.11".parse().unwrap());
+    socket.send_to(b"who is it?", outside.local_addr().unwrap()).unwrap();
+    let (_, from) = outside.recv_from(&mut [0; 64]).unwrap();
+    assert_eq!(from.ip().to_string(), "192.0.2.1", "the pod is masqueraded");
+
     let (trap, port) = trap(&a);
     let packet = encapsulate(101, &frame(shown.mac, [10, 9, 9, 9], [10, 1, 0, 2], port));
-    // The neighbouring pod speaks to the machine of the first, through its node.
-    let machine = rig.machines[0].echo("192.0.2.11".parse().unwrap());
-    let socket = b.inside.udp(b.addresses[0]);
-    ping(&socket, machine, 64);
     socket.send_to(&packet, ("192.0.2.11", tunnel::PORT)).unwrap();
     assert!(!springs(&trap, SOON), "a pod's packet passed for the node's");
     // The table can be listed by those who look after the node.
@@ -484,4 +489,38 @@ async fn the_way_to_a_peer_says_how_much_fits() {
     let nowhere: SocketAddr = "203.0.113.1:1".parse().unwrap();
     let error = tunnel::underlay(&node.namespace, nowhere.ip()).await.unwrap_err();
     assert!(matches!(error, Error::NoWay { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn many_pods_come_and_go_at_once() {
+    let rig = Rig::new(1500);
+    let node = &rig.nodes[0];
+    let mut pods = Vec::new();
+    for number in 0..12_u8 {
+        let sandbox = Net::new();
+        node.veth(&format!("many{number}"), &sandbox, "eth0", 1500);
+        let tunnel = Tunnel {
+            vni: 200 + u32::from(number),
+            port: tunnel::PORT,
+            local: [192, 0, 2, 1].into(),
+            remote: [192, 0, 2, 100 + number].into(),
+            table: "kina-test".to_owned(),
+        };
+        pods.push((sandbox, tunnel));
+    }
+    let root = &node.namespace;
+    let all = pods.iter().map(|(sandbox, tunnel)| async move {
+        let sandbox = &sandbox.namespace;
+        tunnel::attach(root, sandbox, "eth0", tunnel).await.unwrap();
+        assert_eq!(tunnel::check(root, sandbox, "eth0", tunnel).await.unwrap(), []);
+    });
+    futures::future::join_all(all).await;
+    let listed = node.command("nft", "list table inet kina-test").unwrap();
+    assert_eq!(listed.matches("192.0.2.1").count(), pods.len(), "{listed}");
+    let all = pods.iter().map(|(sandbox, tunnel)| async move {
+        tunnel::detach(root, Some(&sandbox.namespace), "eth0", tunnel).await.unwrap();
+    });
+    futures::future::join_all(all).await;
+    let listed = node.command("nft", "list table inet kina-test").unwrap();
+    assert!(!listed.contains("elements"), "{listed}");
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::{AddressPreference, NetworkConfig};
 use crate::placement::PlacementPolicy;
 use crate::pod::context::Paths;
 use crate::runtime::RuntimeConfig;
@@ -79,6 +80,8 @@ pub struct Config {
     pub placement: PlacementPolicy,
     /// Images and registries.
     pub image: Image,
+    /// The pods' network.
+    pub network: Network,
 }
 
 /// The daemon's log.
@@ -144,6 +147,30 @@ pub struct Image {
     pub stall_seconds: u64,
 }
 
+/// The pods' network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// The directory of network configurations (CNI); the first usable file in
+    /// the order of names holds.
+    pub config_directory: PathBuf,
+    /// Where network plugins are looked for, in order.
+    pub plugin_directories: Vec<PathBuf>,
+    /// Where attachments are recorded, in libcni's format.
+    pub cache_directory: PathBuf,
+    /// Which of a pod's addresses is its first.
+    pub address_preference: AddressPreference,
+    /// Whether pods are refused rather than given loopback only while no
+    /// network configuration has been seen.
+    pub required: bool,
+    /// Seconds that connecting a pod may take, with all plugins.
+    pub add_seconds: u64,
+    /// Seconds that disconnecting one may take.
+    pub delete_seconds: u64,
+    /// Seconds that plugins may take to say whether they are ready.
+    pub status_seconds: u64,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -156,6 +183,38 @@ impl Default for Config {
             machine: Machine::default(),
             placement: PlacementPolicy::default(),
             image: Image::default(),
+            network: Network::default(),
+        }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            config_directory: "/etc/cni/net.d".into(),
+            plugin_directories: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(Into::into).into(),
+            cache_directory: "/var/lib/cni".into(),
+            address_preference: AddressPreference::default(),
+            required: false,
+            add_seconds: 120,
+            delete_seconds: 60,
+            status_seconds: 10,
+        }
+    }
+}
+
+impl Network {
+    /// What the network is made from.
+    pub(crate) fn runtime(&self) -> NetworkConfig {
+        NetworkConfig {
+            config_directory: self.config_directory.clone(),
+            plugin_directories: self.plugin_directories.clone(),
+            cache_directory: self.cache_directory.clone(),
+            address_preference: self.address_preference,
+            required: self.required,
+            add_deadline: Duration::from_secs(self.add_seconds),
+            delete_deadline: Duration::from_secs(self.delete_seconds),
+            status_deadline: Duration::from_secs(self.status_seconds),
         }
     }
 }
@@ -271,10 +330,27 @@ impl Config {
             ("image.max_layer_mib", self.image.max_layer_mib),
             ("image.max_unpacked_layer_mib", self.image.max_unpacked_layer_mib),
             ("image.stall_seconds", self.image.stall_seconds),
+            ("network.add_seconds", self.network.add_seconds),
+            ("network.delete_seconds", self.network.delete_seconds),
+            ("network.status_seconds", self.network.status_seconds),
         ] {
             if value == 0 {
                 return refuse(key, "must be at least 1".to_owned());
             }
+        }
+        let network = &self.network;
+        let directories = [
+            ("network.config_directory", &network.config_directory),
+            ("network.cache_directory", &network.cache_directory),
+        ];
+        let plugins = network.plugin_directories.iter().map(|path| ("network.plugin_directories", path));
+        for (key, path) in directories.into_iter().chain(plugins) {
+            if !path.is_absolute() {
+                return refuse(key, format!("{} is not an absolute path", path.display()));
+            }
+        }
+        if network.plugin_directories.is_empty() {
+            return refuse("network.plugin_directories", "names no directory".to_owned());
         }
         for (registry, urls) in &self.image.mirrors {
             if let Some(url) =
@@ -322,6 +398,7 @@ impl Config {
             machine_memory_bytes: mib(self.machine.memory_mib),
             machine_cpus: self.machine.cpus,
             images,
+            network: self.network.runtime(),
         })
     }
 
@@ -413,6 +490,9 @@ mod tests {
             (long.as_str(), "socket: "),
             ("cgroup_parent = \"/a/../b\"", "cgroup_parent: "),
             ("[log]\nlevel = \"a=b=c\"", "log.level: "),
+            ("[network]\nplugin_directories = []", "network.plugin_directories: names no directory"),
+            ("[network]\nplugin_directories = [\"a\"]", "network.plugin_directories: a is not"),
+            ("[network]\nadd_seconds = 0", "network.add_seconds: must be at least 1"),
             ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
             ("[image.mirrors]\n\"docker.io\" = [\"localhost:5000\"]", "image.mirrors: "),
         ] {

@@ -108,6 +108,35 @@ pub enum Error {
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     ShuttingDown,
+    /// Pods get no network now.
+    #[error("the pods' network is not available: {reason}")]
+    NetworkUnavailable {
+        /// What is missing.
+        reason: String,
+    },
+    /// The plugins have made no address.
+    #[error("network {network} gave the pod's interface {interface} no address")]
+    NoAddress {
+        /// The network.
+        network: String,
+        /// The interface.
+        interface: &'static str,
+    },
+    /// The pod is in no network.
+    #[error("pod sandbox {pod} is not attached to a network: it has the node's, or loopback only")]
+    NotAttached {
+        /// The pod.
+        pod: PodId,
+    },
+    /// Plugins are at work that should be still.
+    #[error("network plugins are at work for other pods; try again")]
+    PluginsBusy,
+    /// The plugins could not connect a pod.
+    #[error("network")]
+    Attach(#[source] Box<kina_cni::AddError>),
+    /// Some other operation of the network plugins failed.
+    #[error("network")]
+    Network(#[source] Box<kina_cni::Error>),
     /// The guest refused or is gone.
     #[error("guest of pod sandbox {pod}")]
     Guest {
@@ -129,6 +158,19 @@ pub enum Error {
     /// The store failed.
     #[error("store")]
     Store(#[from] kina_store::Error),
+}
+
+// These are large, and seldom.
+impl From<kina_cni::AddError> for Error {
+    fn from(error: kina_cni::AddError) -> Self {
+        Self::Attach(Box::new(error))
+    }
+}
+
+impl From<kina_cni::Error> for Error {
+    fn from(error: kina_cni::Error) -> Self {
+        Self::Network(Box::new(error))
+    }
 }
 
 /// An error with everything that caused it, in one line.

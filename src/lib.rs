@@ -8,6 +8,7 @@ pub mod cri;
 pub mod error;
 pub mod failpoint;
 pub mod layers;
+pub mod network;
 pub mod oci;
 pub mod placement;
 pub mod pod;

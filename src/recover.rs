@@ -84,6 +84,7 @@ pub async fn run(runtime: &Runtime, mut records: Records) -> Result<(), Error> {
         info!("the node was rebooted since the daemon last ran");
     }
 
+    context.network.end_strays().await?;
     let pods = std::mem::take(&mut records.pods);
     let known: HashSet<PodId> = pods.iter().map(|pod| pod.id.clone()).collect();
     let found = pods.into_iter().map(|pod| {
@@ -254,7 +255,7 @@ fn as_seen(status: &v1::ContainerStatus) -> Option<Seen> {
     }
 }
 
-/// Machines, network namespaces and directories of pods that have no record.
+/// Machines, networks and directories of pods that have no record.
 /// There are none unless the record file was lost.
 async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), Error> {
     let context = runtime.context();
@@ -267,6 +268,7 @@ async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), 
             }
         }
     }
+    context.network.detach_unknown(known).await?;
     for pod in context.node.network_namespaces().await? {
         if !known.contains(&pod) {
             warn!(%pod, "removing a network namespace without a record");

@@ -16,11 +16,13 @@ use kina_model::{
 use kina_node::{FilesystemUsage, LocalNodeConfig, Node};
 use kina_store::Store;
 use serde_json::json;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
 
 use crate::error::Error;
 use crate::failpoint;
 use crate::layers::Layers;
+use crate::network::{Network, NetworkConfig};
 use crate::placement::{PlacementPolicy, PlacementRequest, place};
 use crate::pod::PodHandle;
 use crate::pod::context::{Context, Paths, log_path};
@@ -54,6 +56,8 @@ pub struct RuntimeConfig {
     pub machine_cpus: u32,
     /// The image store. Its root is [`Paths::images`].
     pub images: kina_image::Config,
+    /// The pods' network.
+    pub network: NetworkConfig,
 }
 
 /// The daemon's state and abilities. Cheap to clone.
@@ -68,6 +72,8 @@ struct Inner {
     images: Images,
     config: RuntimeConfig,
     boot_id: String,
+    /// Ends the tasks that belong to no pod.
+    _tasks: DropGuard,
 }
 
 /// A runtime handler that pods may ask for.
@@ -144,8 +150,10 @@ impl Runtime {
         let boot_id = node.boot_id().await?;
         let records = recover::read(&store)?;
         let layers = Layers::adopt(Arc::clone(&node), records.layer_users()).await?;
+        let network = Network::open(config.network.clone(), Arc::clone(&node), store.clone()).await;
         let context = Arc::new(Context {
             node,
+            network: network.clone(),
             shared,
             vm,
             store,
@@ -155,9 +163,14 @@ impl Runtime {
             machine_memory_bytes: config.machine_memory_bytes,
             machine_cpus: config.machine_cpus,
         });
-        let inner = Inner { context, registry: Registry::default(), images, config, boot_id };
+        let tasks = CancellationToken::new();
+        let registry = Registry::default();
+        let _tasks = tasks.clone().drop_guard();
+        let inner = Inner { context, registry, images, config, boot_id, _tasks };
         let runtime = Self { inner: Arc::new(inner) };
         recover::run(&runtime, records).await?;
+        // Not before: what it collects must not be a pod that is still to be found.
+        tokio::spawn(async move { tasks.run_until_cancelled(network.monitor()).await });
         if let Err(error) = runtime.inner.images.gc().await {
             tracing::warn!(error = crate::error::chain(&error), "collect unused images");
         }
@@ -241,6 +254,7 @@ impl Runtime {
                 format!("{:?} has no machine driver on this node", spec.placement),
             )
         })?;
+        context.network.admit(&spec)?;
         let handle = loop {
             let make =
                 || PodHandle::create(Arc::clone(context), Arc::clone(driver), PodId::random(), spec.clone());
@@ -468,12 +482,12 @@ impl Runtime {
                 message: format!("{} is not there; see guest.program in the configuration", guest.display()),
             }
         };
+        let state = self.inner.context.network.state();
+        let ready = state.is_ready();
         let network = Condition {
-            ready: false,
-            reason: "NetworkPluginNotReady".to_owned(),
-            message:
-                "this version of kina calls no CNI plugins: a pod has the node's network, or loopback only"
-                    .to_owned(),
+            ready,
+            reason: if ready { String::new() } else { "NetworkPluginNotReady".to_owned() },
+            message: state.message(&self.inner.config.network),
         };
         Conditions { runtime, network }
     }
@@ -494,6 +508,7 @@ impl Runtime {
             "cgroupParent": config.cgroup_parent,
             "placement": config.placement,
             "machines": machines,
+            "network": context.network.info(),
             "pods": self.inner.registry.pods().len(),
         })
     }
@@ -516,6 +531,8 @@ impl Runtime {
             "state": pod.state,
             "bootId": ready.map(|ready| &ready.boot_id),
             "kernel": ready.map(|ready| &ready.kernel),
+            "network": ready.and_then(|ready| ready.network.as_ref()),
+            "addresses": ready.map(|ready| &ready.addresses),
             "cgroup": crate::pod::context::pod_cgroup(&pod.spec.cgroup_parent, &pod.id),
             "spec": &*pod.spec,
         })
@@ -534,8 +551,14 @@ impl Runtime {
         })
     }
 
-    /// Takes the pod network's range from the kubelet. kina calls no network
-    /// plugin yet that would use it.
+    /// The pods' network.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.inner.context.network
+    }
+
+    /// Takes the pod network's range from the kubelet, and does nothing with
+    /// it: network plugins have it from their configuration or from the cluster.
     ///
     /// # Errors
     /// When it is not a list of CIDR ranges.

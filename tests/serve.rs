@@ -50,6 +50,7 @@ impl Place {
         command.arg("serve").arg("--root").arg(self.path("root")).arg("--run").arg(self.path("run"));
         // No pod is made here, so that any file will do.
         command.args(["--guest", "/proc/self/exe", "--cgroup-parent", "/kina-test-serve"]);
+        command.arg("--network-config-directory").arg(self.path("net.d"));
         command
     }
 

@@ -53,6 +53,9 @@ pub(super) struct Arguments {
     /// Overrides `guest.program`.
     #[arg(long)]
     guest: Option<PathBuf>,
+    /// Overrides `network.config_directory`.
+    #[arg(long)]
+    network_config_directory: Option<PathBuf>,
     /// Overrides `log.level`.
     #[arg(long)]
     log_level: Option<String>,
@@ -75,6 +78,7 @@ impl Arguments {
         set(&mut config.socket, self.socket.as_ref());
         set(&mut config.cgroup_parent, self.cgroup_parent.as_ref());
         set(&mut config.guest.program, self.guest.as_ref());
+        set(&mut config.network.config_directory, self.network_config_directory.as_ref());
         set(&mut config.log.level, self.log_level.as_ref());
         set(&mut config.log.format, self.log_format.as_ref());
         config.check()?;

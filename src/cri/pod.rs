@@ -56,6 +56,10 @@ pub fn pod_spec(
     let limits = |name: &str, limits: Option<v1::LinuxContainerResources>| -> Result<Option<Resources>, _> {
         limits.map(|limits| resources::resources(&format!("config.linux.{name}"), limits)).transpose()
     };
+    // On the node's network there is nothing that they could limit.
+    if !namespaces.host_network {
+        crate::network::bandwidth(&annotations)?;
+    }
     let overhead = limits("overhead", overhead)?;
     let resources = limits("resources", resources)?;
     let placement = place(&PlacementRequest {
@@ -202,12 +206,6 @@ fn port_mapping(
     };
     let container_port = port("container_port", container_port, 1)?;
     let host_port = port("host_port", host_port, 0)?;
-    if !namespaces.host_network && host_port != 0 {
-        return Err(SpecError::unsupported(
-            format!("{field}.host_port"),
-            "needs a network plugin, and this version of kina calls none; leave it out, or use the node's network",
-        ));
-    }
     if namespaces.host_network && host_port != 0 && host_port != container_port {
         let reason = "differs from container_port, but the pod is on the node's network; make them equal";
         return Err(SpecError::invalid(format!("{field}.host_port"), reason));

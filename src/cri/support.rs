@@ -18,7 +18,6 @@ use Support::{Honoured, NotApplicable, Refused};
 const NO_POD_PROCESS: &str = "a pod has no process of its own; containers carry their own value";
 const SIZES_A_MACHINE: &str =
     "sizes a virtual machine; the kubelet itself limits the cgroup that it names as the pod's parent";
-const OF_A_HOST_PORT: &str = "checked and kept; without a host port there is nothing to map";
 const OUTPUT_ONLY: &str = "runtimes report it, callers do not set it";
 
 /// Fields of `RunPodSandboxRequest`, by path.
@@ -32,15 +31,10 @@ pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
     ("config.dns_config.servers", Honoured),
     ("config.dns_config.searches", Honoured),
     ("config.dns_config.options", Honoured),
-    ("config.port_mappings.protocol", NotApplicable(OF_A_HOST_PORT)),
-    ("config.port_mappings.container_port", NotApplicable(OF_A_HOST_PORT)),
-    (
-        "config.port_mappings.host_port",
-        Refused(
-            "needs a network plugin, and this version calls none; on the node's network the container's own port is taken",
-        ),
-    ),
-    ("config.port_mappings.host_ip", NotApplicable(OF_A_HOST_PORT)),
+    ("config.port_mappings.protocol", Honoured),
+    ("config.port_mappings.container_port", Honoured),
+    ("config.port_mappings.host_port", Honoured),
+    ("config.port_mappings.host_ip", Honoured),
     ("config.labels", Honoured),
     ("config.annotations", Honoured),
     ("config.linux.cgroup_parent", Honoured),

@@ -249,8 +249,8 @@ fn pods_that_cannot_be_had() {
         (INVALID, "config.port_mappings[0].host_port", "from 0", |c| c.port_mappings[0].host_port = -1),
         (INVALID, "config.port_mappings[0].host_port", "65535", |c| c.port_mappings[0].host_port = 65536),
         (INVALID, "config.port_mappings[0].host_ip", "no IP", |c| c.port_mappings[0].host_ip = "a".into()),
-        (UNSUPPORTED, "config.port_mappings[0].host_port", "network plugin", |c| {
-            c.port_mappings[0].host_port = 53;
+        (INVALID, "config.annotations[kubernetes.io/egress-bandwidth]", "no quantity", |c| {
+            c.annotations.insert("kubernetes.io/egress-bandwidth".into(), "much".into());
         }),
         (INVALID, "config.port_mappings[0].host_port", "make them equal", |c| {
             c.port_mappings[0].host_port = 5353;
@@ -638,6 +638,7 @@ fn pod_view(state: PodState) -> PodView {
 
 fn ready() -> PodState {
     PodState::Ready(Ready {
+        network: None,
         addresses: vec!["10.1.0.4".parse().unwrap(), "fd00::4".parse().unwrap()],
         boot_id: "b".into(),
         kernel: "6".into(),

@@ -327,6 +327,7 @@ impl Pod {
                 }
                 PodEffect::MakeDirectories
                 | PodEffect::CreateNetwork
+                | PodEffect::AttachNetwork
                 | PodEffect::CreateMachine
                 | PodEffect::StartMachine
                 | PodEffect::Handshake
@@ -336,6 +337,7 @@ impl Pod {
                 }
                 PodEffect::StopMachine
                 | PodEffect::DestroyMachine
+                | PodEffect::DetachNetwork
                 | PodEffect::RemoveNetwork
                 | PodEffect::ReleaseLayers
                 | PodEffect::RemoveDirectories
@@ -379,10 +381,14 @@ impl Pod {
         let container_work = Arc::clone(&self.container_work);
         self.tasks.spawn(async move {
             let mut failures = Vec::new();
+            let mut failed = Vec::new();
             for effect in effects {
                 // A record is what finds the rest again: it goes only when all else is gone.
                 if effect == PodEffect::DeleteRecords && !failures.is_empty() {
                     break;
+                }
+                if effect.waits_for().is_some_and(|before| failed.contains(&before)) {
+                    continue;
                 }
                 if effect != PodEffect::StopMachine {
                     // Whoever still works on a container notices that the guest is gone.
@@ -390,6 +396,7 @@ impl Pod {
                 }
                 if let Err(failure) = subject.teardown_effect(effect, &containers).await {
                     failures.push(failure);
+                    failed.push(effect);
                 }
             }
             Done::Teardown(if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) })

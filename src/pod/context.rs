@@ -10,11 +10,14 @@ use kina_node::Node;
 use kina_store::Store;
 
 use crate::layers::Layers;
+use crate::network::Network;
 
 /// Where things lie, how long they may take, and who does them.
 pub struct Context {
     /// The node.
     pub node: Arc<dyn Node>,
+    /// The pods' network.
+    pub network: Network,
     /// The driver for pods placed on the node's kernel.
     pub shared: Option<Arc<dyn Driver>>,
     /// The driver for pods placed in a virtual machine.

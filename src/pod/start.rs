@@ -18,6 +18,7 @@ use super::guest_request;
 use super::record::{ContainerRecord, PodRecord};
 use crate::error::{Error, chain};
 use crate::failpoint;
+use crate::network::Attached;
 
 /// One pod's part in the effects.
 #[derive(Clone)]
@@ -60,6 +61,7 @@ pub(crate) async fn connect_guest(
 #[derive(Default)]
 struct Progress {
     netns: Option<PathBuf>,
+    attached: Option<Attached>,
     guest: Option<GuestClient>,
 }
 
@@ -91,12 +93,14 @@ impl Subject {
                     StartError::Failed(reason) => StartError::Failed(format!("{}: {reason}", effect.name())),
                 })?;
         }
-        let Some(guest) = progress.guest else {
+        let Progress { attached, guest: Some(guest), .. } = progress else {
             return Err(StartError::Failed("the start has no handshake".to_owned()));
         };
         let hello = guest.hello();
+        let (network, addresses) = attached.map(|attached| (attached.network, attached.addresses)).unzip();
         let ready = Ready {
-            addresses: Vec::new(),
+            addresses: addresses.unwrap_or_default(),
+            network,
             boot_id: hello.boot_id.clone(),
             kernel: hello.kernel_release.clone(),
         };
@@ -116,6 +120,16 @@ impl Subject {
                 if !self.spec.namespaces.host_network {
                     let path = self.context.node.create_network_namespace(&self.id).await;
                     progress.netns = Some(path.map_err(|error| failed(error.into()))?);
+                }
+                Ok(())
+            }
+            PodEffect::AttachNetwork => {
+                if !self.spec.namespaces.host_network {
+                    let attach = self.context.network.attach(&self.id, &self.spec);
+                    progress.attached = tokio::select! {
+                        () = cancel.cancelled() => return Err(StartError::Cancelled),
+                        attached = attach => attached.map_err(failed)?,
+                    };
                 }
                 Ok(())
             }
@@ -144,6 +158,7 @@ impl Subject {
             | PodEffect::CancelStart
             | PodEffect::StopMachine
             | PodEffect::DestroyMachine
+            | PodEffect::DetachNetwork
             | PodEffect::RemoveNetwork
             | PodEffect::ReleaseLayers
             | PodEffect::RemoveDirectories
@@ -220,6 +235,7 @@ impl Subject {
                 let cgroup = pod_cgroup(&self.spec.cgroup_parent, &self.id);
                 Ok(node.kill_cgroup(&cgroup, CGROUP_DEADLINE).await?)
             }
+            PodEffect::DetachNetwork => self.context.network.detach(&self.id, &self.spec).await,
             PodEffect::RemoveNetwork => Ok(node.remove_network_namespace(&self.id).await?),
             PodEffect::ReleaseLayers => {
                 let mut result = Ok(());
@@ -244,6 +260,7 @@ impl Subject {
             PodEffect::Record
             | PodEffect::MakeDirectories
             | PodEffect::CreateNetwork
+            | PodEffect::AttachNetwork
             | PodEffect::CreateMachine
             | PodEffect::StartMachine
             | PodEffect::Handshake

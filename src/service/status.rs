@@ -46,15 +46,21 @@ pub(super) fn code(error: &Error) -> Code {
             Code::NotFound
         }
         Error::NameTaken { .. } => Code::AlreadyExists,
-        Error::PodState { .. } | Error::ContainerState { .. } | Error::ContainerFailed { .. } => {
-            Code::FailedPrecondition
-        }
+        Error::PodState { .. }
+        | Error::ContainerState { .. }
+        | Error::ContainerFailed { .. }
+        | Error::NotAttached { .. } => Code::FailedPrecondition,
         Error::StartFailed { .. }
         | Error::TeardownFailed { .. }
         | Error::Busy { .. }
+        | Error::NetworkUnavailable { .. }
+        | Error::NoAddress { .. }
+        | Error::PluginsBusy
         | Error::ShuttingDown => Code::Unavailable,
         Error::Deadline { .. } => Code::DeadlineExceeded,
         Error::Guest { source, .. } => guest(source),
+        Error::Attach(error) => network(&error.cause),
+        Error::Network(source) => network(source),
         Error::Machine(source) => machine(source),
         Error::Node(source) => node(source),
         Error::Image(source) => image(source),
@@ -92,6 +98,34 @@ fn machine(error: &kina_machine::Error) -> Code {
         Error::Unsupported { .. } => Code::Unimplemented,
         Error::Boot { .. } | Error::Connect { .. } | Error::Survives { .. } => Code::Unavailable,
         Error::List { .. } | Error::Share { .. } | Error::Node { .. } => Code::Internal,
+    }
+}
+
+fn network(error: &kina_cni::Error) -> Code {
+    use kina_cni::Error;
+    match error {
+        Error::InvalidName { .. } | Error::InvalidArgument { .. } => Code::InvalidArgument,
+        Error::Deadline { .. } => Code::DeadlineExceeded,
+        // The administrator's to mend, or the plugin's own business: the same
+        // request may succeed then.
+        Error::Config { .. }
+        | Error::NoConfig { .. }
+        | Error::PluginNotFound { .. }
+        | Error::PluginVersion { .. }
+        | Error::Busy { .. }
+        | Error::Plugin(_)
+        | Error::PluginCrashed { .. } => Code::Unavailable,
+        Error::NotAttached { .. } => Code::FailedPrecondition,
+        Error::Cache { .. } => Code::DataLoss,
+        Error::NoNamespace { .. }
+        | Error::List { .. }
+        | Error::Read { .. }
+        | Error::Write { .. }
+        | Error::Remove { .. }
+        | Error::FindPlugin { .. }
+        | Error::Execute { .. }
+        | Error::TooMuchOutput { .. }
+        | Error::BadResult { .. } => Code::Internal,
     }
 }
 
@@ -231,6 +265,10 @@ mod tests {
             (Error::TeardownFailed { pod: pod(), reason: id() }, Code::Unavailable),
             (Error::Busy { pod: pod() }, Code::Unavailable),
             (Error::ShuttingDown, Code::Unavailable),
+            (Error::NetworkUnavailable { reason: id() }, Code::Unavailable),
+            (Error::NotAttached { pod: pod() }, Code::FailedPrecondition),
+            (Error::PluginsBusy, Code::Unavailable),
+            (kina_cni::Error::NoConfig { network: id() }.into(), Code::Unavailable),
             (Error::Deadline { what: "it", limit: Duration::from_secs(1) }, Code::DeadlineExceeded),
             (refused(Refusal::NotFound), Code::NotFound),
             (refused(Refusal::AlreadyExists), Code::AlreadyExists),

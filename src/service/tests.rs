@@ -34,6 +34,12 @@ async fn runtime(directory: &Path) -> Runtime {
         machine_memory_bytes: 1 << 28,
         machine_cpus: 1,
         images: kina_image::Config { root: paths.images(), ..Default::default() },
+        network: crate::config::Network {
+            config_directory: directory.join("net.d"),
+            cache_directory: directory.join("cni"),
+            ..Default::default()
+        }
+        .runtime(),
         paths,
     };
     Runtime::with_drivers(config, node, None, None).await.unwrap()

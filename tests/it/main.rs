@@ -12,5 +12,6 @@ mod harness;
 mod kill;
 mod lifecycle;
 mod logs;
+mod network;
 mod recovery;
 mod scale;

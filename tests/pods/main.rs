@@ -5,5 +5,6 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod lifecycle;
+mod network;
 mod recovery;
 mod support;

@@ -1,16 +1,6 @@
 use kina_model::{ContainerState, PodState, StopCause};
 
-use crate::support::{World, container_spec, eventually, pod_spec, state_of};
-
-/// Lets the daemon go without a word, as `kill -9` does, and waits until its
-/// store is closed.
-async fn kill(daemon: kina::runtime::Runtime) {
-    drop(daemon);
-    // The actors hold the store until they notice that nobody can ask them any more.
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
-}
+use crate::support::{World, container_spec, eventually, kill, pod_spec, state_of};
 
 #[tokio::test]
 async fn a_running_pod_is_adopted() {

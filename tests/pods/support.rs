@@ -13,6 +13,7 @@ use kina_model::{
     ContainerMetadata, ContainerSpec, ContainerState, PidMode, Placement, PodMetadata, PodNamespaces,
     PodSpec, Resources, Security,
 };
+use kina_testkit::fake_cni::PLUGIN;
 use kina_testkit::fake_guest::FakeGuests;
 use kina_testkit::fake_node::FakeNode;
 use kina_testkit::images::{File, archive};
@@ -39,9 +40,44 @@ impl World {
         }
     }
 
+    pub(crate) fn network(&self) -> kina::config::Network {
+        kina::config::Network {
+            config_directory: self.directory.path().join("net.d"),
+            plugin_directories: vec![self.directory.path().join("plugins")],
+            cache_directory: self.directory.path().join("cni"),
+            ..kina::config::Network::default()
+        }
+    }
+
+    /// Puts a file into the directory of network configurations.
+    pub(crate) fn write_network(&self, file: &str, content: &str) {
+        let network = self.network();
+        for directory in [&network.config_directory, &network.plugin_directories[0]] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(network.plugin_directories[0].join(PLUGIN), "").unwrap();
+        std::fs::write(network.config_directory.join(file), content).unwrap();
+    }
+
+    /// Connects new pods to a network of the fake plugin.
+    pub(crate) fn add_network(&self, name: &str) {
+        let network = json!({"cniVersion": "1.1.0", "name": name, "plugins": [{"type": PLUGIN}]});
+        self.write_network("10-net.conflist", &network.to_string());
+    }
+
+    pub(crate) fn remove_networks(&self) {
+        std::fs::remove_dir_all(self.network().config_directory).unwrap();
+    }
+
     /// A daemon in this world. Only one may live at a time.
     pub(crate) async fn daemon(&self) -> Runtime {
+        self.daemon_with(self.network()).await
+    }
+
+    /// The same with another configuration of the network.
+    pub(crate) async fn daemon_with(&self, network: kina::config::Network) -> Runtime {
         let config = Config {
+            network,
             root: self.directory.path().join("root"),
             run: self.directory.path().join("run"),
             guest: kina::config::Guest { program: "/nonexistent".into(), handshake_seconds: 5 },
@@ -68,9 +104,12 @@ impl World {
         let world = self.node.world();
         assert!(world.namespaces.is_empty(), "{world:?}");
         assert!(world.layers.is_empty(), "{world:?}");
+        assert!(world.network.addresses.is_empty(), "{world:?}");
         for directory in ["root/pods", "run/pods"] {
             assert_eq!(entries(&self.directory.path().join(directory)), Vec::<String>::new(), "{directory}");
         }
+        let cached = self.directory.path().join("cni/results");
+        assert!(!cached.exists() || entries(&cached).is_empty(), "{:?}", entries(&cached));
     }
 
     pub(crate) async fn assert_no_machines(&self) {
@@ -150,4 +189,14 @@ pub(crate) async fn eventually(runtime: &Runtime, pod: &str, what: &str, wanted:
 
 pub(crate) fn state_of(runtime: &Runtime, container: &str) -> ContainerState {
     runtime.find_container(container).unwrap().state.clone()
+}
+
+/// Lets the daemon go without a word, as `kill -9` does, and waits until its
+/// store is closed.
+pub(crate) async fn kill(daemon: Runtime) {
+    drop(daemon);
+    // The actors hold the store until they notice that nobody can ask them any more.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
 }

@@ -27,6 +27,10 @@ use serde::{Deserialize, Serialize};
 pub struct Ready {
     /// Its addresses, the preferred one first; none on the node's network.
     pub addresses: Vec<IpAddr>,
+    /// The network that gave them; `None` on the node's network, and with
+    /// loopback only.
+    #[serde(default)]
+    pub network: Option<String>,
     /// Boot id of the kernel that runs it.
     pub boot_id: String,
     /// Release of that kernel.
@@ -93,8 +97,9 @@ pub enum PodEvent {
 
 /// What is to be done, in the order given.
 ///
-/// Start effects stop at the first failure. Teardown effects are all tried,
-/// each succeeds when there is nothing to undo.
+/// Start effects stop at the first failure. Teardown effects are all tried but
+/// for those that wait for another one; each succeeds when there is nothing to
+/// undo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PodEffect {
     /// Write the state to the store.
@@ -103,6 +108,8 @@ pub enum PodEffect {
     MakeDirectories,
     /// Make its network namespace, unless it uses the node's.
     CreateNetwork,
+    /// Have the network plugins connect it, unless it uses the node's.
+    AttachNetwork,
     /// Make its machine.
     CreateMachine,
     /// Boot it.
@@ -117,6 +124,8 @@ pub enum PodEffect {
     StopMachine,
     /// Remove what the machine held.
     DestroyMachine,
+    /// Have the network plugins disconnect it and give back its addresses.
+    DetachNetwork,
     /// Remove the network namespace.
     RemoveNetwork,
     /// Give back the layers of the containers.
@@ -129,10 +138,11 @@ pub enum PodEffect {
 
 impl PodEffect {
     /// Every effect; each has a failpoint before and after it.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Record,
         Self::MakeDirectories,
         Self::CreateNetwork,
+        Self::AttachNetwork,
         Self::CreateMachine,
         Self::StartMachine,
         Self::Handshake,
@@ -140,6 +150,7 @@ impl PodEffect {
         Self::CancelStart,
         Self::StopMachine,
         Self::DestroyMachine,
+        Self::DetachNetwork,
         Self::RemoveNetwork,
         Self::ReleaseLayers,
         Self::RemoveDirectories,
@@ -153,6 +164,7 @@ impl PodEffect {
             Self::Record => "pod-record",
             Self::MakeDirectories => "pod-make-directories",
             Self::CreateNetwork => "pod-create-network",
+            Self::AttachNetwork => "pod-attach-network",
             Self::CreateMachine => "pod-create-machine",
             Self::StartMachine => "pod-start-machine",
             Self::Handshake => "pod-handshake",
@@ -160,10 +172,37 @@ impl PodEffect {
             Self::CancelStart => "pod-cancel-start",
             Self::StopMachine => "pod-stop-machine",
             Self::DestroyMachine => "pod-destroy-machine",
+            Self::DetachNetwork => "pod-detach-network",
             Self::RemoveNetwork => "pod-remove-network",
             Self::ReleaseLayers => "pod-release-layers",
             Self::RemoveDirectories => "pod-remove-directories",
             Self::DeleteRecords => "pod-delete-records",
+        }
+    }
+
+    /// The teardown effect without whose success this one must not happen: what
+    /// it takes away is what a repetition needs.
+    #[must_use]
+    pub fn waits_for(self) -> Option<Self> {
+        match self {
+            // A plugin that could not disconnect the pod looks into its
+            // namespace again when it is asked again.
+            Self::RemoveNetwork => Some(Self::DetachNetwork),
+            Self::Record
+            | Self::MakeDirectories
+            | Self::CreateNetwork
+            | Self::AttachNetwork
+            | Self::CreateMachine
+            | Self::StartMachine
+            | Self::Handshake
+            | Self::SetupPod
+            | Self::CancelStart
+            | Self::StopMachine
+            | Self::DestroyMachine
+            | Self::DetachNetwork
+            | Self::ReleaseLayers
+            | Self::RemoveDirectories
+            | Self::DeleteRecords => None,
         }
     }
 }
@@ -181,10 +220,11 @@ pub enum PodDenied {
 
 /// What makes a pod, in order. The record comes first: whatever the effects
 /// after it leave behind can be found again by the pod's id.
-pub const START: [PodEffect; 7] = [
+pub const START: [PodEffect; 8] = [
     PodEffect::Record,
     PodEffect::MakeDirectories,
     PodEffect::CreateNetwork,
+    PodEffect::AttachNetwork,
     PodEffect::CreateMachine,
     PodEffect::StartMachine,
     PodEffect::Handshake,
@@ -192,8 +232,16 @@ pub const START: [PodEffect; 7] = [
 ];
 
 /// What frees everything that a pod holds.
-const TEARDOWN: [PodEffect; 4] =
-    [PodEffect::StopMachine, PodEffect::DestroyMachine, PodEffect::RemoveNetwork, PodEffect::ReleaseLayers];
+///
+/// The namespace goes after the plugins have seen it for the last time, and
+/// only if they have succeeded ([`PodEffect::waits_for`]).
+const TEARDOWN: [PodEffect; 5] = [
+    PodEffect::StopMachine,
+    PodEffect::DestroyMachine,
+    PodEffect::DetachNetwork,
+    PodEffect::RemoveNetwork,
+    PodEffect::ReleaseLayers,
+];
 
 /// What makes it forgotten. The record goes last.
 const FORGET: [PodEffect; 2] = [PodEffect::RemoveDirectories, PodEffect::DeleteRecords];
@@ -342,7 +390,7 @@ mod tests {
     use super::*;
 
     fn ready() -> Ready {
-        Ready { addresses: Vec::new(), boot_id: "b".into(), kernel: "k".into() }
+        Ready { addresses: Vec::new(), network: None, boot_id: "b".into(), kernel: "k".into() }
     }
 
     fn event() -> impl Strategy<Value = PodEvent> {
@@ -358,10 +406,11 @@ mod tests {
     }
 
     /// What a pod may hold, by the effects performed so far.
-    #[derive(Default, Debug)]
+    #[derive(Default, Debug, PartialEq)]
     struct Held {
         directories: bool,
         network: bool,
+        attached: bool,
         machine: bool,
         record: bool,
     }
@@ -372,9 +421,20 @@ mod tests {
                 PodEffect::Record => self.record = true,
                 PodEffect::MakeDirectories => self.directories = true,
                 PodEffect::CreateNetwork => self.network = true,
+                PodEffect::AttachNetwork => {
+                    assert!(self.network, "plugins need the namespace");
+                    self.attached = true;
+                }
+                PodEffect::DetachNetwork => {
+                    assert!(!self.machine, "the network goes after whoever uses it");
+                    self.attached = false;
+                }
                 PodEffect::CreateMachine | PodEffect::StartMachine => self.machine = true,
                 PodEffect::DestroyMachine => self.machine = false,
-                PodEffect::RemoveNetwork => self.network = false,
+                PodEffect::RemoveNetwork => {
+                    assert!(!self.attached, "plugins need the namespace");
+                    self.network = false;
+                }
                 PodEffect::RemoveDirectories => self.directories = false,
                 PodEffect::DeleteRecords => self.record = false,
                 PodEffect::Handshake
@@ -413,9 +473,9 @@ mod tests {
     #[test]
     fn a_failed_start_leaves_no_pod() {
         let (state, effects) = PodState::Starting.step(PodEvent::StartFailed("no".into())).unwrap();
-        let mut held = Held { directories: true, network: true, machine: true, record: true };
+        let mut held = Held { directories: true, network: true, attached: true, machine: true, record: true };
         effects.into_iter().for_each(|effect| held.perform(effect));
-        assert!(!held.directories && !held.network && !held.machine && !held.record, "{held:?}");
+        assert!(held == Held::default(), "{held:?}");
         assert_eq!(state.step(PodEvent::TornDown).unwrap().0, PodState::Removed);
     }
 
@@ -457,7 +517,7 @@ mod tests {
                 }
                 prop_assert!(!gone || state == PodState::Removed);
                 if matches!(state, PodState::Stopped(_) | PodState::Removed) {
-                    prop_assert!(!held.machine && !held.network, "{held:?}");
+                    prop_assert!(!held.machine && !held.network && !held.attached, "{held:?}");
                 }
             }
             for event in [PodEvent::TornDown, PodEvent::RemoveAsked, PodEvent::TornDown] {
@@ -467,7 +527,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(state, PodState::Removed);
-            prop_assert!(!held.directories && !held.network && !held.machine && !held.record, "{:?}", held);
+            prop_assert!(held == Held::default(), "{:?}", held);
         }
     }
 }

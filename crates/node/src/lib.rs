@@ -10,6 +10,7 @@ pub mod conformance;
 mod error;
 #[cfg(target_os = "linux")]
 mod local;
+mod probe;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,10 +18,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_model::PodId;
+use tokio::sync::mpsc;
 
 pub use error::Error;
 #[cfg(target_os = "linux")]
 pub use local::LocalNode;
+pub use probe::{NetworkProbe, ProbeKind, ProbeStep};
 
 /// Longest path of a unix socket in bytes: `sun_path` holds 108 with its end mark.
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -158,6 +161,14 @@ pub trait Node: Send + Sync {
     /// Pods that have a pinned network namespace, also half-made ones.
     async fn network_namespaces(&self) -> Result<Vec<PodId>, Error>;
 
+    /// Where a pod's network namespace is pinned, whether it is there or not.
+    fn network_namespace(&self, pod: &PodId) -> PathBuf;
+
+    /// Tries from within a pod's network namespace what a container of it
+    /// would, or from the node's own network.
+    async fn probe_network(&self, pod: Option<&PodId>, probe: &NetworkProbe)
+    -> Result<Vec<ProbeStep>, Error>;
+
     /// Mounts a layer read-only, once in this kernel, and returns the
     /// directory. Mounting a mounted one returns the same directory.
     async fn mount_layer(&self, layer: &LayerImage) -> Result<PathBuf, Error>;
@@ -171,6 +182,13 @@ pub trait Node: Send + Sync {
 
     /// Runs a program to its end.
     async fn run(&self, program: &Program) -> Result<Output, Error>;
+
+    /// Kills the network plugins that work on namespaces of this daemon's pods,
+    /// with all that they have started, and waits until none is left, no longer
+    /// than `deadline`; returns how many processes there were. For what a
+    /// daemon that was killed had running. They are known by the environment
+    /// that they are given (`CNI_NETNS`).
+    async fn kill_network_plugins(&self, deadline: Duration) -> Result<usize, Error>;
 
     /// Starts a guest on the node's kernel, daemonised: in its own session, in
     /// its cgroup, surviving the daemon. Returns once it has been executed.
@@ -214,8 +232,17 @@ pub trait Node: Send + Sync {
     /// Names that are not UTF-8 are left out.
     async fn list_directory(&self, path: &Path) -> Result<Vec<String>, Error>;
 
+    /// Tells when something in a directory has changed; changes in quick
+    /// succession may be told once. Ends when the directory itself is gone or
+    /// cannot be watched any longer.
+    async fn watch_directory(&self, path: &Path) -> Result<mpsc::Receiver<()>, Error>;
+
     /// Reads a file of at most `limit` bytes.
     async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error>;
+
+    /// A text that changes when the regular file at a path (symlinks are
+    /// followed) is replaced or rewritten; `None` if there is no regular file.
+    async fn file_identity(&self, path: &Path) -> Result<Option<String>, Error>;
 
     /// Replaces a file: temporary file, then rename.
     async fn write_file(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), Error>;

@@ -9,7 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_model::PodId;
-use kina_node::{Error, FilesystemUsage, GuestProgram, LayerImage, Node, Output, ProcessIdentity, Program};
+use kina_node::{
+    Error, FilesystemUsage, GuestProgram, LayerImage, NetworkProbe, Node, Output, ProbeStep, ProcessIdentity,
+    Program,
+};
+use tokio::sync::mpsc;
+
+use crate::fake_cni::{self, FakeNetwork};
 
 /// The node. Clones share their world: a clone is what a node is to the daemon
 /// after a restart.
@@ -25,6 +31,8 @@ pub struct World {
     pub namespaces: BTreeSet<PodId>,
     /// Mounted layers, and how often each has been mounted anew.
     pub layers: BTreeMap<String, u32>,
+    /// The network plugin and what it has given out. Outlives a reboot.
+    pub network: FakeNetwork,
     /// The boot.
     pub boot: u32,
     /// How many of the next effects by that name fail.
@@ -47,7 +55,28 @@ impl FakeNode {
     /// As a reboot does: nothing but files is left.
     pub fn reboot(&self) {
         let mut world = self.lock();
-        *world = World { boot: world.boot + 1, ..World::default() };
+        let network = std::mem::take(&mut world.network);
+        *world = World { boot: world.boot + 1, network, ..World::default() };
+    }
+
+    /// The next `count` calls of the network plugin with that command fail.
+    pub fn fail_plugin(&self, command: &'static str, count: u32) {
+        self.lock().network.failures.insert(command, count);
+    }
+
+    /// Calls of the network plugin with that command do not end from now on.
+    pub fn hang_plugin(&self, command: &'static str, hangs: bool) {
+        let network = &mut self.lock().network;
+        if hangs {
+            network.hangs.insert(command)
+        } else {
+            network.hangs.remove(command)
+        };
+    }
+
+    /// An address that was given out and never given back.
+    pub fn leak_address(&self, container: &str, address: [u8; 4]) {
+        self.lock().network.addresses.insert(container.to_owned(), address.into());
     }
 
     fn lock(&self) -> MutexGuard<'_, World> {
@@ -93,6 +122,18 @@ impl Node for FakeNode {
         Ok(self.lock().namespaces.iter().cloned().collect())
     }
 
+    fn network_namespace(&self, pod: &PodId) -> PathBuf {
+        PathBuf::from(format!("/fake/netns/{pod}"))
+    }
+
+    async fn probe_network(
+        &self,
+        _pod: Option<&PodId>,
+        _probe: &NetworkProbe,
+    ) -> Result<Vec<ProbeStep>, Error> {
+        Err(failure("probe network", Path::new("/fake"), io::ErrorKind::Unsupported.into()))
+    }
+
     async fn mount_layer(&self, layer: &LayerImage) -> Result<PathBuf, Error> {
         self.perform("mount_layer", |world| {
             *world.layers.entry(layer.diff_id.clone()).or_insert(0) += 1;
@@ -111,7 +152,20 @@ impl Node for FakeNode {
     }
 
     async fn run(&self, program: &Program) -> Result<Output, Error> {
+        if program.path.ends_with(fake_cni::PLUGIN) {
+            // As any program it may be interrupted while it runs.
+            tokio::task::yield_now().await;
+            let (output, hangs) = self.lock().network.run(program);
+            if hangs {
+                return std::future::pending().await;
+            }
+            return Ok(output);
+        }
         Err(failure("run", &program.path, io::ErrorKind::Unsupported.into()))
+    }
+
+    async fn kill_network_plugins(&self, _deadline: Duration) -> Result<usize, Error> {
+        Ok(0)
     }
 
     async fn spawn_guest(&self, guest: &GuestProgram) -> Result<ProcessIdentity, Error> {
@@ -153,7 +207,8 @@ impl Node for FakeNode {
 
     async fn remove_tree(&self, path: &Path) -> Result<(), Error> {
         self.perform("remove_tree", |_| ())?;
-        match std::fs::remove_dir_all(path) {
+        let removed = if path.is_file() { std::fs::remove_file(path) } else { std::fs::remove_dir_all(path) };
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure("remove tree", path, error)),
             _ => Ok(()),
         }
@@ -168,6 +223,14 @@ impl Node for FakeNode {
             return Ok(Vec::new());
         };
         Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
+
+    async fn watch_directory(&self, path: &Path) -> Result<mpsc::Receiver<()>, Error> {
+        Err(failure("watch", path, io::ErrorKind::Unsupported.into()))
+    }
+
+    async fn file_identity(&self, path: &Path) -> Result<Option<String>, Error> {
+        Ok(path.is_file().then(|| "unchanged".to_owned()))
     }
 
     async fn read_file(&self, path: &Path, _limit: usize) -> Result<Vec<u8>, Error> {

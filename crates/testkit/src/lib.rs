@@ -1,5 +1,6 @@
 //! Test images, fakes, machines in software.
 
+pub mod fake_cni;
 pub mod fake_guest;
 pub mod fake_node;
 pub mod images;

@@ -74,6 +74,7 @@ const HOUSE: &[Room] = &[
         name: "kina",
         folder: ".",
         uses: &[
+            "kina-cni",
             "kina-guest-api",
             "kina-image",
             "kina-log",

@@ -71,6 +71,9 @@ impl Room {
             ..Config::default()
         };
         config.guest.program = guest.to_owned();
+        // Loopback only: the networks of this machine are for its own pods.
+        config.network.config_directory = self.path.join("net.d");
+        config.network.cache_directory = self.path.join("cni");
         // It starts in milliseconds or never; nobody wants to wait for that.
         config.guest.handshake_seconds = 15;
         config

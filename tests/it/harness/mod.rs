@@ -1,6 +1,7 @@
 //! A daemon of a test's own.
 
 mod cri;
+mod node_network;
 mod place;
 
 use std::fs::File;
@@ -16,7 +17,7 @@ use kina::cri::v1;
 use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) use cri::{Cri, IMAGE, labels, namespaces, output, script, shell, with_security};
-pub(crate) use place::Place;
+pub(crate) use place::{BRIDGE, Place};
 
 /// How long anything may take that must come to pass. The machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,6 +56,9 @@ pub(crate) struct Options {
     pub(crate) failpoint: Option<String>,
     /// Another guest program.
     pub(crate) guest: Option<PathBuf>,
+    /// The plugins of the pods' network: the daemon has a node's network of its
+    /// own then, which only [`Daemon::with`] makes. Without, pods have loopback.
+    pub(crate) plugins: Option<serde_json::Value>,
 }
 
 /// A `kina serve`, with all that it and its pods leave on the machine, which
@@ -91,7 +95,12 @@ impl Daemon {
     }
 
     pub(crate) async fn with(options: Options) -> Self {
-        let mut daemon = Self { child: Process(None), client: None, place: Place::new() };
+        let mut place = Place::new();
+        if let Some(plugins) = &options.plugins {
+            place.add_node_network();
+            place.write_network("1.0.0", plugins);
+        }
+        let mut daemon = Self { child: Process(None), client: None, place };
         daemon.start_again(options).await;
         daemon.import(place::busybox()).await;
         daemon
@@ -120,7 +129,11 @@ impl Daemon {
 
     /// The command of a daemon on these directories.
     pub(crate) fn command(&self, options: &Options) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kina"));
+        let program = env!("CARGO_BIN_EXE_kina");
+        let mut command = match &self.place.node_network {
+            Some(network) => network.command(program),
+            None => Command::new(program),
+        };
         for name in ["NOTIFY_SOCKET", "KINA_SOCKET", "KINA_GUEST", "KINA_REGISTRY_CREDENTIALS"] {
             command.env_remove(name);
         }
@@ -128,7 +141,10 @@ impl Daemon {
             command.env("KINA_FAILPOINT", failpoint);
         }
         let config = self.place.config();
-        command.arg("serve").arg("--root").arg(&config.root).arg("--run").arg(&config.run);
+        let file = self.place.path("config.toml");
+        std::fs::write(&file, toml::to_string(config).unwrap()).unwrap();
+        command.arg("serve").arg("--config").arg(file);
+        command.arg("--root").arg(&config.root).arg("--run").arg(&config.run);
         command.args(["--cgroup-parent", &config.cgroup_parent, "--log-level", "debug,h2=info,hyper=info"]);
         command.arg("--guest").arg(options.guest.clone().unwrap_or_else(guest));
         let log = File::options().create(true).append(true).open(self.place.path("daemon.log")).unwrap();
@@ -218,6 +234,23 @@ impl Daemon {
         self.stop().await;
         self.place.wait_clean(None).await;
         self.place.check_directories();
+        self.place.check_network();
+    }
+
+    /// Waits until the pods' network is as it should be.
+    pub(crate) async fn wait_network(&self, ready: bool) -> v1::RuntimeCondition {
+        let mut last = None;
+        wait_until("the pods' network", async || {
+            let request = v1::StatusRequest { verbose: false };
+            let status =
+                self.cri().client.runtime.status(request).await.unwrap().into_inner().status.unwrap();
+            let network = status.conditions.into_iter().find(|one| one.r#type == "NetworkReady").unwrap();
+            let found = network.status == ready;
+            last = Some(network);
+            found
+        })
+        .await;
+        last.unwrap()
     }
 }
 

@@ -1,16 +1,22 @@
 //! Where a test's daemon lives, and what it may leave there.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
 
-use kina::config::Config;
+use kina::config::{Config, Network};
 use kina::pod::record::{ContainerRecord, PodRecord};
 use kina::traces::{Scope, Trace};
 use kina_store::Store;
+use serde_json::{Value, json};
 
+use super::node_network::{NodeNetwork, PLUGINS};
 use super::{IMAGE, wait_until};
+
+/// The name of the pods' bridge in the tests.
+pub(crate) const BRIDGE: &str = "pods0";
 
 /// Where the places are. Guests' sockets lie below, whose paths must be short.
 const PARENT: &str = "/tmp";
@@ -21,6 +27,9 @@ pub(crate) struct Place {
     directory: PathBuf,
     config: Config,
     scope: Scope,
+    number: u32,
+    /// The node's network, if it is not that of the test itself.
+    pub(crate) node_network: Option<NodeNetwork>,
 }
 
 /// The image's archive, made once.
@@ -37,22 +46,28 @@ impl Place {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = Path::new(PARENT).join(format!("{PREFIX}{}-{number}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        Self::at(directory)
+        Self::at(directory, number)
     }
 
-    fn at(directory: PathBuf) -> Self {
+    fn at(directory: PathBuf, number: u32) -> Self {
         let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
         let config = Config {
             root: directory.join("root"),
             run: directory.join("run"),
             cgroup_parent: format!("/kina-it-{name}"),
+            network: Network {
+                config_directory: directory.join("net.d"),
+                plugin_directories: vec![directory.join("plugins"), PLUGINS.into()],
+                cache_directory: directory.join("cni"),
+                ..Network::default()
+            },
             ..Config::default()
         };
-        for path in [&config.root, &config.run] {
+        for path in [&config.root, &config.run, &config.network.config_directory] {
             fs::create_dir_all(path).unwrap();
         }
         let scope = Scope::of(&config);
-        Self { directory, config, scope }
+        Self { directory, config, scope, number, node_network: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -147,6 +162,70 @@ impl Place {
         assert_eq!(names(&self.config.run.join("pods")), [""; 0]);
     }
 
+    pub(super) fn add_node_network(&mut self) {
+        self.node_network = Some(NodeNetwork::new(self.number));
+    }
+
+    /// Both: a node's network, and a network for its pods.
+    pub(crate) fn node_network_with(&mut self, version: &str, plugins: &Value) {
+        self.add_node_network();
+        self.write_network(version, plugins);
+    }
+
+    /// Changes the configuration for the next daemon.
+    pub(crate) fn set_network(&mut self, change: impl FnOnce(&mut Network)) {
+        change(&mut self.config.network);
+    }
+
+    /// The configuration of the pods' network; where plugins keep their state
+    /// is this place's.
+    pub(crate) fn write_network(&self, version: &str, plugins: &Value) {
+        let mut plugins = plugins.clone();
+        for plugin in plugins.as_array_mut().unwrap() {
+            if let Some(ipam) = plugin.get_mut("ipam") {
+                ipam["dataDir"] = json!(self.path("ipam"));
+            }
+        }
+        let list = json!({"cniVersion": version, "name": "pods", "plugins": plugins});
+        let path = self.config.network.config_directory.join("10-pods.conflist");
+        fs::write(path, list.to_string()).unwrap();
+    }
+
+    /// A plugin that is a shell script.
+    pub(crate) fn write_plugin(&self, name: &str, script: &str) {
+        let directory = self.path("plugins");
+        fs::create_dir_all(&directory).unwrap();
+        // Written elsewhere: it may be executed at any moment.
+        let temporary = directory.join(format!(".{name}"));
+        fs::write(&temporary, format!("#!/bin/busybox sh\n{script}\n")).unwrap();
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&temporary, directory.join(name)).unwrap();
+    }
+
+    /// Addresses that host-local has given out and not taken back.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("ipam/pods")).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names: Vec<String> =
+            names.filter(|name| name != "lock" && !name.starts_with("last_reserved_ip")).collect();
+        names.sort();
+        names
+    }
+
+    /// No address, link or recorded attachment is left of any pod.
+    pub(crate) fn check_network(&self) {
+        assert_eq!(self.addresses(), [""; 0]);
+        let cached = fs::read_dir(self.path("cni/results")).into_iter().flatten().flatten();
+        let cached: Vec<PathBuf> = cached.map(|entry| entry.path()).collect();
+        assert_eq!(cached, [""; 0].map(PathBuf::from));
+        if let Some(network) = &self.node_network {
+            let mut links = network.links();
+            // The kernel's own, and the pods' bridge, which stays.
+            links.retain(|link| !link.starts_with("ifb") && link != BRIDGE);
+            assert_eq!(links, [""; 0]);
+        }
+    }
+
     fn erase(&self) {
         if let Err(error) = self.scope.erase() {
             eprintln!("{}: {error}", self.directory.display());
@@ -182,7 +261,7 @@ fn sweep() {
         let process =
             name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok());
         if process.is_some_and(|process: u32| !Path::new(&format!("/proc/{process}")).exists()) {
-            Place::at(entry.path()).erase();
+            Place::at(entry.path(), 0).erase();
         }
     }
 }

@@ -11,7 +11,10 @@ use crate::harness::{Daemon, Options, PATIENCE, script, shell, wait_until};
 
 /// Lives a pod's life with a daemon that dies at a failpoint; whether it did.
 async fn live(failpoint: &str, steps: &[Step]) -> bool {
-    let options = Options { failpoint: Some(failpoint.to_owned()), ..Options::default() };
+    // Where it matters for what is left, the pod has a network.
+    let connected = ["network", "pod-record", "pod-delete"].iter().any(|part| failpoint.contains(part));
+    let plugins = connected.then(|| crate::network::bridge(false));
+    let options = Options { failpoint: Some(failpoint.to_owned()), plugins, ..Options::default() };
     let mut daemon = Daemon::with(options).await;
     let mut kubelet = Kubelet::of("killed");
     let mut died = false;
@@ -69,12 +72,14 @@ effects! {
     pod_record PodEffect::Record: 5 3;
     pod_make_directories PodEffect::MakeDirectories: 1 1;
     pod_create_network PodEffect::CreateNetwork: 1 1;
+    pod_attach_network PodEffect::AttachNetwork: 1 1;
     pod_create_machine PodEffect::CreateMachine: 1 1;
     pod_start_machine PodEffect::StartMachine: 1 1;
     pod_handshake PodEffect::Handshake: 1 1;
     pod_setup PodEffect::SetupPod: 1 1;
     pod_stop_machine PodEffect::StopMachine: 1 1;
     pod_destroy_machine PodEffect::DestroyMachine: 1 1;
+    pod_detach_network PodEffect::DetachNetwork: 1 1;
     pod_remove_network PodEffect::RemoveNetwork: 1 1;
     pod_release_layers PodEffect::ReleaseLayers: 1 1;
     pod_remove_directories PodEffect::RemoveDirectories: 1 1;
@@ -95,6 +100,7 @@ async fn removed_while_ready() {
     for effect in [
         PodEffect::StopMachine,
         PodEffect::DestroyMachine,
+        PodEffect::DetachNetwork,
         PodEffect::RemoveNetwork,
         PodEffect::ReleaseLayers,
         PodEffect::RemoveDirectories,
@@ -143,7 +149,7 @@ async fn cancelled_start(failpoint: &str, remove: bool) {
     let mut daemon = Daemon::start().await;
     daemon.stop().await;
     let guest = silent_guest(&daemon);
-    let options = Options { failpoint: Some(failpoint.to_owned()), guest: Some(guest) };
+    let options = Options { failpoint: Some(failpoint.to_owned()), guest: Some(guest), plugins: None };
     daemon.start_again(options).await;
     let cri = daemon.cri();
     let config = cri.pod("killed");
@@ -189,8 +195,11 @@ async fn a_failed_start() {
     for failpoint in ["before:pod-record#2", "after:pod-destroy-machine", "before:pod-delete-records"] {
         let mut daemon = Daemon::start().await;
         daemon.stop().await;
-        let options =
-            Options { failpoint: Some(failpoint.to_owned()), guest: Some(daemon.place.path("no-guest")) };
+        let options = Options {
+            failpoint: Some(failpoint.to_owned()),
+            guest: Some(daemon.place.path("no-guest")),
+            plugins: None,
+        };
         daemon.start_again(options).await;
         let config = daemon.cri().pod("killed");
         daemon.cri().run_pod(&config).await.unwrap_err();

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,6 +51,27 @@ pub(crate) fn list_directory(path: &Path) -> Result<Vec<String>, Error> {
         }
     }
     Ok(names)
+}
+
+/// See [`crate::Node::file_identity`].
+pub(crate) fn file_identity(path: &Path) -> Result<Option<String>, Error> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok(Some(format!(
+            "{}:{}:{}:{}.{}:{}.{}",
+            found.dev(),
+            found.ino(),
+            found.size(),
+            found.mtime(),
+            found.mtime_nsec(),
+            found.ctime(),
+            found.ctime_nsec(),
+        ))),
+        Ok(_) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(Error::io("inspect", path, error)),
+    }
 }
 
 /// See [`crate::Node::read_file`].

@@ -7,10 +7,14 @@ mod layers;
 mod loop_device;
 mod mountinfo;
 mod netns;
+mod probe;
+mod probe_dns;
 mod process;
 mod program;
 mod spawn;
+mod strays;
 mod tree;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,10 +23,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_model::PodId;
+use tokio::sync::mpsc;
 
 use crate::{
-    Error, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig, MAX_SOCKET_PATH, Node, Output,
-    ProcessIdentity, Program,
+    Error, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig, MAX_SOCKET_PATH, NetworkProbe, Node,
+    Output, ProbeStep, ProcessIdentity, Program,
 };
 
 /// The node that is this machine.
@@ -71,6 +76,11 @@ impl LocalNode {
 }
 
 impl Inner {
+    /// What the paths of this daemon's namespaces begin with; the pod id follows.
+    fn namespace_path_prefix(&self) -> String {
+        format!("{}/{}", self.config.netns_directory.display(), self.config.netns_prefix)
+    }
+
     fn namespace_path(&self, pod: &PodId) -> PathBuf {
         self.config.netns_directory.join(format!("{}{pod}", self.config.netns_prefix))
     }
@@ -134,6 +144,21 @@ impl Node for LocalNode {
         Ok(names.iter().filter_map(|name| name.strip_prefix(&config.netns_prefix)?.parse().ok()).collect())
     }
 
+    fn network_namespace(&self, pod: &PodId) -> PathBuf {
+        self.inner.namespace_path(pod)
+    }
+
+    async fn probe_network(
+        &self,
+        pod: Option<&PodId>,
+        probe: &NetworkProbe,
+    ) -> Result<Vec<ProbeStep>, Error> {
+        let own = || PathBuf::from("/proc/self/ns/net");
+        let namespace = pod.map_or_else(own, |pod| self.inner.namespace_path(pod));
+        let probe = probe.clone();
+        self.blocking("probe network", move |_| probe::run(&namespace, &probe)).await
+    }
+
     async fn mount_layer(&self, layer: &LayerImage) -> Result<PathBuf, Error> {
         let layer = layer.clone();
         self.blocking("mount layer", move |inner| inner.layers.mount(&layer)).await
@@ -150,6 +175,21 @@ impl Node for LocalNode {
 
     async fn run(&self, program: &Program) -> Result<Output, Error> {
         program::run(program).await
+    }
+
+    async fn kill_network_plugins(&self, deadline: Duration) -> Result<usize, Error> {
+        self.blocking("kill network plugins", move |inner| {
+            let prefix = inner.namespace_path_prefix();
+            strays::kill(
+                |entry| {
+                    let namespace =
+                        entry.strip_prefix("CNI_NETNS=").and_then(|path| path.strip_prefix(&prefix));
+                    namespace.is_some_and(|pod| pod.parse::<PodId>().is_ok())
+                },
+                deadline,
+            )
+        })
+        .await
     }
 
     async fn spawn_guest(&self, guest: &GuestProgram) -> Result<ProcessIdentity, Error> {
@@ -205,6 +245,14 @@ impl Node for LocalNode {
 
     async fn list_directory(&self, path: &Path) -> Result<Vec<String>, Error> {
         files::list_directory(path)
+    }
+
+    async fn watch_directory(&self, path: &Path) -> Result<mpsc::Receiver<()>, Error> {
+        watch::watch(path)
+    }
+
+    async fn file_identity(&self, path: &Path) -> Result<Option<String>, Error> {
+        files::file_identity(path)
     }
 
     async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error> {

@@ -1,0 +1,61 @@
+//! Plugins run on the node, and their files lie there.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kina_cni::{ExecuteError, Executed, Execution, FoundFile, Host, HostError};
+use kina_node::{Error, Node, Program};
+
+/// The node as the place of plugins.
+pub(super) struct NodeHost(pub(super) Arc<dyn Node>);
+
+#[async_trait]
+impl Host for NodeHost {
+    async fn list_directory(&self, path: &Path) -> Result<Vec<String>, HostError> {
+        Ok(self.0.list_directory(path).await?)
+    }
+
+    async fn read_file(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, HostError> {
+        match self.0.read_file(path, limit).await {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn write_file(&self, path: &Path, content: &[u8]) -> Result<(), HostError> {
+        if let Some(directory) = path.parent() {
+            self.0.create_directory(directory, 0o700).await?;
+        }
+        Ok(self.0.write_file(path, content, 0o600).await?)
+    }
+
+    async fn remove_file(&self, path: &Path) -> Result<(), HostError> {
+        Ok(self.0.remove_tree(path).await?)
+    }
+
+    async fn find_file(&self, path: &Path) -> Result<Option<FoundFile>, HostError> {
+        let identity = self.0.file_identity(path).await?;
+        Ok(identity.map(|identity| FoundFile { identity: Some(identity) }))
+    }
+
+    async fn execute(&self, execution: &Execution) -> Result<Executed, ExecuteError> {
+        let program = Program {
+            path: execution.path.clone(),
+            args: Vec::new(),
+            env: execution.environment.clone(),
+            stdin: execution.stdin.clone(),
+            deadline: execution.deadline,
+            max_output: execution.max_output,
+        };
+        match self.0.run(&program).await {
+            Ok(output) => Ok(Executed { code: output.code, stdout: output.stdout, stderr: output.stderr }),
+            Err(Error::ProgramDeadline { .. }) => Err(ExecuteError::Deadline),
+            Err(Error::ProgramOutput { .. }) => Err(ExecuteError::TooMuchOutput),
+            Err(error) if error.io_kind() == Some(ErrorKind::ExecutableFileBusy) => Err(ExecuteError::Busy),
+            Err(error) => Err(ExecuteError::Failed(error.into())),
+        }
+    }
+}

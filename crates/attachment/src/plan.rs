@@ -16,9 +16,12 @@ pub fn overhead(outer_ipv6: bool) -> u32 {
     14 + 8 + 8 + if outer_ipv6 { 40 } else { 20 }
 }
 
-/// The interface as the machine at the far end of a tunnel must show it: nothing it
-/// sends needs fragments outside. The MTUs of the interface and of each route are
-/// the least of their own, the interface's, and what the underlay leaves.
+/// The interface as the machine must show it at the far end of a tunnel: nothing it
+/// sends needs fragments outside. The MTU of each route becomes the least of its own,
+/// the interface's, and what the underlay leaves.
+///
+/// The interface itself keeps its MTU, because that also says how long a packet may be
+/// that comes in, and the node may send one that fills the CNI interface.
 ///
 /// Planning twice changes nothing more, and both ends may plan: the narrower wins.
 pub fn through_tunnel(interface: &Interface, underlay: u32, outer_ipv6: bool) -> Result<Interface, Error> {
@@ -38,16 +41,11 @@ pub fn through_tunnel(interface: &Interface, underlay: u32, outer_ipv6: bool) ->
         planned.neighbours.retain(|neighbour| neighbour.address.is_ipv4());
         planned.rules.retain(|rule| !rule.ipv6);
     }
-    planned.mtu = inner;
     for route in &mut planned.routes {
-        route.mtu = route.mtu.map(|mtu| mtu.min(inner));
+        let least = route.mtu.unwrap_or(interface.mtu).min(inner);
+        route.mtu = (least < interface.mtu).then_some(least);
     }
     Ok(planned)
-}
-
-/// Whether both addresses are of one family.
-pub(crate) fn same_family(local: IpAddr, remote: IpAddr) -> bool {
-    local.is_ipv4() == remote.is_ipv4()
 }
 
 fn is_routable_ipv6(address: &IpAddr) -> bool {
@@ -107,17 +105,18 @@ mod tests {
     #[test]
     fn the_least_of_all_mtus_counts() {
         let cases = [
-            // interface, route, underlay, outer IPv6: interface and route inside
-            (1500, Some(1450), 1500, false, 1450, Some(1450)),
-            (1500, Some(1450), 1500, true, 1430, Some(1430)),
-            (1500, None, 1500, false, 1450, None),
-            (1400, Some(1500), 1500, false, 1400, Some(1400)),
-            (9000, Some(8950), 9000, false, 8950, Some(8950)),
-            (1500, Some(1370), 9000, false, 1500, Some(1370)),
+            // interface, route, underlay, outer IPv6: route inside, if not the interface's
+            (1500, Some(1450), 1500, false, Some(1450)),
+            (1500, Some(1450), 1500, true, Some(1430)),
+            (1500, None, 1500, false, Some(1450)),
+            (1400, Some(1500), 1500, false, None),
+            (9000, Some(8950), 9000, false, Some(8950)),
+            (1500, Some(1370), 9000, false, Some(1370)),
+            (1500, None, 9000, false, None),
         ];
-        for (mtu, route, underlay, ipv6, inner, inner_route) in cases {
+        for (mtu, route, underlay, ipv6, inside) in cases {
             let planned = through_tunnel(&interface(mtu, &["10.0.0.2"], &[route]), underlay, ipv6).unwrap();
-            assert_eq!((planned.mtu, planned.routes[0].mtu), (inner, inner_route));
+            assert_eq!((planned.mtu, planned.routes[0].mtu), (mtu, inside));
         }
     }
 
@@ -127,16 +126,17 @@ mod tests {
         let error = through_tunnel(&both, 1329, false).unwrap_err();
         assert!(matches!(error, Error::TooSmallForIpv6 { underlay: 1329, inner: 1279, needed: 1330 }));
         assert!(error.to_string().contains("1330"), "{error}");
-        assert_eq!(through_tunnel(&both, 1330, false).unwrap().mtu, 1280);
+        assert!(through_tunnel(&both, 1330, false).is_ok());
         let error = through_tunnel(&both, 1349, true).unwrap_err();
         assert!(matches!(error, Error::TooSmallForIpv6 { needed: 1350, .. }));
-        assert_eq!(through_tunnel(&both, 1350, true).unwrap().mtu, 1280);
+        assert!(through_tunnel(&both, 1350, true).is_ok());
     }
 
     #[test]
     fn ipv4_alone_goes_through_where_ipv6_cannot() {
-        let planned = through_tunnel(&interface(1500, &["10.0.0.2", "fe80::2"], &[]), 1280, false).unwrap();
-        assert_eq!(planned.mtu, 1230);
+        let both = interface(1500, &["10.0.0.2", "fe80::2"], &[None]);
+        let planned = through_tunnel(&both, 1280, false).unwrap();
+        assert_eq!(planned.routes[0].mtu, Some(1230));
         assert_eq!(planned.addresses.len(), 1, "no IPv6 on the link either");
     }
 
@@ -155,7 +155,7 @@ mod tests {
             ipv6: bool,
         ) {
             if let Ok(once) = through_tunnel(&interface(mtu, &["10.0.0.2", "fd00::2"], &[route]), underlay, ipv6) {
-                prop_assert!(once.mtu + overhead(ipv6) <= underlay);
+                prop_assert!(once.routes[0].mtu.unwrap_or(once.mtu) + overhead(ipv6) <= underlay);
                 prop_assert_eq!(&through_tunnel(&once, underlay, ipv6).unwrap(), &once);
             }
         }

@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use kina_attachment::{Damage, Error, inspect, tunnel};
+use kina_attachment::tunnel::{self, Tunnel};
+use kina_attachment::{Damage, Error, inspect};
 use support::rig::{Pod, Rig, encapsulate, frame};
 use support::{Net, PATIENCE, answers, eventually, ping};
 
@@ -223,19 +224,23 @@ async fn a_pods_packet_does_not_pass_for_its_nodes() {
     let shown = rig.connect(&a, 101, false).await;
     rig.connect(&b, 102, false).await;
     let node = &rig.nodes[0];
+    // Masquerading without connection tracking, as BPF programs do it.
     for command in [
-        "add table ip nat",
-        "add chain ip nat post { type nat hook postrouting priority 100 ; }",
-        "add rule ip nat post masquerade",
+        "add table ip mask",
+        "add chain ip mask post { type filter hook postrouting priority 100 ; }",
+        "add rule ip mask post ip saddr 10.1.0.3 ip saddr set 192.0.2.1",
     ] {
         node.command("nft", command).unwrap();
     }
+    // The neighbouring pod can speak to the machine of the first, through its node.
+    let socket = b.inside.udp(b.addresses[0]);
+    let outside = rig.machines[0].udp("192.0.2.11".parse().unwrap());
+    socket.send_to(b"who is it?", outside.local_addr().unwrap()).unwrap();
+    let (_, from) = outside.recv_from(&mut [0; 64]).unwrap();
+    assert_eq!(from.ip().to_string(), "192.0.2.1", "the pod is masqueraded");
+
     let (trap, port) = trap(&a);
     let packet = encapsulate(101, &frame(shown.mac, [10, 9, 9, 9], [10, 1, 0, 2], port));
-    // The neighbouring pod speaks to the machine of the first, through its node.
-    let machine = rig.machines[0].echo("192.0.2.11".parse().unwrap());
-    let socket = b.inside.udp(b.addresses[0]);
-    ping(&socket, machine, 64);
     socket.send_to(&packet, ("192.0.2.11", tunnel::PORT)).unwrap();
     assert!(!springs(&trap, SOON), "a pod's packet passed for the node's");
     // The table can be listed by those who look after the node.
@@ -267,8 +272,8 @@ async fn walk(outer_ipv6: bool) {
         let (a, b) = (rig.pod(0, 0, underlay, Some(inner + 7)), rig.pod(1, 1, underlay, Some(inner)));
         let shown = rig.connect(&a, 101, outer_ipv6).await;
         rig.connect(&b, 102, outer_ipv6).await;
-        assert_eq!(shown.mtu, inner);
-        assert!(shown.routes.iter().filter_map(|route| route.mtu).all(|mtu| mtu == inner), "{shown:#?}");
+        assert!(shown.routes.len() >= 3);
+        assert!(shown.routes.iter().all(|route| route.mtu == Some(inner)), "{shown:#?}");
         for family in 0..2 {
             full_packets_pass(&a, &b.inside, b.addresses[family], inner, family);
             a.inside.transfer(&b.inside, b.addresses[family], 300_000);
@@ -298,7 +303,7 @@ async fn an_underlay_too_small_for_ipv6_carries_ipv4_alone() {
     assert!(!links.contains("vxlan0"), "nothing was made: {links}");
     both.sandbox.ip("-6 address flush dev eth0 scope global");
     let shown = rig.connect(&both, 101, false).await;
-    assert_eq!(shown.mtu, 1230);
+    assert!(shown.routes.iter().all(|route| route.mtu == Some(1230)), "{shown:#?}");
     full_packets_pass(&both, &rig.nodes[0], "192.0.2.1".parse().unwrap(), 1230, 0);
 }
 
@@ -336,10 +341,11 @@ async fn a_pod_shows_what_cni_made_and_nothing_of_the_tunnel() {
     let made = inspect(&pod.sandbox.namespace, "eth0").await.unwrap();
     let shown = rig.connect(&pod, 101, false).await;
     assert_eq!((shown.mac, &shown.name), (made.mac, &made.name));
-    assert_eq!(shown.routes, made.routes);
+    assert_eq!(shown.mtu, 1500);
     let found = inspect(&pod.inside.namespace, "eth0").await.unwrap();
     assert_eq!(found.mac, made.mac);
-    assert_eq!(found.routes, made.routes);
+    assert_eq!(found.routes, shown.routes);
+    assert_eq!(found.routes.len(), made.routes.len());
     assert_eq!(found.neighbours, made.neighbours);
     let prefixes = |interface: &kina_attachment::Interface| {
         let mut all: Vec<_> = interface.addresses.iter().map(|address| address.prefix).collect();
@@ -352,9 +358,12 @@ async fn a_pod_shows_what_cni_made_and_nothing_of_the_tunnel() {
     assert_eq!(links.lines().count(), 2, "loopback and eth0: {links}");
     let addresses = pod.inside.ip("address");
     assert!(!addresses.contains("192.0.2.") && !addresses.contains("2001:db8:"), "{addresses}");
-    // The machine's own namespace has neither the pod's address nor its device.
+    // Not even to those who ask what kind eth0 is.
+    let detailed = pod.inside.ip("-d link show eth0");
+    assert!(!detailed.contains("vxlan") && !detailed.contains("192.0.2."), "{detailed}");
+    // The machine's own namespace does not have the pod's address.
     let outside = rig.machines[0].ip("address");
-    assert!(!outside.contains("10.1.0.2") && !outside.contains("vxlan"), "{outside}");
+    assert!(!outside.contains("10.1.0.2") && !outside.contains("fd00:1:"), "{outside}");
     let node = rig.nodes[0].ip("link");
     assert!(!node.contains("vxlan"), "{node}");
 }
@@ -412,6 +421,44 @@ async fn damage_is_seen_and_healed() {
 }
 
 #[tokio::test]
+async fn damage_in_the_machine_is_seen_and_healed() {
+    let rig = Rig::new(1500);
+    let pod = rig.pod(0, 0, 1500, None);
+    let shown = rig.connect(&pod, 101, false).await;
+    let [_, far] = rig.tunnels(&pod, 101, false);
+    let (root, inside) = (&rig.machines[0].namespace, &pod.inside.namespace);
+    let target = rig.nodes[0].echo("192.0.2.1".parse().unwrap());
+    let seen = async || tunnel::check_machine(root, inside, &shown, &far).await.unwrap();
+    assert_eq!(seen().await, []);
+    let joint = |from: &str, to: &str| Damage::NotJoined { from: from.to_owned(), to: to.to_owned() };
+    let changed = |what| Damage::Changed { device: "eth0".to_owned(), what };
+    let missing = |device: &str| Damage::Missing { device: device.to_owned() };
+    let (net, machine) = (&pod.inside, &rig.machines[0]);
+    let cases: [(&Net, &'static str, &str, Vec<Damage>); 8] = [
+        (machine, "tc", "qdisc del dev pod0 ingress", vec![joint("pod0", "vxlan0")]),
+        (machine, "ip", "link del vxlan0", vec![missing("vxlan0")]),
+        (machine, "ip", "link del pod0", vec![missing("eth0")]),
+        (machine, "nft", "flush chain inet kina-test input", vec![Damage::Unguarded]),
+        (net, "ip", "link del eth0", vec![missing("eth0")]),
+        (net, "ip", "route change default via 169.254.1.1 dev eth0 mtu 9000", vec![changed("routes")]),
+        (net, "ip", "neighbour del 169.254.1.1 dev eth0", vec![changed("neighbours")]),
+        (net, "ip", "link set eth0 mtu 1400", vec![changed("mtu"), changed("routes")]),
+    ];
+    for (net, program, command, damage) in cases {
+        net.command(program, command).unwrap();
+        assert_eq!(seen().await, damage, "{command}");
+        assert_eq!(tunnel::attach_machine(root, inside, &shown, &far).await.unwrap(), shown);
+        assert_eq!(seen().await, [], "healed: {command}");
+        ping(&pod.inside.udp(pod.addresses[0]), target, 64);
+    }
+    for _ in 0..2 {
+        tunnel::detach_machine(root, &far).await.unwrap();
+    }
+    assert_eq!(pod.inside.ip("-br link").lines().count(), 1, "loopback");
+    assert!(!machine.ip("link").contains("vxlan0"));
+}
+
+#[tokio::test]
 async fn a_pod_that_comes_again_gets_a_new_tunnel() {
     let rig = Rig::new(1500);
     let pod = rig.pod(0, 0, 1500, None);
@@ -442,4 +489,38 @@ async fn the_way_to_a_peer_says_how_much_fits() {
     let nowhere: SocketAddr = "203.0.113.1:1".parse().unwrap();
     let error = tunnel::underlay(&node.namespace, nowhere.ip()).await.unwrap_err();
     assert!(matches!(error, Error::NoWay { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn many_pods_come_and_go_at_once() {
+    let rig = Rig::new(1500);
+    let node = &rig.nodes[0];
+    let mut pods = Vec::new();
+    for number in 0..12_u8 {
+        let sandbox = Net::new();
+        node.veth(&format!("many{number}"), &sandbox, "eth0", 1500);
+        let tunnel = Tunnel {
+            vni: 200 + u32::from(number),
+            port: tunnel::PORT,
+            local: [192, 0, 2, 1].into(),
+            remote: [192, 0, 2, 100 + number].into(),
+            table: "kina-test".to_owned(),
+        };
+        pods.push((sandbox, tunnel));
+    }
+    let root = &node.namespace;
+    let all = pods.iter().map(|(sandbox, tunnel)| async move {
+        let sandbox = &sandbox.namespace;
+        tunnel::attach(root, sandbox, "eth0", tunnel).await.unwrap();
+        assert_eq!(tunnel::check(root, sandbox, "eth0", tunnel).await.unwrap(), []);
+    });
+    futures::future::join_all(all).await;
+    let listed = node.command("nft", "list table inet kina-test").unwrap();
+    assert_eq!(listed.matches("192.0.2.1").count(), pods.len(), "{listed}");
+    let all = pods.iter().map(|(sandbox, tunnel)| async move {
+        tunnel::detach(root, Some(&sandbox.namespace), "eth0", tunnel).await.unwrap();
+    });
+    futures::future::join_all(all).await;
+    let listed = node.command("nft", "list table inet kina-test").unwrap();
+    assert!(!listed.contains("elements"), "{listed}");
 }

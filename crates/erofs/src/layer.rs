@@ -193,7 +193,7 @@ impl<R: BufRead> Layer<'_, R> {
 fn split(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let bad = |problem| Error::BadPath { path: shown(path), problem };
     if path.is_empty() {
-        return Err(bad("is empty"));
+        return Err(Error::BadPath { path: "\"\"".to_owned(), problem: "is empty" });
     }
     if path.contains(&0) {
         return Err(bad("has a NUL byte in it"));

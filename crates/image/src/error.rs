@@ -148,7 +148,7 @@ pub enum Error {
         reason: String,
     },
     /// The image does not exist for this platform.
-    #[error("{subject} has no image for {wanted} (it has: {})", .available.join(", "))]
+    #[error("{subject} has no image for {wanted} (it has: {})", list_text(.available))]
     NoPlatform {
         /// The reference or archive.
         subject: String,
@@ -304,6 +304,20 @@ pub(crate) fn free_space(path: &Path) -> (u64, u64) {
 
 fn needed_text(needed: Option<u64>) -> String {
     needed.map(|needed| format!(", {needed} bytes are needed")).unwrap_or_default()
+}
+
+/// What a stranger wrote, short enough for a message: text that a registry
+/// chose must not fill logs and answers.
+pub(crate) fn clipped(text: &str) -> String {
+    const LONGEST: usize = 128;
+    match text.char_indices().nth(LONGEST) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}...", &text[..end]),
+    }
+}
+
+fn list_text(items: &[String]) -> String {
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
 
 fn attempts_text(attempts: &[Attempt]) -> String {

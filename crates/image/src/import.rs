@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::Error;
 use crate::config::Limits;
+use crate::error::clipped;
 use crate::images::{Images, Inner, Pin, blocking};
 use crate::layout::{Layout, sha256};
 use crate::manifest::{self, Blob, IndexEntry, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
@@ -153,6 +154,11 @@ impl Images {
     }
 }
 
+/// What the tar reader says, which can quote the archive's bytes.
+fn unreadable(error: io::Error) -> Error {
+    invalid(&format!("it is not a readable tar stream: {}", clipped(&error.to_string()).escape_debug()))
+}
+
 fn invalid(reason: &str) -> Error {
     Error::InvalidArchive { reason: reason.to_owned() }
 }
@@ -214,7 +220,6 @@ fn read_entries(
     reader: &mut PipeReader,
     pin: &Pin,
 ) -> Result<Contents, Error> {
-    let unreadable = |error: io::Error| invalid(&error.to_string());
     let too_large = |what, limit| Error::TooLarge { subject: "the image archive".to_owned(), what, limit };
     let decoder = Decoder::sniff(reader).map_err(unreadable)?;
     // One byte more than the limit, so that reaching it shows.
@@ -265,7 +270,7 @@ fn read_entry<R: Read>(
     let kind = entry.header().entry_type();
     if !kind.is_file() {
         if entry.size() > 0 {
-            return Err(invalid(&format!("{name:?} has content but is not a plain file")));
+            return Err(invalid(&format!("{:?} has content but is not a plain file", clipped(&name))));
         }
         if kind.is_symlink() {
             let target = beside(&name, &target);
@@ -280,7 +285,8 @@ fn read_entry<R: Read>(
         "manifest.json" => contents.docker = Some(document(entry, limits)?),
         "oci-layout" | "repositories" => drop(document(entry, limits)?),
         _ => {
-            let stored = store_file(layout, entry, &name, pin)?;
+            let announced = entry.size();
+            let stored = store_file(layout, entry, &name, pin, announced)?;
             contents.files.insert(name, stored);
         }
     }
@@ -305,7 +311,7 @@ impl<R: Read> Read for Metered<'_, R> {
 fn document(entry: &mut impl Read, limits: &Limits) -> Result<Vec<u8>, Error> {
     let limit = limits.manifest_bytes;
     let mut bytes = Vec::new();
-    entry.take(limit + 1).read_to_end(&mut bytes).map_err(|error| invalid(&error.to_string()))?;
+    entry.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > limit {
         return Err(Error::TooLarge { subject: "the archive's index".to_owned(), what: "bytes", limit });
     }
@@ -313,14 +319,21 @@ fn document(entry: &mut impl Read, limits: &Limits) -> Result<Vec<u8>, Error> {
 }
 
 /// Makes a file of the archive a blob of the store.
-fn store_file(layout: &Layout, entry: &mut impl Read, name: &str, pin: &Pin) -> Result<Stored, Error> {
+fn store_file(
+    layout: &Layout,
+    entry: &mut impl Read,
+    name: &str,
+    pin: &Pin,
+    announced: u64,
+) -> Result<Stored, Error> {
     let mut blob = layout.temp_blob()?;
     let mut hasher = Sha256::new();
     let mut size = 0;
     let mut start = Vec::with_capacity(4);
     let mut buffer = vec![0; CHUNK];
     loop {
-        let count = entry.read(&mut buffer).map_err(|error| invalid(&format!("{name:?}: {error}")))?;
+        let count =
+            entry.read(&mut buffer).map_err(|error| invalid(&format!("{:?}: {error}", clipped(name))))?;
         if count == 0 {
             break;
         }
@@ -330,15 +343,18 @@ fn store_file(layout: &Layout, entry: &mut impl Read, name: &str, pin: &Pin) -> 
         blob.write(chunk)?;
         size += count as u64;
     }
+    if size != announced {
+        return Err(invalid(&format!("it ends inside {:?}", clipped(name))));
+    }
     let digest = Digest::from_sha256(hasher.finalize().into());
     if let Some(hex) = name.strip_prefix("blobs/sha256/") {
         match format!("sha256:{hex}").parse::<Digest>() {
             Ok(expected) if expected == digest => {}
             Ok(expected) => {
-                let subject = format!("{name} of the archive");
+                let subject = format!("{} of the archive", clipped(name));
                 return Err(Error::DigestMismatch { subject, expected, actual: digest });
             }
-            Err(_) => return Err(invalid(&format!("{name:?} is not named by a digest"))),
+            Err(_) => return Err(invalid(&format!("{:?} is not named by a digest", clipped(name)))),
         }
     }
     pin.add([digest.clone()], []);
@@ -487,7 +503,7 @@ impl Contents {
                 None => break,
             }
         }
-        Err(invalid(&format!("it lacks {name:?}")))
+        Err(invalid(&format!("it lacks {:?}", clipped(&name))))
     }
 }
 

@@ -12,6 +12,7 @@ use kina_model::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::error::clipped;
 use crate::platform::{self, Platform};
 
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -31,6 +32,7 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 /// A manifest's word on a piece of content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a descriptor")]
 pub(crate) struct Blob {
     #[serde(default)]
     pub(crate) media_type: String,
@@ -42,6 +44,7 @@ pub(crate) struct Blob {
 /// that entries in an unknown algorithm do not spoil the others.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a descriptor")]
 pub(crate) struct IndexEntry {
     #[serde(default)]
     pub(crate) media_type: Option<String>,
@@ -54,6 +57,7 @@ pub(crate) struct IndexEntry {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(expecting = "a platform")]
 struct RawPlatform {
     #[serde(default)]
     os: Option<String>,
@@ -67,7 +71,7 @@ impl IndexEntry {
     pub(crate) fn blob(&self, subject: &str) -> Result<Blob, Error> {
         let digest = self.digest.parse().map_err(|_| Error::InvalidManifest {
             subject: subject.to_owned(),
-            reason: format!("unsupported digest {:?}", self.digest),
+            reason: format!("unsupported digest {:?}", clipped(&self.digest)),
         })?;
         let media_type = self.media_type.clone().unwrap_or_default();
         Ok(Blob { media_type, digest, size: self.size })
@@ -95,6 +99,7 @@ pub(crate) struct Manifest {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a manifest or an index")]
 struct RawDocument {
     #[serde(default)]
     schema_version: Option<u64>,
@@ -124,7 +129,7 @@ pub(crate) fn parse(
         |reason: &str| Error::InvalidManifest { subject: subject.to_owned(), reason: reason.to_owned() };
     let unsupported = |media_type: &str| Error::UnsupportedMediaType {
         subject: subject.to_owned(),
-        media_type: media_type.to_owned(),
+        media_type: clipped(media_type),
     };
     if raw.schema_version.is_some_and(|version| version != 2) {
         let name = raw.media_type.as_deref().or(transport_type);
@@ -187,11 +192,11 @@ fn check_layer_type(layer: &Blob) -> Result<(), Error> {
             if media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
                 || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.") =>
         {
-            Err(Error::ForeignLayer { digest: layer.digest.clone(), media_type: media_type.to_owned() })
+            Err(Error::ForeignLayer { digest: layer.digest.clone(), media_type: clipped(media_type) })
         }
         media_type => Err(Error::UnsupportedMediaType {
             subject: format!("layer {}", layer.digest),
-            media_type: media_type.to_owned(),
+            media_type: clipped(media_type),
         }),
     }
 }
@@ -201,10 +206,17 @@ pub(crate) fn json<'a, T: Deserialize<'a>>(
     subject: &str,
     what: &'static str,
 ) -> Result<T, Error> {
-    serde_json::from_slice(bytes).map_err(|source| Error::Malformed {
-        subject: subject.to_owned(),
-        what,
-        source: Arc::new(source),
+    serde_json::from_slice(bytes).map_err(|source| {
+        // The parser quotes the text that it did not expect, however long.
+        let text = source.to_string();
+        let short = clipped(&text);
+        let source = if short == text {
+            source
+        } else {
+            let place = format!("at line {} column {}", source.line(), source.column());
+            <serde_json::Error as serde::de::Error>::custom(format!("{short} {place}"))
+        };
+        Error::Malformed { subject: subject.to_owned(), what, source: Arc::new(source) }
     })
 }
 
@@ -285,6 +297,7 @@ pub(crate) struct Configuration {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an image configuration")]
 struct RawConfiguration {
     #[serde(default)]
     architecture: Option<String>,
@@ -301,6 +314,7 @@ struct RawConfiguration {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a list of layers")]
 struct RawRootfs {
     #[serde(default)]
     diff_ids: Option<Vec<Digest>>,
@@ -308,6 +322,7 @@ struct RawRootfs {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
+#[serde(expecting = "a container's defaults")]
 struct RawRun {
     #[serde(default)]
     user: Option<String>,
@@ -449,6 +464,41 @@ mod tests {
         assert!(configuration.runs_on(&Platform::linux("amd64")));
         assert!(!configuration.runs_on(&Platform::linux("arm64")));
         assert!(parse_configuration(text.as_bytes(), "x", 1).is_err());
+    }
+
+    #[test]
+    fn error_texts_stay_short_whatever_was_sent() {
+        let long = "x".repeat(100_000);
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let config = format!(r#"{{"mediaType":"{OCI_CONFIG}","digest":"{digest}","size":1}}"#);
+        let texts = [
+            format!(r#"{{"schemaVersion":1,"mediaType":"{long}"}}"#),
+            format!(r#"{{"mediaType":"{long}","config":{config}}}"#),
+            format!(r#"{{"config":{{"mediaType":"{long}","digest":"{digest}","size":1}}}}"#),
+            format!(
+                r#"{{"config":{config},"layers":[{{"mediaType":"{long}","digest":"{digest}","size":1}}]}}"#
+            ),
+            format!(r#"{{"config":"{long}"}}"#),
+            format!(r#"{{"config":{{"digest":"{long}","size":1}}}}"#),
+        ];
+        let chain = |error: &Error| {
+            let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            format!("{error}: {source}")
+        };
+        for text in &texts {
+            let error = parse(text.as_bytes(), None, "x", 9).unwrap_err();
+            assert!(chain(&error).len() < 400, "{}", chain(&error));
+        }
+        let error = parse(texts[4].as_bytes(), None, "x", 9).unwrap_err();
+        assert!(chain(&error).ends_with("... at line 1 column 100012"), "{}", chain(&error));
+        let index = format!(
+            r#"{{"manifests":[{{"digest":"{long}","size":1,"platform":{{"os":"{long}","architecture":"a"}}}}]}}"#
+        );
+        let Document::Index(entries) = parse(index.as_bytes(), None, "x", 9).unwrap() else {
+            panic!("an index")
+        };
+        assert!(chain(&entries[0].blob("x").unwrap_err()).len() < 400);
+        assert!(offered(&entries)[0].len() < 400);
     }
 
     proptest! {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::error::clipped;
+
 /// An operating system and a processor, in the names of the Go language that
 /// image indexes use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +58,7 @@ pub(crate) fn text(os: &str, architecture: &str, variant: Option<&str>) -> Strin
         Some(variant) if !variant.is_empty() => format!("{os}/{architecture}/{variant}"),
         _ => format!("{os}/{architecture}"),
     };
-    text.escape_debug().to_string()
+    clipped(&text).escape_debug().to_string()
 }
 
 /// Common aliases to Go's names; a baseline variant is left out.

@@ -140,7 +140,12 @@ pub(crate) async fn choose(
                         configuration,
                     });
                 }
-                available.push(configuration.platform_text());
+                let platform = configuration.platform_text();
+                // An index that says otherwise has said so above.
+                available.push(match depth {
+                    0 => platform,
+                    _ => format!("{platform} by its configuration"),
+                });
             }
             // Something else than an image beside images.
             Err(error @ Error::UnsupportedMediaType { .. }) if depth > 0 => {

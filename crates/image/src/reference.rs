@@ -6,6 +6,7 @@ use std::str::FromStr;
 use kina_model::Digest;
 
 use crate::Error;
+use crate::error::clipped;
 
 /// The registry of names without one.
 pub const DEFAULT_REGISTRY: &str = "docker.io";
@@ -95,7 +96,7 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        parse(text).map_err(|reason| Error::InvalidReference { reference: text.to_owned(), reason })
+        parse(text).map_err(|reason| Error::InvalidReference { reference: clipped(text), reason })
     }
 }
 

@@ -138,7 +138,7 @@ impl Intake {
                 subject: self
                     .path
                     .file_name()
-                    .map_or_else(String::new, |name| format!("blob sha256:{}", name.to_string_lossy())),
+                    .map_or_else(String::new, |name| format!("layer sha256:{}", name.to_string_lossy())),
                 expected: self.expected,
                 actual: self.seen,
             });

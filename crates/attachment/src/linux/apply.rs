@@ -16,11 +16,16 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use tokio::time::{Duration, Instant, sleep};
+
 use super::inspect;
 use super::link::{Link, check_name};
 use super::namespace::Namespace;
 use super::netlink::Netlink;
 use crate::{Address, Error, Interface, Mac, Neighbour, Prefix, Route, Rule};
+
+/// How long the kernel may take to let go of new addresses: milliseconds as a rule.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which device becomes the pod's interface.
 #[derive(Clone, Debug)]
@@ -48,7 +53,25 @@ pub async fn apply(namespace: &Namespace, target: &Target, interface: &Interface
     namespace.set(format!("{settings}/addr_gen_mode"), "1").await?;
     namespace.set(format!("{settings}/accept_dad"), "0").await?;
     raise(&netlink, link.index, &interface.name).await?;
-    fill(&netlink, link.index, interface).await
+    fill(&netlink, link.index, interface).await?;
+    settle(&netlink, link.index, &interface.name).await
+}
+
+/// Waits until all addresses can be used. Nothing is asked on the link, but the kernel
+/// makes even that known from a queue of its own.
+async fn settle(netlink: &Netlink, index: u32, name: &str) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    while inspect::is_tentative(netlink, index).await? {
+        if Instant::now() > deadline {
+            return Err(Error::Unfit {
+                namespace: netlink.namespace().to_path_buf(),
+                interface: name.to_owned(),
+                problem: "has an IPv6 address that the kernel holds back",
+            });
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
 }
 
 async fn find(netlink: &Netlink, target: &Target) -> Result<Link, Error> {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -68,6 +68,18 @@ pub(crate) async fn addresses(netlink: &Netlink, index: u32) -> Result<Vec<Addre
         _ => None,
     });
     Ok(addresses.collect())
+}
+
+/// Whether an address cannot be used yet.
+pub(super) async fn is_tentative(netlink: &Netlink, index: u32) -> Result<bool, Error> {
+    let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let answer = netlink.all(question, "list", "addresses").await?;
+    Ok(answer.iter().any(|message| match message {
+        RouteNetlinkMessage::NewAddress(message) => {
+            message.header.index == index && message.header.flags.contains(AddressHeaderFlags::Tentative)
+        }
+        _ => false,
+    }))
 }
 
 /// The address in a message, if it is permanent.

@@ -18,6 +18,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) kind: Option<InfoKind>,
+    /// The number of the other end, of a veth.
+    pub(crate) peer: Option<u32>,
     /// Settings, of a VXLAN only.
     pub(crate) vxlan: Vec<InfoVxlan>,
 }
@@ -41,6 +43,7 @@ impl From<LinkMessage> for Link {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             kind: None,
+            peer: None,
             vxlan: Vec::new(),
         };
         for attribute in message.attributes {
@@ -48,6 +51,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Link(peer) => link.peer = Some(peer),
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
                         match info {

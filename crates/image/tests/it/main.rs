@@ -6,6 +6,7 @@ mod archives;
 mod authentication;
 mod content;
 mod fixtures;
+mod hostile;
 mod keeping;
 mod kill;
 mod registry;

@@ -32,11 +32,26 @@ pub(crate) enum Manner {
     HangUpAfter(usize),
     /// Announces the whole, sends this many bytes and goes silent.
     StallAfter(usize),
+    /// Exactly this, status line and all.
+    Raw(Vec<Step>),
     /// Sends half, and the rest once there is a permit.
     Gated(Arc<Semaphore>),
 }
 
+#[derive(Clone)]
+pub(crate) enum Step {
+    Send(Vec<u8>),
+    /// Again and again with a pause in between, until the client hangs up.
+    Forever(Vec<u8>, Duration),
+    /// Until the client hangs up.
+    Silence,
+}
+
 impl Reply {
+    pub(crate) fn raw(steps: impl Into<Vec<Step>>) -> Self {
+        Self::ok("").manner(Manner::Raw(steps.into()))
+    }
+
     pub(crate) fn ok(body: impl Into<Vec<u8>>) -> Self {
         Self { status: 200, headers: Vec::new(), body: body.into(), manner: Manner::Whole }
     }
@@ -114,6 +129,11 @@ impl Registry {
             }
         });
         Self { address, state, accepting }
+    }
+
+    /// Forgets all routes and wants nobody's password.
+    pub(crate) fn reset(&self) {
+        *self.state.lock().unwrap() = State::default();
     }
 
     pub(crate) fn require(&self, access: Access) {
@@ -249,6 +269,21 @@ fn answer(state: &mut State, seen: &Seen, own: &str) -> Reply {
 }
 
 async fn send(mut stream: TcpStream, reply: Reply) -> std::io::Result<()> {
+    if let Manner::Raw(steps) = &reply.manner {
+        for step in steps {
+            match step {
+                Step::Send(bytes) => stream.write_all(bytes).await?,
+                Step::Forever(bytes, pause) => loop {
+                    stream.write_all(bytes).await?;
+                    if !pause.is_zero() {
+                        tokio::time::sleep(*pause).await;
+                    }
+                },
+                Step::Silence => drop(stream.read(&mut [0]).await?),
+            }
+        }
+        return stream.shutdown().await;
+    }
     let mut head = format!("HTTP/1.1 {} Test\r\nConnection: close\r\n", reply.status);
     for (name, value) in &reply.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -260,6 +295,7 @@ async fn send(mut stream: TcpStream, reply: Reply) -> std::io::Result<()> {
     }
     stream.write_all(head.as_bytes()).await?;
     match reply.manner {
+        Manner::Raw(_) => {}
         Manner::Whole => stream.write_all(&reply.body).await?,
         Manner::Chunked => {
             for chunk in reply.body.chunks(1000) {

@@ -68,7 +68,7 @@ fn carry(from: OwnedFd, to: OwnedFd, frames: Arc<AtomicUsize>) {
     thread::spawn(move || {
         let mut frame = vec![0; 70_000];
         loop {
-            match from.read(&mut frame) {
+            match support::uninterrupted(|| from.read(&mut frame)) {
                 Ok(length) => {
                     frames.fetch_add(1, Ordering::Relaxed);
                     // A device that is down takes nothing; a real card would not either.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use kina_attachment::tunnel::{self, Tunnel};
 use kina_attachment::{Damage, Error, inspect};
 use support::rig::{Pod, Rig, encapsulate, frame};
-use support::{Net, PATIENCE, answers, eventually, ping};
+use support::{Net, PATIENCE, answers, eventually, ping, receive};
 
 #[tokio::test]
 async fn every_packet_of_a_pod_passes_the_nodes_end_of_its_interface() {
@@ -103,7 +103,7 @@ fn trap(pod: &Pod) -> (UdpSocket, u16) {
 
 fn springs(trap: &UdpSocket, patience: Duration) -> bool {
     trap.set_read_timeout(Some(patience)).unwrap();
-    trap.recv_from(&mut [0; 64]).is_ok()
+    receive(trap, &mut [0; 64]).is_ok()
 }
 
 const SOON: Duration = Duration::from_millis(200);
@@ -236,7 +236,7 @@ async fn a_pods_packet_does_not_pass_for_its_nodes() {
     let socket = b.inside.udp(b.addresses[0]);
     let outside = rig.machines[0].udp("192.0.2.11".parse().unwrap());
     socket.send_to(b"who is it?", outside.local_addr().unwrap()).unwrap();
-    let (_, from) = outside.recv_from(&mut [0; 64]).unwrap();
+    let (_, from) = receive(&outside, &mut [0; 64]).unwrap();
     assert_eq!(from.ip().to_string(), "192.0.2.1", "the pod is masqueraded");
 
     let (trap, port) = trap(&a);
@@ -328,7 +328,7 @@ async fn fragments_and_packets_too_long_for_the_tunnel_arrive() {
             never_fragment(&sender, family == 1);
             let whole = vec![7; 1500 - if family == 0 { 28 } else { 48 }];
             sender.send_to(&whole, receiver.local_addr().unwrap()).unwrap();
-            let (length, _) = receiver.recv_from(&mut [0; 2000]).unwrap();
+            let (length, _) = receive(&receiver, &mut [0; 2000]).unwrap();
             assert_eq!(length, whole.len());
         }
     }

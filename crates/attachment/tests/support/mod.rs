@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "this is part of tests")]
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
@@ -99,14 +99,14 @@ impl Net {
         socket
     }
 
-    /// Answers every datagram with itself, until the namespace goes or a datagram is
-    /// empty.
+    /// Answers every datagram with itself, until one is empty or the test ends.
     pub fn echo(&self, address: IpAddr) -> SocketAddr {
         let socket = self.udp(address);
         let local = socket.local_addr().unwrap();
+        socket.set_read_timeout(None).unwrap();
         thread::spawn(move || {
             let mut buffer = vec![0; 65_536];
-            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            while let Ok((length, from)) = receive(&socket, &mut buffer) {
                 if length == 0 || socket.send_to(&buffer[..length], from).is_err() {
                     return;
                 }
@@ -126,7 +126,7 @@ impl Net {
             let mut sum = Sum::default();
             let mut buffer = vec![0; 65_536];
             while seen < bytes {
-                let length = stream.read(&mut buffer).unwrap();
+                let length = uninterrupted(|| stream.read(&mut buffer)).unwrap();
                 assert!(length > 0, "ended after {seen} of {bytes} bytes");
                 sum.add(&buffer[..length]);
                 seen += length;
@@ -192,13 +192,29 @@ pub fn set_path_mtu_discovery(socket: &UdpSocket, ipv6: bool) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
+/// Again if a signal came in between: a call with a timeout is not taken up again by
+/// itself.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// The next datagram, within the socket's timeout.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    uninterrupted(|| socket.recv_from(buffer))
+}
+
 /// Sends one datagram and gets it back. The first of a pair may wait for neighbours.
 pub fn ping(socket: &UdpSocket, target: SocketAddr, length: usize) {
     let sent: Vec<u8> = (0..length).map(|number| number as u8).collect();
     socket.send_to(&sent, target).unwrap_or_else(|error| panic!("{length} bytes to {target}: {error}"));
     let mut buffer = vec![0; 65_536];
     let (received, _) =
-        socket.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{length} bytes from {target}: {error}"));
+        receive(socket, &mut buffer).unwrap_or_else(|error| panic!("{length} bytes from {target}: {error}"));
     assert_eq!(buffer[..received], sent);
 }
 
@@ -206,7 +222,7 @@ pub fn ping(socket: &UdpSocket, target: SocketAddr, length: usize) {
 pub fn answers(socket: &UdpSocket, target: SocketAddr) -> bool {
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let sent = socket.send_to(b"anybody there?", target);
-    let came = sent.is_ok() && socket.recv_from(&mut [0; 64]).is_ok();
+    let came = sent.is_ok() && receive(socket, &mut [0; 64]).is_ok();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     came
 }

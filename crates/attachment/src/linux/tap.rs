@@ -96,7 +96,9 @@ pub async fn detach(namespace: &Namespace, tap: &Tap) -> Result<(), Error> {
 }
 
 /// Opens a queue of the tap: frames with a `virtio_net_hdr` before them. For a
-/// machine monitor that is given its network card as a file descriptor.
+/// machine monitor that is given its network card as a file descriptor. After
+/// [`attach`]: a tap that is not there comes into being for as long as it is open, and
+/// is joined with nothing.
 pub async fn open_queue(namespace: &Namespace, tap: &Tap) -> Result<OwnedFd, Error> {
     open_device(namespace, tap, false).await
 }

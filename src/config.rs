@@ -143,6 +143,10 @@ pub struct Image {
     pub max_layer_mib: u64,
     /// The largest layer unpacked, in MiB.
     pub max_unpacked_layer_mib: u64,
+    /// Layers of one image.
+    pub max_layers: usize,
+    /// Entries in one layer; unpacking holds about 250 bytes of memory for each.
+    pub max_layer_entries: u64,
     /// Seconds after which a transfer without progress is given up.
     pub stall_seconds: u64,
 }
@@ -248,6 +252,8 @@ impl Default for Image {
             max_concurrent_layers: kina_image::Config::default().max_concurrent_layers,
             max_layer_mib: limits.layer_bytes >> 20,
             max_unpacked_layer_mib: limits.unpacked_layer_bytes >> 20,
+            max_layers: limits.layers,
+            max_layer_entries: limits.layer_entries,
             stall_seconds: timeouts.stall.as_secs(),
         }
     }
@@ -329,6 +335,8 @@ impl Config {
             ("image.max_concurrent_layers", self.image.max_concurrent_layers as u64),
             ("image.max_layer_mib", self.image.max_layer_mib),
             ("image.max_unpacked_layer_mib", self.image.max_unpacked_layer_mib),
+            ("image.max_layers", self.image.max_layers as u64),
+            ("image.max_layer_entries", self.image.max_layer_entries),
             ("image.stall_seconds", self.image.stall_seconds),
             ("network.add_seconds", self.network.add_seconds),
             ("network.delete_seconds", self.network.delete_seconds),
@@ -380,6 +388,8 @@ impl Config {
             limits: kina_image::Limits {
                 layer_bytes: mib(self.image.max_layer_mib),
                 unpacked_layer_bytes: mib(self.image.max_unpacked_layer_mib),
+                layers: self.image.max_layers,
+                layer_entries: self.image.max_layer_entries,
                 ..kina_image::Limits::default()
             },
             timeouts: kina_image::Timeouts {

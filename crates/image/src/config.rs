@@ -89,7 +89,7 @@ impl Default for Limits {
             layers: 256,
             layer_bytes: 64 * GIB,
             unpacked_layer_bytes: 128 * GIB,
-            layer_entries: 4_000_000,
+            layer_entries: 2_000_000,
             archive_bytes: 256 * GIB,
             archive_entries: 10_000,
             redirects: 5,

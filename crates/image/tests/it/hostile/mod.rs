@@ -7,6 +7,7 @@
 mod archives;
 mod documents;
 mod layers;
+mod memory;
 mod registries;
 mod tar;
 

@@ -12,10 +12,12 @@ use std::io;
 #[non_exhaustive]
 pub enum Error {
     /// The reader failed.
-    #[error("cannot read the tar stream at byte {offset}")]
+    #[error("cannot read the tar stream at byte {offset}, {place}")]
     Read {
         /// Bytes read so far.
         offset: u64,
+        /// In or after which entry.
+        place: Place,
         /// What the reader said.
         #[source]
         source: io::Error,
@@ -30,38 +32,48 @@ pub enum Error {
         source: io::Error,
     },
     /// The stream ended inside a header, a file or its padding.
-    #[error("the tar stream ends at byte {offset}, inside {inside}")]
+    #[error("the tar stream ends at byte {offset}, inside {inside}, {place}")]
     Truncated {
         /// Bytes read in all.
         offset: u64,
+        /// In or after which entry.
+        place: Place,
         /// What was being read.
         inside: &'static str,
     },
     /// A header's checksum does not match its bytes: not a tar stream, or a damaged one.
-    #[error("the tar header at byte {offset} has a wrong checksum")]
+    #[error("the tar header at byte {offset}, {place}, has a wrong checksum")]
     BadChecksum {
         /// Where the header starts.
         offset: u64,
+        /// After which entry.
+        place: Place,
     },
     /// One zero block that is neither the end of the stream nor followed by a second one.
-    #[error("a lone zero block at byte {offset} in the tar stream")]
+    #[error("a lone zero block at byte {offset} in the tar stream, {place}")]
     LoneZeroBlock {
         /// Where the zero block starts.
         offset: u64,
+        /// After which entry.
+        place: Place,
     },
     /// A number in a header is malformed, negative where it cannot be, or too large for its meaning.
-    #[error("the tar header at byte {offset} has a bad {field}")]
+    #[error("the tar header at byte {offset}, {place}, has a bad {field}")]
     BadNumber {
         /// Where the header starts.
         offset: u64,
+        /// In or after which entry.
+        place: Place,
         /// Which field or PAX key.
         field: &'static str,
     },
     /// A PAX or GNU extension header cannot be understood.
-    #[error("the tar extension header at byte {offset} is bad: {problem}")]
+    #[error("the tar extension header at byte {offset}, {place}, is bad: {problem}")]
     BadExtension {
         /// Where the extension header starts.
         offset: u64,
+        /// After which entry.
+        place: Place,
         /// What is wrong.
         problem: &'static str,
     },
@@ -129,7 +141,7 @@ pub enum Error {
     /// The layer exceeds a limit of [`Limits`](crate::Limits).
     #[error("{path} exceeds the limit of {limit} {exceeded}")]
     LimitExceeded {
-        /// The entry at which it happened, or `the stream`.
+        /// The entry at which it happened, or which it came after.
         path: String,
         /// Which limit.
         exceeded: Exceeded,
@@ -193,9 +205,53 @@ impl fmt::Display for Exceeded {
     }
 }
 
+/// Where in a stream of entries something happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Before any entry was read.
+    #[default]
+    Start,
+    /// In this entry: its own header or its data.
+    In(String),
+    /// Behind this entry, the last one that could be read.
+    After(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start => formatter.write_str("before the first entry"),
+            Self::In(path) => write!(formatter, "in {path}"),
+            Self::After(path) => write!(formatter, "after {path}"),
+        }
+    }
+}
+
 impl Error {
+    /// Says where it happened: what reads bytes does not know of entries.
+    pub(crate) fn placed(mut self, at: impl FnOnce() -> Place) -> Self {
+        match &mut self {
+            Self::Read { place, .. }
+            | Self::Truncated { place, .. }
+            | Self::BadChecksum { place, .. }
+            | Self::LoneZeroBlock { place, .. }
+            | Self::BadNumber { place, .. }
+            | Self::BadExtension { place, .. } => *place = at(),
+            Self::LimitExceeded { path, .. } if path.is_empty() => {
+                *path = format!("what comes {}", at());
+            }
+            _ => {}
+        }
+        self
+    }
+
     pub(crate) fn limit(path: &[u8], exceeded: Exceeded, limit: u64) -> Self {
         Self::LimitExceeded { path: shown(path), exceeded, limit }
+    }
+
+    /// At what cannot be named yet.
+    pub(crate) fn limit_between_entries(exceeded: Exceeded, limit: u64) -> Self {
+        Self::LimitExceeded { path: String::new(), exceeded, limit }
     }
 }
 

@@ -25,7 +25,8 @@
 //! # What is kept
 //!
 //! Owners (32 bits), modes with set-id and sticky bits, modification times (nanoseconds
-//! where PAX gives them), extended attributes (`SCHILY.xattr.*`), hard links, symbolic
+//! where PAX gives them), extended attributes (`SCHILY.xattr.*`, and libarchive's form
+//! where that is missing), hard links, symbolic
 //! links, devices, fifos, holes of sparse files. The formats read are v7, ustar, PAX and
 //! GNU, with all four sparse layouts (old GNU, PAX 0.0, 0.1 and 1.0). Global PAX headers
 //! are ignored, as containerd does. Entries whose mode says "socket" are skipped, and so
@@ -42,6 +43,16 @@
 //! name begins with `.wh..wh.` are AUFS bookkeeping: hard links may point at them, and
 //! they are left out of the image. `*.overlay.*` attributes in the stream are dropped:
 //! only whiteouts may speak to overlayfs.
+//!
+//! An overlay mounted with `userxattr` reads `user.overlay.opaque` instead and would not
+//! see the mark; none is needed, since only root can mount EROFS at all.
+//!
+//! # What the kernel must have
+//!
+//! Linux 5.15 or later with `EROFS_FS`; `EROFS_FS_XATTR` for opaque directories and
+//! attributes, `EROFS_FS_SECURITY` for file capabilities. Apple's default kernel and Debian's
+//! have them. POSIX ACLs are stored, and shown where `EROFS_FS_POSIX_ACL` is on. Compression,
+//! shared attributes, and all other optional features are used nowhere.
 //!
 //! # Which entry wins
 //!
@@ -71,7 +82,7 @@ mod xattr;
 use std::fs::File;
 use std::io::BufRead;
 
-pub use crate::error::{Error, Exceeded};
+pub use crate::error::{Error, Exceeded, Place};
 pub use crate::packed::{Compression, Decoder, Packed, write_packed_layer};
 
 /// How to write an image.

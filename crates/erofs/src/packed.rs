@@ -11,7 +11,7 @@ use std::thread;
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 
-use crate::error::{Error, Exceeded};
+use crate::error::{Error, Exceeded, Place};
 use crate::{Options, Summary, write_layer};
 
 /// The largest window of a zstd stream, as a power of two: 128 MiB, what zstd itself
@@ -48,7 +48,7 @@ pub fn write_packed_layer<R: BufRead + Send>(
     out: &mut File,
     options: &Options,
 ) -> Result<Packed, Error> {
-    let unreadable = |source| Error::Read { offset: 0, source };
+    let unreadable = |source| Error::Read { offset: 0, place: Place::Start, source };
     let decoder = Decoder::sniff(reader).map_err(unreadable)?;
     let compression = decoder.compression();
     let limit = options.limits.max_archive_bytes;

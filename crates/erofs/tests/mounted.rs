@@ -405,3 +405,119 @@ fn a_real_tree_comes_back_byte_for_byte() {
     let (_, found) = written(&tar);
     assert_same(&found, &walk(root));
 }
+
+#[test]
+fn a_hundred_and_twenty_seven_layers_stack_up() {
+    const LAYERS: usize = 127;
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: String| directory.path().join(name);
+    for number in 0..LAYERS {
+        let own = format!("own/{number}");
+        let mut tar = Raw::default().entry("top", b'0', number.to_string().as_bytes()).entry(&own, b'0', b"");
+        if number % 2 == 1 {
+            tar = tar.entry(&format!("own/.wh.{}", number - 1), b'0', b"");
+        }
+        image_at(&at(format!("{number}.img")), tar.end().as_slice()).unwrap();
+    }
+    let seen = with_own_mounts(|| {
+        use rustix::mount::{
+            FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string,
+            fsmount, fsopen, move_mount,
+        };
+        let context = fsopen("overlay", FsOpenFlags::empty()).unwrap();
+        // The topmost first. One by one, since mount(2) takes one page of options.
+        for number in (0..LAYERS).rev() {
+            let lower = at(number.to_string());
+            mount_image(&at(format!("{number}.img")), &lower);
+            fsconfig_set_string(&context, "lowerdir+", lower).unwrap();
+        }
+        fsconfig_create(&context).unwrap();
+        let mounted = fsmount(&context, FsMountFlags::empty(), MountAttrFlags::empty()).unwrap();
+        let merged = at("merged".to_owned());
+        fs::create_dir(&merged).unwrap();
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&mounted, "", rustix::fs::CWD, &merged, flags).unwrap();
+        walk(&merged)
+    });
+    assert_eq!(seen[&b"top"[..]].what, What::File(b"126".to_vec()));
+    let own = seen.keys().filter(|name| name.starts_with(b"own/")).count();
+    assert_eq!(own, 64, "the even ones below the top are whited out");
+}
+
+#[test]
+fn mkfs_erofs_makes_the_same_of_what_tar_extracts() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("source");
+    let make = |name: &str, data: &[u8]| {
+        let path = source.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, data).unwrap();
+        path
+    };
+    for size in [0, 1, 100, 2048, 4095, 4096, 5000, 200_000] {
+        make(&format!("sizes/{size}"), &vec![size as u8 | 1; size]);
+    }
+    for index in 0..400 {
+        make(&format!("many/a-name-of-some-length-{index}"), b"x");
+    }
+    let file = make("etc/file", b"linked");
+    fs::hard_link(&file, source.join("sizes/link")).unwrap();
+    let symlink = |target: &str, name: &str| std::os::unix::fs::symlink(target, source.join(name)).unwrap();
+    symlink("../etc/file", "sizes/symlink");
+    symlink(&"t".repeat(3000), "long");
+    let none = rustix::fs::XattrFlags::empty();
+    for (name, value) in [("trusted.note", &b"\0binary"[..]), ("security.note", b"s")] {
+        rustix::fs::lsetxattr(&file, name, value, none).unwrap();
+    }
+    // struct vfs_cap_data, revision 2: CAP_NET_RAW, permitted and effective.
+    let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::lsetxattr(source.join("sizes/5000"), "security.capability", &capability, none).unwrap();
+    // struct posix_acl_xattr_header and its entries: user::rw-, user 7: r--, group::r--, mask, other.
+    let entry =
+        |tag: u8, permissions: u8, id: u32| [[tag, 0, permissions, 0].as_slice(), &id.to_le_bytes()].concat();
+    let unset = u32::MAX;
+    let acl = [
+        vec![2, 0, 0, 0],
+        entry(1, 6, unset),
+        entry(2, 4, 7),
+        entry(4, 4, unset),
+        entry(0x10, 4, unset),
+        entry(0x20, 4, unset),
+    ]
+    .concat();
+    rustix::fs::lsetxattr(source.join("sizes/100"), "system.posix_acl_access", &acl, none).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o640);
+    let device = rustix::fs::makedev(259, 70_000);
+    for (name, kind) in [
+        ("block", rustix::fs::FileType::BlockDevice),
+        ("character", rustix::fs::FileType::CharacterDevice),
+        ("fifo", rustix::fs::FileType::Fifo),
+    ] {
+        rustix::fs::mknodat(rustix::fs::CWD, source.join(name), kind, mode, device).unwrap();
+    }
+    let set_mode = |name: &str, mode| {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(source.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    std::os::unix::fs::chown(source.join("sizes/1"), Some(70_001), Some(4_000_000_000)).unwrap();
+    set_mode("sizes/1", 0o6755);
+    set_mode("many", 0o1777);
+    let xattrs = ["--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-c", "."];
+    let tar = gnu_tar(&source, &xattrs);
+
+    let extracted = directory.path().join("extracted");
+    fs::create_dir(&extracted).unwrap();
+    let archive = directory.path().join("archive.tar");
+    fs::write(&archive, &tar).unwrap();
+    let extract = ["--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf", archive.to_str().unwrap()];
+    gnu_tar(&extracted, &extract);
+    let theirs = directory.path().join("theirs");
+    let made = std::process::Command::new("mkfs.erofs").arg("--quiet").arg(&theirs).arg(&extracted).output();
+    let made = made.unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+
+    let (_, found) = written(&tar);
+    let expected = read_back(&theirs);
+    assert!(found[&b"sizes/100"[..]].xattrs.contains_key(&b"system.posix_acl_access"[..]));
+    assert_same(&found, &expected);
+}

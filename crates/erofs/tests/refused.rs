@@ -40,10 +40,10 @@ fn truncated_streams() {
 fn damaged_headers() {
     let mut tar = Raw::default().entry("a", b'0', b"x").end();
     tar[3] ^= 1;
-    refused!(tar, Error::BadChecksum { offset: 0 });
+    refused!(tar, Error::BadChecksum { offset: 0, .. });
     refused!([7; 1024], Error::BadNumber { field: "checksum", .. });
     let lone = [vec![0; 512], Raw::default().entry("a", b'0', b"x").end()].concat();
-    refused!(lone, Error::LoneZeroBlock { offset: 0 });
+    refused!(lone, Error::LoneZeroBlock { offset: 0, .. });
     let negative = Raw::default().header("a", b'0', |header| {
         header.as_old_mut().size = [0xff; 12];
     });
@@ -203,4 +203,89 @@ fn what_the_reader_and_the_file_say_is_passed_on() {
 fn hostile_names_are_shown_escaped() {
     let error = write(&Raw::default().entry("\x1b[2J/../x", b'0', b"").end()).unwrap_err();
     assert_eq!(error.to_string(), r"the path \x1b[2J/../x is refused: it has a `..` in it");
+}
+
+#[test]
+fn every_error_names_the_entry_and_the_reason() {
+    let good = || Raw::default().entry("etc/good", b'0', &[1; 600]);
+    let number = |change: &dyn Fn(&mut tar::Header)| good().header("bad", b'0', |h| change(h)).end();
+    let pax = |key: &str, value: &[u8]| good().pax(&[(key, value)]).entry("bad", b'0', b"").end();
+    let sparse = |size: &str, map: &str| {
+        let records: &[(&str, &[u8])] =
+            &[("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.as_bytes())];
+        good().pax(records).entry("bad", b'0', b"12345").end()
+    };
+    let mut checksum = good().entry("bad", b'0', b"").end();
+    checksum[1537] ^= 1;
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (good().0[..700].to_vec(), "inside a file's data, in etc/good"),
+        (good().0[..1200].to_vec(), "inside a file's padding, in etc/good"),
+        ([good().0, vec![b'x'; 100]].concat(), "inside a header, after etc/good"),
+        (good().pax(&[("path", b"x")]).0, "inside an entry's headers, after etc/good"),
+        (checksum, "the tar header at byte 1536, after etc/good, has a wrong checksum"),
+        ([good().0, vec![0; 512], vec![1; 512]].concat(), "a lone zero block at byte 1536"),
+        (number(&|h| h.as_old_mut().size = [0xff; 12]), "in bad, has a bad size"),
+        (number(&|h| h.as_old_mut().size = *b"nonsense\0\0\0\0"), "in bad, has a bad size"),
+        (number(&|h| h.as_old_mut().mode = *b"9999999\0"), "in bad, has a bad mode"),
+        (number(&|h| h.as_old_mut().mtime = *b"99999999999\0"), "in bad, has a bad mtime"),
+        (number(&|h| h.set_uid(1 << 32)), "in bad, has a bad uid"),
+        (number(&|h| h.set_gid(1 << 40)), "in bad, has a bad gid"),
+        (pax("size", b"-1"), "after etc/good, has a bad size"),
+        (pax("uid", b"4294967296"), "after etc/good, has a bad uid"),
+        (pax("mtime", b"1e9"), "after etc/good, has a bad mtime"),
+        (pax("mtime", b"99999999999999999999"), "after etc/good, has a bad mtime"),
+        (pax("path", b"a\0b"), "after etc/good, is bad: a path has a NUL byte in it"),
+        (pax("SCHILY.xattr.", b"v"), "after etc/good, is bad: it names an impossible extended attribute"),
+        (pax("LIBARCHIVE.xattr.user.a", b"!!"), "an extended attribute is not base64"),
+        (pax("LIBARCHIVE.xattr.user.%zz", b"dg"), "it names an impossible extended attribute"),
+        (pax("GNU.sparse.major", b"2"), "bad is bad: its real size is missing"),
+        (good().entry("x", b'x', b"99 path=a\n").end(), "a record is longer than the header"),
+        (good().entry("x", b'x', b"path=a\n").end(), "a record has no length"),
+        (good().entry("x", b'x', b"8 path=ab").end(), "a record does not end with a newline"),
+        (
+            good().header("x", b'x', |h| h.set_size(1 << 60)).end(),
+            "what comes after etc/good exceeds the limit",
+        ),
+        (sparse("100", "0,10"), "bad is bad: its segments are not what is stored"),
+        (sparse("3", "0,5"), "bad is bad: a segment ends behind the end of the file"),
+        (sparse("100", "5,3,0,2"), "bad is bad: its segments overlap or are out of order"),
+        (sparse("100", "0,5,9"), "bad is bad: its map has an offset without a length"),
+        (sparse("18446744073709551615", "0,5"), "after etc/good, has a bad GNU.sparse.size"),
+        (sparse("9223372036854775807", "0,5"), "bad exceeds the limit of 8796093022208 bytes in one file"),
+        (good().entry("../bad", b'0', b"").end(), "../bad is refused: it has a `..` in it"),
+        (good().entry("/../../bad", b'5', b"").end(), "it has a `..` in it"),
+        (good().link("bad", b'1', "../../etc/shadow").end(), "../../etc/shadow is refused"),
+        (good().link("bad", b'1', "etc/none").end(), "bad is a hard link to etc/none, which is not"),
+        (good().link("bad", b'1', "etc").end(), "bad is a hard link to the directory etc"),
+        (good().entry("etc/good/bad", b'0', b"").end(), "etc/good/bad lies below something"),
+        (good().link("bad", b'2', "bad").entry("bad/x", b'0', b"").end(), "on the way to bad/x"),
+        (good().entry("bad", b'V', b"").end(), "bad has the unsupported tar entry type 0x56"),
+        (good().entry("bad/.wh.", b'0', b"").end(), "bad/.wh. is not a valid whiteout"),
+        (good().header("bad", b'0', |h| h.set_size(1 << 50)).end(), "bad exceeds the limit of"),
+    ];
+    for (tar, expected) in cases {
+        let error = write(&tar).map(|_| ()).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+}
+
+#[test]
+fn many_links_and_names_cost_what_they_are_counted_for() {
+    // A thousand names of 4000 bytes each, in one extension header after the other.
+    let mut options = Options::default();
+    options.limits.max_memory_bytes = 1 << 20;
+    let mut bomb = Raw::default();
+    for index in 0..1000 {
+        let path = format!("{}{index}", "long-name/".repeat(390));
+        bomb = bomb.pax(&[("path", path.as_bytes())]).entry("x", b'0', b"");
+    }
+    let error = with_options(&bomb.end(), &options).unwrap_err().to_string();
+    assert!(error.contains("exceeds the limit of 256 levels of directories"), "{error}");
+    let mut bomb = Raw::default();
+    for index in 0..20_000 {
+        let value = format!("{index:4000}");
+        bomb = bomb.pax(&[("SCHILY.xattr.user.bomb", value.as_bytes())]).entry("x", b'0', b"");
+    }
+    let error = with_options(&bomb.end(), &options).unwrap_err().to_string();
+    assert_eq!(error, "x exceeds the limit of 1048576 bytes of metadata held in memory");
 }

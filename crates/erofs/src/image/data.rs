@@ -88,7 +88,7 @@ pub(crate) fn write_sparse<R: BufRead>(
             let count = data.len().min(wanted);
             if count == 0 {
                 // The map was checked against the entry's size.
-                return Err(Error::Truncated { offset: at, inside: "a sparse file's data" });
+                return Err(archive.truncated("a sparse file's data"));
             }
             sink.write(&data[..count])?;
             archive.consume_data(count);

@@ -152,6 +152,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_feature_needs_more_than_the_oldest_kernel_and_the_barest_configuration() {
+        // Debian 12 has Linux 6.1. Apple's default kernel has EROFS_FS with XATTR and
+        // SECURITY, which whiteouts' opaque marks and file capabilities need; what
+        // EROFS_FS_POSIX_ACL, ZIP and later options bring is used nowhere.
+        let block = Superblock {
+            root_nid: 1,
+            inodes: 1,
+            build_time: 0,
+            blocks: 2,
+            metadata_block: 1,
+            uuid: [0; 16],
+            has_chunked_files: true,
+        }
+        .encode();
+        let number = |at: usize| u32::from_le_bytes(block[1024 + at..][..4].try_into().unwrap());
+        // SB_CHKSUM and MTIME; kernels ignore compatible features that they do not know.
+        assert_eq!(number(8), 0x3);
+        // CHUNKED_FILE, since 5.15. Any other bit would be refused at the mount.
+        assert_eq!(number(80), 0x4);
+        // No extended slots, shared attributes, compression, devices or directory blocks of
+        // another size.
+        assert!(block[1024 + 13..1024 + 14] == [0] && block[1024 + 44..1024 + 48] == [0; 4]);
+        assert!(block[1024 + 84..1024 + 128].iter().all(|&byte| byte == 0));
+        for layout in [DataLayout::FlatPlain, DataLayout::FlatInline, DataLayout::ChunkBased] {
+            // 1 and 3 are the compressed ones.
+            assert!(matches!(layout.code(), 0 | 2 | 4));
+        }
+    }
+
+    #[test]
     fn the_checksum_is_castagnolis() {
         // The check value of CRC-32/ISCSI, before its final inversion.
         assert_eq!(crc32c(b"123456789"), !0xe306_9283);

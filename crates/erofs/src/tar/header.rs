@@ -1,6 +1,6 @@
 //! One 512-byte tar header: v7, ustar, star or old GNU.
 
-use crate::error::Error;
+use crate::error::{Error, Place};
 
 pub(crate) const BLOCK: usize = 512;
 
@@ -35,7 +35,11 @@ impl Field {
 impl<'a> Header<'a> {
     /// Checks the checksum, which old tars computed over signed bytes.
     pub(crate) fn parse(block: &'a [u8; BLOCK], offset: u64) -> Result<Self, Error> {
-        let stored = number(&block[CHECKSUM]).ok_or(Error::BadNumber { offset, field: "checksum" })?;
+        let stored = number(&block[CHECKSUM]).ok_or(Error::BadNumber {
+            offset,
+            place: Place::Start,
+            field: "checksum",
+        })?;
         let mut unsigned = 0_i64;
         let mut signed = 0_i64;
         for (index, &byte) in block.iter().enumerate() {
@@ -44,7 +48,7 @@ impl<'a> Header<'a> {
             signed += i64::from(byte.cast_signed());
         }
         if stored != unsigned && stored != signed {
-            return Err(Error::BadChecksum { offset });
+            return Err(Error::BadChecksum { offset, place: Place::Start });
         }
         Ok(Self { block, offset })
     }
@@ -92,7 +96,7 @@ impl<'a> Header<'a> {
     }
 
     fn bad(&self, field: Field) -> Error {
-        Error::BadNumber { offset: self.offset, field: field.2 }
+        Error::BadNumber { offset: self.offset, place: Place::Start, field: field.2 }
     }
 }
 
@@ -158,6 +162,6 @@ mod tests {
         };
         check(unsigned).unwrap();
         check(unsigned - 256).unwrap();
-        assert!(matches!(check(unsigned + 1), Err(Error::BadChecksum { offset: 512 })));
+        assert!(matches!(check(unsigned + 1), Err(Error::BadChecksum { offset: 512, .. })));
     }
 }

@@ -14,7 +14,7 @@ use self::pax::Extensions;
 use self::source::Source;
 pub(crate) use self::sparse::{Segment, SparseMap};
 use crate::Limits;
-use crate::error::{Error, Exceeded, shown};
+use crate::error::{Error, Exceeded, Place, shown};
 
 /// More extension headers than any writer puts before one entry.
 const MAX_EXTENSION_HEADERS: usize = 16;
@@ -29,17 +29,47 @@ pub(crate) struct Archive<'a, R> {
     remaining: u64,
     padding: u64,
     declared_bytes: u64,
+    /// The entry whose headers were read last.
+    last_path: Option<Vec<u8>>,
+    /// Its data is not over yet, or its header is being read.
+    is_inside: bool,
 }
 
 impl<'a, R: BufRead> Archive<'a, R> {
     pub(crate) fn new(reader: R, limits: &'a Limits) -> Self {
-        Self { source: Source::new(reader), limits, remaining: 0, padding: 0, declared_bytes: 0 }
+        Self {
+            source: Source::new(reader),
+            limits,
+            remaining: 0,
+            padding: 0,
+            declared_bytes: 0,
+            last_path: None,
+            is_inside: false,
+        }
     }
 
     /// The next entry; what was left of the data of the one before is skipped.
     ///
     /// At the end of the archive reads the rest of the stream and gives `None`.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
+        self.read_entry().map_err(|error| error.placed(|| self.place()))
+    }
+
+    /// Where the stream stands.
+    fn place(&self) -> Place {
+        match &self.last_path {
+            None => Place::Start,
+            Some(path) if self.is_inside => Place::In(shown(path)),
+            Some(path) => Place::After(shown(path)),
+        }
+    }
+
+    /// The stream ended too early, inside the current entry.
+    pub(crate) fn truncated(&self, inside: &'static str) -> Error {
+        self.source.truncated(inside).placed(|| self.place())
+    }
+
+    fn read_entry(&mut self) -> Result<Option<Entry>, Error> {
         let mut extensions = Extensions::default();
         let mut extension_headers = 0;
         let mut extension_bytes = 0;
@@ -69,6 +99,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
             if extension_headers > MAX_EXTENSION_HEADERS {
                 return Err(Error::BadExtension {
                     offset,
+                    place: Place::Start,
                     problem: "too many extension headers before one entry",
                 });
             }
@@ -77,7 +108,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
             let size = usize::try_from(size).unwrap_or(usize::MAX);
             extension_bytes = size.saturating_add(extension_bytes);
             if extension_bytes > limit {
-                return Err(Error::limit(b"", Exceeded::ExtensionBytes, limit as u64));
+                return Err(Error::limit_between_entries(Exceeded::ExtensionBytes, limit as u64));
             }
             let data = self.source.take(size, "an extension header")?;
             self.padding = padding(size as u64);
@@ -97,8 +128,10 @@ impl<'a, R: BufRead> Archive<'a, R> {
             return Ok(&[]);
         }
         let limit = usize::try_from(self.remaining).unwrap_or(usize::MAX);
-        if self.source.peek()?.is_empty() {
-            return Err(self.source.truncated("a file's data"));
+        match self.source.peek() {
+            Ok([]) => return Err(self.truncated("a file's data")),
+            Ok(_) => {}
+            Err(error) => return Err(error.placed(|| self.place())),
         }
         let shown = self.source.peek()?;
         Ok(&shown[..shown.len().min(limit)])
@@ -112,7 +145,8 @@ impl<'a, R: BufRead> Archive<'a, R> {
     /// The whole of a small entry's data.
     pub(crate) fn take_data(&mut self) -> Result<Vec<u8>, Error> {
         let count = usize::try_from(self.remaining).unwrap_or(usize::MAX);
-        let data = self.source.take(count, "a file's data")?;
+        let data = self.source.take(count, "a file's data");
+        let data = data.map_err(|error| error.placed(|| self.place()))?;
         self.remaining = 0;
         Ok(data)
     }
@@ -122,6 +156,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         self.remaining = 0;
         self.source.skip(self.padding, "a file's padding")?;
         self.padding = 0;
+        self.is_inside = false;
         Ok(())
     }
 
@@ -132,7 +167,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
             return Ok(());
         }
         if block != [0; BLOCK] {
-            return Err(Error::LoneZeroBlock { offset });
+            return Err(Error::LoneZeroBlock { offset, place: Place::Start });
         }
         let limit = self.limits.max_trailing_bytes;
         let mut trailing = 0_u64;
@@ -143,7 +178,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
             }
             trailing += shown as u64;
             if trailing > limit {
-                return Err(Error::limit(b"", Exceeded::TrailingBytes, limit));
+                return Err(Error::limit_between_entries(Exceeded::TrailingBytes, limit));
             }
             self.source.consume(shown);
         }
@@ -155,6 +190,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         offset: u64,
         mut extensions: Extensions,
     ) -> Result<Entry, Error> {
+        let xattrs = extensions.take_xattrs();
         let is_pax_sparse = extensions.sparse.major.is_some()
             || extensions.sparse.real_size.is_some()
             || !extensions.sparse.map.is_empty();
@@ -163,6 +199,8 @@ impl<'a, R: BufRead> Archive<'a, R> {
             .or(extensions.sparse.name.take())
             .or(extensions.path)
             .unwrap_or_else(|| header.path());
+        self.last_path.get_or_insert_default().clone_from(&path);
+        self.is_inside = true;
         let limit = self.limits.max_path_len;
         if path.len() > limit {
             return Err(Error::limit(&path, Exceeded::PathLength, limit as u64));
@@ -257,7 +295,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
             device,
             stored_size,
             sparse,
-            xattrs: extensions.xattrs,
+            xattrs,
         })
     }
 }

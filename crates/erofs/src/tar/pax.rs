@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::Error;
+use crate::error::{Error, Place};
 use crate::tar::entry::Timestamp;
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// libarchive's (bsdtar's) form: the name percent-encoded, the value in base64. It usually
+/// writes both.
+const LIBARCHIVE_XATTR: &[u8] = b"LIBARCHIVE.xattr.";
 /// The largest value that Linux lets an extended attribute have.
 const MAX_XATTR_VALUE: usize = 65536;
 
@@ -21,7 +24,10 @@ pub(crate) struct Extensions {
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) mtime: Option<Timestamp>,
+    /// By name.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Those in libarchive's form; the others win.
+    libarchive_xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) sparse: PaxSparse,
 }
 
@@ -40,7 +46,7 @@ pub(crate) struct PaxSparse {
 impl Extensions {
     /// Adds the records of one `x` header; later records win.
     pub(crate) fn add_pax(&mut self, mut records: &[u8], offset: u64) -> Result<(), Error> {
-        let bad = |problem| Error::BadExtension { offset, problem };
+        let bad = |problem| Error::BadExtension { offset, place: Place::Start, problem };
         while !records.is_empty() {
             let space = records
                 .iter()
@@ -64,7 +70,7 @@ impl Extensions {
 
     /// One record. An empty value takes back what an earlier header said.
     fn set(&mut self, key: &[u8], value: &[u8], offset: u64) -> Result<(), Error> {
-        let bad = |field| Error::BadNumber { offset, field };
+        let bad = |field| Error::BadNumber { offset, place: Place::Start, field };
         match key {
             b"path" => self.path = some_text(value, offset)?,
             b"linkpath" => self.link = some_text(value, offset)?,
@@ -96,29 +102,91 @@ impl Extensions {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR) {
-                    self.set_xattr(name, value, offset)?;
+                    check_xattr(name, value, offset)?;
+                    self.xattrs.insert(name.to_vec(), value.to_vec());
+                } else if let Some(name) = key.strip_prefix(LIBARCHIVE_XATTR) {
+                    let bad = |problem| Error::BadExtension { offset, place: Place::Start, problem };
+                    let value = base64(value).ok_or(bad("an extended attribute is not base64"))?;
+                    let name = percent_decoded(name).unwrap_or_default();
+                    check_xattr(&name, &value, offset)?;
+                    self.libarchive_xattrs.insert(name, value);
                 }
             }
         }
         Ok(())
     }
 
-    fn set_xattr(&mut self, name: &[u8], value: &[u8], offset: u64) -> Result<(), Error> {
-        let bad = |problem| Error::BadExtension { offset, problem };
-        if name.is_empty() || name.len() > 255 || name.contains(&0) {
-            return Err(bad("it names an impossible extended attribute"));
-        }
-        if value.len() > MAX_XATTR_VALUE {
-            return Err(bad("an extended attribute is larger than 64 KiB"));
-        }
-        self.xattrs.insert(name.to_vec(), value.to_vec());
-        Ok(())
+    /// All attributes, by name.
+    pub(crate) fn take_xattrs(&mut self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let mut all = std::mem::take(&mut self.libarchive_xattrs);
+        all.append(&mut self.xattrs);
+        all
     }
+}
+
+fn check_xattr(name: &[u8], value: &[u8], offset: u64) -> Result<(), Error> {
+    let bad = |problem| Error::BadExtension { offset, place: Place::Start, problem };
+    if name.is_empty() || name.len() > 255 || name.contains(&0) {
+        return Err(bad("it names an impossible extended attribute"));
+    }
+    if value.len() > MAX_XATTR_VALUE {
+        return Err(bad("an extended attribute is larger than 64 KiB"));
+    }
+    Ok(())
+}
+
+/// The standard alphabet; padding may be there or not.
+fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    let padding = text.iter().rev().take_while(|&&byte| byte == b'=').count();
+    let text = &text[..text.len() - padding];
+    if padding > 2 || text.len() % 4 == 1 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
+    let mut bits = 0_u32;
+    let mut count = 0;
+    for &byte in text {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count & 0xff) as u8);
+        }
+    }
+    Some(bytes)
+}
+
+fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, more)) = rest.split_first() {
+        if byte == b'%' {
+            let (digits, after) = more.split_at_checked(2)?;
+            decoded.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = after;
+        } else {
+            decoded.push(byte);
+            rest = more;
+        }
+    }
+    Some(decoded)
 }
 
 fn some_text(value: &[u8], offset: u64) -> Result<Option<Vec<u8>>, Error> {
     if value.contains(&0) {
-        return Err(Error::BadExtension { offset, problem: "a path has a NUL byte in it" });
+        return Err(Error::BadExtension {
+            offset,
+            place: Place::Start,
+            problem: "a path has a NUL byte in it",
+        });
     }
     Ok((!value.is_empty()).then(|| value.to_vec()))
 }
@@ -200,6 +268,16 @@ mod tests {
     fn xattr_values_may_hold_anything() {
         let extensions = add(b"27 SCHILY.xattr.user.a=\n\0=\n").unwrap();
         assert_eq!(extensions.xattrs[&b"user.a"[..]], b"\n\0=");
+    }
+
+    #[test]
+    fn libarchives_form_is_read_and_yields_to_the_common_one() {
+        let mut extensions = add(b"35 LIBARCHIVE.xattr.user.a%25=dgE=\n30 LIBARCHIVE.xattr.user.b=dw\n\
+              25 SCHILY.xattr.user.b=x\n32 LIBARCHIVE.xattr.user.c=AAEC\n");
+        let xattrs = extensions.as_mut().unwrap().take_xattrs();
+        assert_eq!(xattrs[&b"user.a%"[..]], b"v\x01");
+        assert_eq!(xattrs[&b"user.b"[..]], b"x");
+        assert_eq!(xattrs[&b"user.c"[..]], b"\0\x01\x02");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead};
 
-use crate::error::Error;
+use crate::error::{Error, Place};
 use crate::tar::header::BLOCK;
 
 pub(crate) struct Source<R> {
@@ -26,10 +26,14 @@ impl<R: BufRead> Source<R> {
         // call finds the buffer full.
         while let Err(source) = self.reader.fill_buf() {
             if source.kind() != io::ErrorKind::Interrupted {
-                return Err(Error::Read { offset: self.offset, source });
+                return Err(Error::Read { offset: self.offset, place: Place::Start, source });
             }
         }
-        self.reader.fill_buf().map_err(|source| Error::Read { offset: self.offset, source })
+        self.reader.fill_buf().map_err(|source| Error::Read {
+            offset: self.offset,
+            place: Place::Start,
+            source,
+        })
     }
 
     /// Takes bytes that [`Source::peek`] showed.
@@ -87,6 +91,6 @@ impl<R: BufRead> Source<R> {
     }
 
     pub(crate) fn truncated(&self, inside: &'static str) -> Error {
-        Error::Truncated { offset: self.offset, inside }
+        Error::Truncated { offset: self.offset, place: Place::Start, inside }
     }
 }

@@ -66,7 +66,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
     Case::layer(
         "a path with a NUL byte",
-        "layer (layer) was refused: the tar extension header at byte 0 is bad: a path has a NUL byte in it",
+        "layer (layer) was refused: the tar extension header at byte 0, before the first entry, is bad: a path has a NUL byte in it",
         || raw().pax(&[("path", b"a\0b")]).file("a", b"x").gz(),
     ),
     Case::layer(
@@ -206,17 +206,17 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a header that announces more than the stream has",
-        "layer (layer) was refused: the tar stream ends at byte 512, inside a file's data",
+        "layer (layer) was refused: the tar stream ends at byte 512, inside a file's data, in big",
         || gzip(&raw().header("big", b'0', |header| header.set_size(900_000)).0),
     ),
     Case::layer(
         "a negative size in base 256",
-        "layer (layer) was refused: the tar header at byte 0 has a bad size",
+        "layer (layer) was refused: the tar header at byte 0, in f, has a bad size",
         || raw().header("f", b'0', |header| header.as_old_mut().size = [0xff; 12]).gz(),
     ),
     Case::layer(
         "a size in base 256 beyond 64 bits",
-        "layer (layer) was refused: the tar header at byte 0 has a bad size",
+        "layer (layer) was refused: the tar header at byte 0, in f, has a bad size",
         || {
             raw()
                 .header("f", b'0', |header| {
@@ -227,32 +227,32 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a PAX size beyond 64 bits",
-        "layer (layer) was refused: the tar header at byte 0 has a bad size",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a bad size",
         || raw().pax(&[("size", b"99999999999999999999")]).file("f", b"x").gz(),
     ),
     Case::layer(
         "a negative PAX size",
-        "layer (layer) was refused: the tar header at byte 0 has a bad size",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a bad size",
         || raw().pax(&[("size", b"-1")]).file("f", b"x").gz(),
     ),
     Case::layer(
         "a PAX size that is no number",
-        "layer (layer) was refused: the tar header at byte 0 has a bad size",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a bad size",
         || raw().pax(&[("size", b"NaN")]).file("f", b"x").gz(),
     ),
     Case::layer(
         "a PAX size beyond the stream",
-        "layer (layer) was refused: the tar stream ends at byte 3072, inside a file's data",
+        "layer (layer) was refused: the tar stream ends at byte 3072, inside a file's data, in f",
         || raw().pax(&[("size", b"900000")]).file("f", b"x").gz(),
     ),
     Case::layer(
         "an owner beyond 32 bits",
-        "layer (layer) was refused: the tar header at byte 0 has a bad uid",
+        "layer (layer) was refused: the tar header at byte 0, in f, has a bad uid",
         || raw().header("f", b'0', |header| header.set_uid(1 << 32)).gz(),
     ),
     Case::layer(
         "a time that is no number",
-        "layer (layer) was refused: the tar header at byte 0 has a bad mtime",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a bad mtime",
         || raw().pax(&[("mtime", b"NaN")]).file("f", b"x").gz(),
     ),
     // Sparse files.
@@ -273,7 +273,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a sparse map that overflows",
-        "layer (layer) was refused: the tar header at byte 0 has a bad GNU.sparse.map",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a bad GNU.sparse.map",
         || sparse("100", "18446744073709551615,2"),
     ),
     Case::layer(
@@ -331,37 +331,37 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a PAX header of 2 GiB",
-        "layer (layer) was refused: the stream exceeds the limit of 1048576 bytes in extension headers",
+        "layer (layer) was refused: what comes before the first entry exceeds the limit of 1048576 bytes in extension headers",
         || raw().header("pax", b'x', |header| header.set_size(2 << 30)).gz(),
     ),
     Case::layer(
         "a GNU long name of 2 GiB",
-        "layer (layer) was refused: the stream exceeds the limit of 1048576 bytes in extension headers",
+        "layer (layer) was refused: what comes before the first entry exceeds the limit of 1048576 bytes in extension headers",
         || raw().header("long", b'L', |header| header.set_size(2 << 30)).gz(),
     ),
     Case::layer(
         "17 extension headers before one entry",
-        "layer (layer) was refused: the tar extension header at byte 16384 is bad: too many extension headers before one entry",
+        "layer (layer) was refused: the tar extension header at byte 16384, before the first entry, is bad: too many extension headers before one entry",
         || (0..17).fold(raw(), |tar, _| tar.pax(&[("path", b"a")])).file("a", b"x").gz(),
     ),
     Case::layer(
         "a PAX record longer than its header",
-        "layer (layer) was refused: the tar extension header at byte 0 is bad: a record is longer than the header",
+        "layer (layer) was refused: the tar extension header at byte 0, before the first entry, is bad: a record is longer than the header",
         || raw().entry("pax", b'x', b"99 path=a\n").file("a", b"x").gz(),
     ),
     Case::layer(
         "a PAX record without an equals sign",
-        "layer (layer) was refused: the tar extension header at byte 0 is bad: a record has no equals sign",
+        "layer (layer) was refused: the tar extension header at byte 0, before the first entry, is bad: a record has no equals sign",
         || raw().entry("pax", b'x', b"7 path\n").file("a", b"x").gz(),
     ),
     Case::layer(
         "a PAX header with no entry behind it",
-        "layer (layer) was refused: the tar stream ends at byte 1536, inside an entry's headers",
+        "layer (layer) was refused: the tar stream ends at byte 1536, inside an entry's headers, before the first entry",
         || raw().pax(&[("path", b"a")]).gz(),
     ),
     Case::layer(
         "a header with a wrong checksum",
-        "layer (layer) was refused: the tar header at byte 0 has a wrong checksum",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a wrong checksum",
         || {
             let mut tar = good();
             tar[0] ^= 1;
@@ -370,7 +370,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a lone zero block",
-        "layer (layer) was refused: a lone zero block at byte 0 in the tar stream",
+        "layer (layer) was refused: a lone zero block at byte 0 in the tar stream, before the first entry",
         || gzip(&[vec![0; 512], good()].concat()),
     ),
     // Compression.
@@ -404,7 +404,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a gzip archive in a gzip stream",
-        "layer (layer) was refused: the tar header at byte 0 has a wrong checksum",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a wrong checksum",
         || gzip(&stored(&good())),
     ),
     Case::layer(
@@ -414,7 +414,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a gzip header whose file name has 100 kB",
-        "layer (layer) was refused: cannot read the tar stream at byte 0: gzip header field too long",
+        "layer (layer) was refused: cannot read the tar stream at byte 0, before the first entry: gzip header field too long",
         || {
             let mut stream = vec![0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 255];
             stream.resize(100_000, b'n');
@@ -423,32 +423,32 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "a zstd window of 1 GiB",
-        "layer (layer) was refused: cannot read the tar stream at byte 0: Frame requires too much memory for decoding",
+        "layer (layer) was refused: cannot read the tar stream at byte 0, before the first entry: Frame requires too much memory for decoding",
         || vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0xa0, 1, 0, 0],
     ),
     Case::layer(
         "a zstd stream that needs a dictionary",
-        "layer (layer) was refused: cannot read the tar stream at byte 0: Dictionary mismatch",
+        "layer (layer) was refused: cannot read the tar stream at byte 0, before the first entry: Dictionary mismatch",
         || vec![0x28, 0xb5, 0x2f, 0xfd, 0x21, 7, 1, 9, 0, 0, b'x'],
     ),
     Case::layer(
         "a truncated gzip stream",
-        "layer (layer) was refused: cannot read the tar stream at byte 2044: incomplete deflate stream",
+        "layer (layer) was refused: cannot read the tar stream at byte 2044, after good: incomplete deflate stream",
         || cut(stored(&good()), 12),
     ),
     Case::layer(
         "a truncated zstd stream",
-        "layer (layer) was refused: cannot read the tar stream at byte 0: incomplete frame",
+        "layer (layer) was refused: cannot read the tar stream at byte 0, before the first entry: incomplete frame",
         || cut(zstd(&good()), 3),
     ),
     Case::layer(
         "a truncated archive in a whole gzip stream",
-        "layer (layer) was refused: the tar stream ends at byte 700, inside a file's padding",
+        "layer (layer) was refused: the tar stream ends at byte 700, inside a file's padding, in good",
         || gzip(&good()[..700]),
     ),
     Case::layer(
         "a gzip stream with a wrong checksum",
-        "layer (layer) was refused: cannot read the tar stream at byte 2048: corrupt gzip stream does not have a matching checksum",
+        "layer (layer) was refused: cannot read the tar stream at byte 2048, after good: corrupt gzip stream does not have a matching checksum",
         || {
             let mut packed = gzip(&good());
             let at = packed.len() - 8;
@@ -458,22 +458,22 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::layer(
         "garbage behind the gzip stream",
-        "layer (layer) was refused: cannot read the tar stream at byte 2048: invalid gzip header",
+        "layer (layer) was refused: cannot read the tar stream at byte 2048, after good: invalid gzip header",
         || [gzip(&good()), b"garbage, no gzip".to_vec()].concat(),
     ),
     Case::layer(
         "garbage behind the zstd stream",
-        "layer (layer) was refused: cannot read the tar stream at byte 2048: Unknown frame descriptor",
+        "layer (layer) was refused: cannot read the tar stream at byte 2048, after good: Unknown frame descriptor",
         || [zstd(&good()), b"garbage, no zstd".to_vec()].concat(),
     ),
     Case::layer(
         "an xz stream",
-        "layer (layer) was refused: the tar header at byte 0 has a bad checksum",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a bad checksum",
         || [&[0xfd, b'7', b'z', b'X', b'Z', 0][..], &[7; 600]].concat(),
     ),
     Case::layer(
         "a web page",
-        "layer (layer) was refused: the tar header at byte 0 has a bad checksum",
+        "layer (layer) was refused: the tar header at byte 0, before the first entry, has a bad checksum",
         || b"<!DOCTYPE html><html><body>Please log in.</body></html>".repeat(20),
     ),
     Case::layer("zstd labelled gzip: the first bytes count, not the label", ACCEPTED, || zstd(&good())),

@@ -156,6 +156,14 @@ pub(crate) fn tar() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Found by the fuzzer: a file in the deepest directory that is allowed.
+const DEEPEST: &[u8] = &[
+    19, 0, 0, 0, 120, 23, 145, 145, 145, 145, 145, 145, 145, 145, 145, 145, 19, 0, 0, 0, 46, 119, 104, 46,
+    46, 145, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 222, 94, 94,
+    94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 182, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 94, 145, 85, 85,
+    85, 118, 172, 14, 94,
+];
+
 /// Decisions, as the target reads them: an operation, a path, what belongs to its kind.
 pub(crate) fn layer() -> Vec<Vec<u8>> {
     vec![
@@ -165,6 +173,7 @@ pub(crate) fn layer() -> Vec<Vec<u8>> {
         vec![2, 0, 0, 0, 1, 0, 1, 0, 9, 5, 3, 0, 1, 0, 0],
         [0x17, 0, 0, 4, 9, 1, 9, 9, 3, 9, 2, 0, 1, 0, 5, 0, 0, 13].repeat(4),
         (0..600_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect(),
+        DEEPEST.to_vec(),
     ]
 }
 

@@ -34,6 +34,13 @@ use crate::registry::{Registry, Reservation};
 /// do; what a probe prints beyond that is dropped.
 const EXEC_OUTPUT_LIMIT: usize = 16 << 20;
 
+/// How often what failed pulls have left is looked for.
+const COLLECT_PAUSE: Duration = Duration::from_secs(10 * 60);
+
+/// How long it stays: longer than the kubelet waits between two tries of a pull,
+/// which then finds the layers that it has brought already.
+const COLLECT_AGE: Duration = Duration::from_secs(60 * 60);
+
 /// What a runtime is made from.
 #[derive(Clone, Debug)]
 pub struct RuntimeConfig {
@@ -171,10 +178,27 @@ impl Runtime {
         recover::run(&runtime, records).await?;
         // Not before: what it collects must not be a pod that is still to be found.
         tokio::spawn(async move { tasks.run_until_cancelled(network.monitor()).await });
-        if let Err(error) = runtime.inner.images.gc().await {
-            tracing::warn!(error = crate::error::chain(&error), "collect unused images");
-        }
+        runtime.collect_images(Duration::ZERO).await;
+        let inner = Arc::downgrade(&runtime.inner);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(COLLECT_PAUSE).await;
+                // Ends with the runtime.
+                let Some(inner) = inner.upgrade() else { return };
+                Self { inner }.collect_images(COLLECT_AGE).await;
+            }
+        });
         Ok(runtime)
+    }
+
+    /// Frees what no image needs and what came into the store at least `age`
+    /// ago. A failure is logged; the next time may do better.
+    pub(crate) async fn collect_images(&self, age: Duration) {
+        match self.inner.images.gc_older(age).await {
+            Ok(freed) if freed.inodes == 0 => {}
+            Ok(freed) => tracing::info!(files = freed.inodes, bytes = freed.bytes, "collected unused layers"),
+            Err(error) => tracing::warn!(error = crate::error::chain(&error), "collect unused layers"),
+        }
     }
 
     /// Leaves the node as it is but for the cgroup of pods without a parent,
@@ -332,6 +356,7 @@ impl Runtime {
         let image_missing = || Error::ImageNotFound { reference: spec.image.clone() };
         let image = self.inner.images.resolve(&spec.image).ok_or_else(image_missing)?;
         let lease = self.inner.images.lease(&image.id).ok_or_else(image_missing)?;
+        self.inner.images.check(&image.id).await?;
         let config = &lease.image().config;
         let defaults = ImageDefaults {
             entrypoint: config.entrypoint.clone(),

@@ -34,7 +34,7 @@ enum Command {
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(config::Command),
-    /// Pull, list, remove, import and export the daemon's images.
+    /// Pull, list, remove, verify, import and export the daemon's images.
     Image(image::Arguments),
     /// Show kina at work: a pod, from nothing to nothing.
     Demo(demo::Arguments),
@@ -155,6 +155,15 @@ mod tests {
             ("image rm", false),
             ("image rm a b", true),
             ("image import - --name a/b:1", true),
+            ("image tag a b/c:1", true),
+            ("image tag a", false),
+            ("image inspect a b", true),
+            ("image inspect", false),
+            ("image du --json", true),
+            ("image prune --all --until 36h --dry-run --json", true),
+            ("image prune --until soon", false),
+            ("image verify", true),
+            ("image verify a b --repair --json", true),
             ("image export a", false),
             ("image export a -", true),
             ("", false),

@@ -13,8 +13,9 @@ pub fn image(image: &Image) -> v1::Image {
     v1::Image {
         repo_tags: image.repo_tags.clone(),
         repo_digests: image.repo_digests.clone(),
-        // The kubelet takes 0 for an error.
-        size: image.size.max(1),
+        // What removing it frees, as the kubelet takes it: its files in the store.
+        // It takes 0 for an error.
+        size: image.stored_size.max(1),
         uid: uid.map(|value| v1::Int64Value { value }),
         username,
         spec: Some(v1::ImageSpec {
@@ -49,6 +50,7 @@ pub fn info(image: &Image) -> serde_json::Value {
             "diffId": layer.diff_id,
             "digest": layer.digest,
             "size": layer.size,
+            "imageSize": layer.image_size,
         })).collect::<Vec<_>>(),
         "imageSpec": {
             "config": {

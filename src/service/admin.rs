@@ -13,14 +13,14 @@ use tokio_util::io::StreamReader;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span, debug_span, info_span};
 
-use super::answer;
+use super::{answer, keeping};
 use crate::admin::v1::admin_server::AdminServer;
 use crate::admin::{CHUNK_LIMIT, v1};
 use crate::error::Error;
 use crate::runtime::Runtime;
 
 /// Progress is told at most that often.
-const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
 /// A message with a chunk in it, in bytes.
 const MESSAGE_LIMIT: usize = CHUNK_LIMIT + (64 << 10);
@@ -146,7 +146,12 @@ async fn import(
         Err(status) => Err(io::Error::other(status)),
     });
     let chunks = std::pin::pin!(chunks);
-    let images = runtime.images().import(StreamReader::new(chunks), name.as_ref()).await?;
+    let images = runtime.images().import(StreamReader::new(chunks), name.as_ref()).await;
+    if images.is_err() {
+        // Half an archive is of no use to the next try, unlike half a pull.
+        runtime.collect_images(Duration::ZERO).await;
+    }
+    let images = images?;
     Ok(v1::ImportImageResponse { images: images.iter().map(encode_image).collect() })
 }
 
@@ -192,7 +197,7 @@ fn encode_progress(progress: &Progress) -> v1::Progress {
     v1::Progress { layers: layers.collect() }
 }
 
-fn encode_image(image: &Image) -> v1::Image {
+pub(super) fn encode_image(image: &Image) -> v1::Image {
     let platform = [Some(&image.os), Some(&image.architecture), image.variant.as_ref()];
     v1::Image {
         id: image.id.to_string(),
@@ -202,6 +207,8 @@ fn encode_image(image: &Image) -> v1::Image {
         platform: platform.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("/"),
         layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
         created: image.config.created.clone().unwrap_or_default(),
+        stored_size: image.stored_size,
+        incomplete: !image.complete,
     }
 }
 
@@ -209,6 +216,7 @@ fn encode_image(image: &Image) -> v1::Image {
 impl v1::admin_server::Admin for Admin {
     type PullImageStream = Stream<v1::PullImageResponse>;
     type ExportImageStream = Stream<v1::ExportImageResponse>;
+    type VerifyImagesStream = Stream<v1::VerifyImagesResponse>;
 
     async fn info(&self, _request: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -268,5 +276,47 @@ impl v1::admin_server::Admin for Admin {
         let span = info_span!("Admin.ExportImage", image = name);
         let runtime = self.runtime.clone();
         Ok(stream(span, |chunks| export(runtime, name, chunks)))
+    }
+
+    async fn tag_image(
+        &self,
+        request: Request<v1::TagImageRequest>,
+    ) -> Result<Response<v1::TagImageResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Admin.TagImage", image = request.source, name = request.target);
+        answer(span, keeping::tag(&self.runtime, &request)).await
+    }
+
+    async fn inspect_image(
+        &self,
+        request: Request<v1::InspectImageRequest>,
+    ) -> Result<Response<v1::InspectImageResponse>, Status> {
+        let name = request.into_inner().name;
+        let span = debug_span!("Admin.InspectImage", image = name);
+        answer(span, async { keeping::inspect(&self.runtime, &name) }).await
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<v1::PruneImagesRequest>,
+    ) -> Result<Response<v1::PruneImagesResponse>, Status> {
+        answer(info_span!("Admin.PruneImages"), keeping::prune(&self.runtime, request.into_inner())).await
+    }
+
+    async fn verify_images(
+        &self,
+        request: Request<v1::VerifyImagesRequest>,
+    ) -> Result<Response<Self::VerifyImagesStream>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Admin.VerifyImages", repair = request.repair);
+        let runtime = self.runtime.clone();
+        Ok(stream(span, |events| keeping::verify(runtime, request, events)))
+    }
+
+    async fn image_disk_use(
+        &self,
+        _request: Request<v1::ImageDiskUseRequest>,
+    ) -> Result<Response<v1::ImageDiskUseResponse>, Status> {
+        answer(debug_span!("Admin.ImageDiskUse"), keeping::disk_use(&self.runtime)).await
     }
 }

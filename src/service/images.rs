@@ -25,17 +25,21 @@ impl Images {
 
     async fn list(&self, request: v1::ListImagesRequest) -> Result<v1::ListImagesResponse, Error> {
         let asked = request.filter.and_then(|filter| filter.image).unwrap_or_default().image;
-        let images = if asked.is_empty() {
+        let mut images = if asked.is_empty() {
             self.runtime.images().list()
         } else {
             self.runtime.images().resolve(&asked).into_iter().collect()
         };
+        // One that lacks a layer is not here: so the kubelet pulls it.
+        images.retain(|image| image.complete);
         Ok(v1::ListImagesResponse { images: images.iter().map(cri::image).collect() })
     }
 
-    /// An unknown image is no error: the answer has none.
+    /// An unknown image is no error: the answer has none. Nor has it one that
+    /// lacks a layer, so that the kubelet pulls it.
     async fn status(&self, request: v1::ImageStatusRequest) -> Result<v1::ImageStatusResponse, Error> {
-        let Some(image) = self.runtime.images().resolve(&name(request.image)?) else {
+        let found = self.runtime.images().resolve(&name(request.image)?);
+        let Some(image) = found.filter(|image| image.complete) else {
             return Ok(v1::ImageStatusResponse::default());
         };
         Ok(v1::ImageStatusResponse {

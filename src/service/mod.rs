@@ -4,6 +4,7 @@
 mod admin;
 mod containers;
 mod images;
+mod keeping;
 mod pods;
 mod routes;
 mod runtime;

@@ -1,5 +1,6 @@
 //! `kina image`: what the daemon does with images, asked through its socket.
 
+mod keeping;
 mod progress;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -43,6 +44,31 @@ enum Command {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Give an image another name.
+    Tag {
+        /// A name, an id or the beginning of one.
+        source: String,
+        /// The new name; it is taken from the image that has it.
+        target: String,
+    },
+    /// Print all about images, as JSON.
+    Inspect {
+        /// Names, ids or beginnings of ids.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show what images take of the disk.
+    Du {
+        /// A JSON object, for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove images without a tag that no container uses, and what failed pulls
+    /// have left.
+    Prune(keeping::Prune),
+    /// Compare the files of images with what they were; the exit code is 1 if one
+    /// is damaged and not repaired.
+    Verify(keeping::Verify),
     /// Read images from an archive: OCI, or what `docker save` writes.
     Import {
         /// The archive; `-` is standard input.
@@ -91,6 +117,11 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Pull(pull) => self::pull(&daemon, pull).await,
             Command::Ls { json } => list(&daemon, json).await,
             Command::Rm { images } => remove(&daemon, images).await,
+            Command::Tag { source, target } => keeping::tag(&daemon, source, target).await,
+            Command::Inspect { images } => keeping::inspect(&daemon, images).await,
+            Command::Du { json } => keeping::disk_use(&daemon, json).await,
+            Command::Prune(prune) => keeping::prune(&daemon, &prune).await,
+            Command::Verify(verify) => keeping::verify(&daemon, verify).await,
             Command::Import { file, name } => import(&daemon, &file, name).await,
             Command::Export { image, file } => export(&daemon, image, &file).await,
         }
@@ -283,6 +314,8 @@ fn image_json(image: &v1::Image) -> Value {
         "platform": image.platform,
         "layers": image.layers,
         "created": image.created,
+        "storedSize": image.stored_size,
+        "complete": !image.incomplete,
     })
 }
 
@@ -294,7 +327,11 @@ fn image_table(images: &[v1::Image]) -> String {
         let unnamed = ["(none)".to_owned()];
         for name in if names.is_empty() { &unnamed[..] } else { names } {
             let short = short(&image.id).to_owned();
-            rows.push(vec![name.clone(), short, bytes(image.size), image.platform.clone()]);
+            let mut platform = image.platform.clone();
+            if image.incomplete {
+                platform.push_str(" (incomplete: pull it)");
+            }
+            rows.push(vec![name.clone(), short, bytes(image.size), platform]);
         }
     }
     rows.sort();

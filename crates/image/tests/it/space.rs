@@ -50,7 +50,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        drop(unmount(self.path(), UnmountFlags::DETACH));
+        let _ = unmount(self.path(), UnmountFlags::DETACH);
     }
 }
 

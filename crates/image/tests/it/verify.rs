@@ -63,7 +63,7 @@ async fn every_kind_of_damage_to_every_file_is_found_and_mended() {
                 let report = verify(&store, repair).await;
                 let [finding] = &report.findings[..] else { panic!("{report:?}") };
                 assert_eq!((&finding.path, &finding.repair), (file, &mended), "{finding:?}");
-                assert_eq!(finding.images, [image.id.clone()]);
+                assert_eq!(finding.images, std::slice::from_ref(&image.id));
                 assert!(!finding.in_use);
                 assert!(repair || file.exists() != (finding.problem == Problem::Missing), "{finding:?}");
             }
@@ -154,7 +154,7 @@ async fn a_selection_is_looked_at_and_orphans_are_no_damage() {
     corrupt(&first.layers[0].image_path);
     let orphan = root.path().join("oci/blobs/sha256").join("0".repeat(64));
     fs::write(&orphan, "orphan").unwrap();
-    let report = store.verify(&[second.id.clone()], false, None).await.unwrap();
+    let report = store.verify(std::slice::from_ref(&second.id), false, None).await.unwrap();
     assert_eq!((report.images, report.files, report.findings.len()), (1, 4, 0));
     let report = verify(&store, false).await;
     assert_eq!((report.images, report.findings.len(), report.unreferenced), (2, 1, vec![orphan]));

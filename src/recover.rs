@@ -124,6 +124,7 @@ async fn find(
     let context = runtime.context();
     let Some(driver) = context.driver(record.spec.placement).cloned() else {
         warn!(pod = %record.id, placement = ?record.spec.placement, "no machine driver for a recorded pod; it is left alone");
+        containers.iter().for_each(|container| runtime.keep_image(&container.image.id));
         return None;
     };
     let guest = if same_boot && record.state.is_ready() { answers(&driver, &record).await } else { None };

@@ -2,11 +2,11 @@
 //! request, call one of these methods, and encode the answer.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kina_guest_api::{ExecOutput, v1};
-use kina_image::Images;
+use kina_image::{Images, Lease};
 use kina_machine::Driver;
 use kina_machine_host::{HostConfig, HostDriver};
 use kina_model::{
@@ -81,6 +81,15 @@ struct Inner {
     boot_id: String,
     /// Ends the tasks that belong to no pod.
     _tasks: DropGuard,
+    /// Of containers whose pod is left alone, because its machine has no driver now.
+    kept_images: Mutex<Vec<Lease>>,
+}
+
+impl Drop for Inner {
+    /// Pods go on without this runtime, and so their images must stay.
+    fn drop(&mut self) {
+        self.images.close();
+    }
 }
 
 /// A runtime handler that pods may ask for.
@@ -173,7 +182,8 @@ impl Runtime {
         let tasks = CancellationToken::new();
         let registry = Registry::default();
         let _tasks = tasks.clone().drop_guard();
-        let inner = Inner { context, registry, images, config, boot_id, _tasks };
+        let kept_images = Mutex::default();
+        let inner = Inner { context, registry, images, config, boot_id, _tasks, kept_images };
         let runtime = Self { inner: Arc::new(inner) };
         recover::run(&runtime, records).await?;
         // Not before: what it collects must not be a pod that is still to be found.
@@ -191,6 +201,12 @@ impl Runtime {
         Ok(runtime)
     }
 
+    /// Keeps the image of a recorded container that no pod holds.
+    pub(crate) fn keep_image(&self, id: &kina_model::Digest) {
+        let mut kept = self.inner.kept_images.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(self.inner.images.lease(id));
+    }
+
     /// Frees what no image needs and what came into the store at least `age`
     /// ago. A failure is logged; the next time may do better.
     pub(crate) async fn collect_images(&self, age: Duration) {
@@ -204,6 +220,7 @@ impl Runtime {
     /// Leaves the node as it is but for the cgroup of pods without a parent,
     /// which goes if no pod is in it. For a daemon that ends.
     pub async fn close(&self) {
+        self.inner.images.close();
         let parent = &self.inner.config.cgroup_parent;
         if parent.trim_end_matches('/').is_empty() {
             return;

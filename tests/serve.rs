@@ -316,6 +316,111 @@ fn images_come_and_go_by_the_command_line() {
     assert!(version.contains(&format!("(process {})", daemon.0.id())), "{version}");
 }
 
+/// What a command prints as JSON; it must end with this code.
+fn json(place: &Place, arguments: &[&str], code: i32) -> serde_json::Value {
+    let output = place.ask(arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stdout)))
+}
+
+fn import(place: &Place, name: &str, content: &[u8]) {
+    let entries = [Entry::File { path: "file", mode: 0o644, content }];
+    let image = SmallImage::new(&entries, &serde_json::json!({ "Cmd": [name] })).unwrap();
+    let archive = place.path("archive.tar");
+    std::fs::write(&archive, image.archive(name).unwrap()).unwrap();
+    let output = place.ask(&["image", "import", archive.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn images_are_kept_by_the_command_line() {
+    let place = Place::new();
+    let _daemon = place.start();
+    import(&place, "localhost/one:1", &[1; 300_000]);
+    import(&place, "localhost/two:1", b"2");
+
+    let output = place.ask(&["image", "tag", "localhost/one:1", "localhost/other:2"]);
+    assert!(output.status.success() && text(&output.stdout).starts_with("sha256:"), "{output:?}");
+    let output = place.ask(&["image", "tag", "localhost/none", "localhost/other:2"]);
+    assert!(output.status.code() == Some(1) && text(&output.stderr).contains("not found"), "{output:?}");
+
+    let found = json(&place, &["image", "inspect", "localhost/other:2"], 0);
+    let image = &found[0];
+    assert_eq!(image["tags"], serde_json::json!(["localhost/one:1", "localhost/other:2"]));
+    assert_eq!((&image["complete"], &image["containers"]), (&true.into(), &serde_json::json!([])));
+    let layer = &image["layers"][0];
+    assert!(layer["imageSize"].as_u64().unwrap() > 300_000 && layer["diffId"].is_string(), "{layer}");
+
+    // The parts are the whole, and that is what du and the CRI say.
+    let found = json(&place, &["image", "du", "--json"], 0);
+    let bytes = |value: &serde_json::Value, key: &str| value[key].as_u64().unwrap();
+    let images = found["images"].as_array().unwrap();
+    let parts: u64 = images.iter().map(|image| bytes(image, "uniqueBytes")).sum();
+    let shared =
+        bytes(&found, "sharedBytes") + bytes(&found, "unreferencedBytes") + bytes(&found, "otherBytes");
+    let du = |unit: &str| -> u64 {
+        let output = Command::new("du").args(["-s", unit]).arg(place.path("root/images")).output().unwrap();
+        text(&output.stdout).split_whitespace().next().unwrap().parse().unwrap()
+    };
+    assert_eq!((images.len(), parts + shared), (2, bytes(&found, "totalBytes")));
+    assert_eq!(
+        (bytes(&found, "totalBytes"), bytes(&found, "totalInodes")),
+        (du("--block-size=1"), du("--inodes"))
+    );
+    let info = block_on(async {
+        let mut client = Client::connect(place.socket()).await.unwrap();
+        let request = kina::cri::v1::ImageFsInfoRequest {};
+        client.images.image_fs_info(request).await.unwrap().into_inner()
+    });
+    let info = &info.image_filesystems[0];
+    assert_eq!(info.used_bytes.unwrap().value, bytes(&found, "totalBytes"));
+    assert_eq!(info.inodes_used.unwrap().value, bytes(&found, "totalInodes"));
+    let output = text(&place.ask(&["image", "du"]).stdout);
+    assert!(output.contains("RECLAIMABLE") && output.contains("localhost/two:1"), "{output}");
+
+    // Damage is found, and mended from what is here.
+    let output = place.ask(&["image", "verify"]);
+    assert!(output.status.success() && text(&output.stdout).contains("nothing is wrong"), "{output:?}");
+    let hex = layer["diffId"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
+    let path = place.path(&format!("root/images/layers/{hex}.erofs"));
+    let content = std::fs::read(&path).unwrap();
+    let mut damaged = content.clone();
+    damaged[9000] ^= 1;
+    std::fs::write(&path, damaged).unwrap();
+    assert!(place.ask(&["image", "verify", "localhost/two:1"]).status.success());
+    let output = place.ask(&["image", "verify", "localhost/one:1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let (said, advice) = (text(&output.stdout), text(&output.stderr));
+    assert!(said.contains(&hex) && said.contains("is corrupt") && said.contains("localhost/one:1"), "{said}");
+    assert!(advice.contains("--repair"), "{advice}");
+    let report = json(&place, &["image", "verify", "--repair", "--json"], 0);
+    assert_eq!(report["findings"][0]["repair"], "done", "{report}");
+    assert_eq!(std::fs::read(&path).unwrap(), content);
+    assert!(place.ask(&["image", "verify"]).status.success());
+    // There is no registry to bring a blob back from.
+    let blob = image["manifest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
+    std::fs::remove_file(place.path(&format!("root/images/oci/blobs/sha256/{blob}"))).unwrap();
+    let report = json(&place, &["image", "verify", "--repair", "--json"], 1);
+    assert_eq!(report["findings"][0]["repair"], "failed", "{report}");
+    let output = place.ask(&["image", "verify", "localhost/none"]);
+    assert!(output.status.code() == Some(1) && text(&output.stderr).contains("not found"), "{output:?}");
+
+    // Nothing is without a tag, and nothing is old.
+    for flags in [&["--dry-run"][..], &[], &["--all", "--until", "1h"]] {
+        let pruned = json(&place, &[&["image", "prune", "--json"], flags].concat(), 0);
+        assert_eq!((bytes(&pruned, "freedBytes"), &pruned["images"]), (0, &serde_json::json!([])));
+    }
+    let foretold = json(&place, &["image", "prune", "--all", "--dry-run", "--json"], 0);
+    assert_eq!(foretold["images"].as_array().unwrap().len(), 2);
+    let output = text(&place.ask(&["image", "prune", "--all"]).stdout);
+    assert!(output.contains("localhost/two:1: image") && output.ends_with("freed\n"), "{output}");
+    assert_eq!(json(&place, &["image", "ls", "--json"], 0), serde_json::json!([]));
+    let left = json(&place, &["image", "du", "--json"], 0);
+    // The list of images is shorter, too.
+    let of_files = |found| bytes(found, "totalBytes") - bytes(found, "otherBytes");
+    assert_eq!((of_files(&found) - of_files(&left), of_files(&left)), (bytes(&foretold, "freedBytes"), 0));
+}
+
 #[test]
 fn without_a_daemon_the_commands_say_so() {
     let place = Place::new();

@@ -9,6 +9,7 @@
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a test says why it failed, and its figures")]
 
 mod harness;
+mod images;
 mod kill;
 mod lifecycle;
 mod logs;

@@ -50,11 +50,17 @@ pub(crate) struct Tables {
     next_pin: u64,
     /// Images that are being dropped; they cannot be leased any more.
     closing: HashSet<Digest>,
+    /// The process ends: leases go, their users do not.
+    closed: bool,
 }
 
 impl Tables {
     fn has_unused(&self) -> bool {
-        self.records.images.iter().any(|(id, record)| record.removed && !self.leases.contains_key(id))
+        self.records.images.iter().any(|(id, record)| self.is_unused(id, record))
+    }
+
+    fn is_unused(&self, id: &Digest, record: &Record) -> bool {
+        record.removed && !self.closed && !self.leases.contains_key(id)
     }
 }
 
@@ -79,7 +85,8 @@ pub enum Removed {
 
 /// Keeps an image's files, even if the image is removed meanwhile.
 ///
-/// Leases are not recorded. After a restart the daemon takes those of its
+/// Leases are not recorded. A process that ends drops its leases though
+/// containers go on: it calls [`Images::close`] before. After a restart the daemon takes those of its
 /// containers again before it calls [`Images::gc`]; until then nothing that was
 /// leased goes away.
 pub struct Lease {
@@ -109,9 +116,9 @@ impl Drop for Lease {
                 true
             }
         };
-        let removed = tables.records.images.get(id).is_some_and(|record| record.removed);
+        let unused = last && tables.records.images.get(id).is_some_and(|record| tables.is_unused(id, record));
         drop(tables);
-        if last && removed {
+        if unused {
             let inner = self.inner.clone();
             // Detached: if the runtime ends first, the next gc does it.
             drop(self.inner.runtime.spawn_blocking(move || {
@@ -382,6 +389,12 @@ impl Images {
         if named.await? { self.resolve(id.as_str()).ok_or_else(unknown) } else { Err(unknown()) }
     }
 
+    /// From now on a lease that is dropped frees nothing: the process ends, and
+    /// what its leases stand for may go on without it.
+    pub fn close(&self) {
+        lock(&self.inner.tables).closed = true;
+    }
+
     /// Frees what nothing needs: removed images without a lease, and what pulls
     /// that failed have left. Call it once the leases of recovered containers
     /// are taken. What was freed is told.
@@ -424,7 +437,7 @@ impl Inner {
             let outcome = edit(&mut Edit { records: &mut next, leases: &tables.leases });
             let mut dropped: Vec<(Digest, Record)> = Vec::new();
             next.images.retain(|id, record| {
-                let unused = record.removed && !tables.leases.contains_key(id);
+                let unused = tables.is_unused(id, record);
                 if unused {
                     dropped.push((id.clone(), record.clone()));
                 }

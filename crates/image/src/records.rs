@@ -116,12 +116,13 @@ impl Record {
     pub(crate) fn image(&self, layout: &Layout) -> Image {
         let configuration = &*self.configuration;
         let image_size = |diff_id: &Digest| layout.known_seal(diff_id).map_or(0, |seal| seal.size);
-        let mut counted = HashSet::new();
+        // A plain layer's digest is its diff id.
+        let (mut blobs, mut images) = (HashSet::new(), HashSet::new());
         let stored_size = self.layers.iter().fold(
             self.manifest.size.saturating_add(self.config.size),
             |sum, (blob, diff_id)| {
-                let blob = if counted.insert(&blob.digest) { blob.size } else { 0 };
-                let image = if counted.insert(diff_id) { image_size(diff_id) } else { 0 };
+                let blob = if blobs.insert(&blob.digest) { blob.size } else { 0 };
+                let image = if images.insert(diff_id) { image_size(diff_id) } else { 0 };
                 sum.saturating_add(blob).saturating_add(image)
             },
         );

@@ -17,7 +17,7 @@ use kina::cri::v1;
 use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) use cri::{Cri, IMAGE, labels, namespaces, output, script, shell, with_security};
-pub(crate) use place::{BRIDGE, Place};
+pub(crate) use place::{BRIDGE, Place, busybox};
 
 /// How long anything may take that must come to pass. The machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ impl Daemon {
         }
         let mut daemon = Self { child: Process(None), client: None, place };
         daemon.start_again(options).await;
-        daemon.import(place::busybox()).await;
+        daemon.import(busybox()).await;
         daemon
     }
 

@@ -33,7 +33,7 @@ pub(crate) struct Place {
 }
 
 /// The image's archive, made once.
-pub(super) fn busybox() -> &'static [u8] {
+pub(crate) fn busybox() -> &'static [u8] {
     static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
     ARCHIVE.get_or_init(|| kina_testkit::images::busybox(IMAGE))
 }

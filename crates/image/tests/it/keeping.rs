@@ -150,3 +150,25 @@ async fn pruning_takes_what_it_is_told_to() {
     assert_eq!(store.list(), [one]);
     drop(lease);
 }
+
+/// A daemon that ends drops its leases, but the containers go on.
+#[tokio::test]
+async fn a_process_that_ends_frees_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let (registry, store, [one, two, _]) = three(root.path()).await;
+    let leases = [store.lease(&one.id).unwrap(), store.lease(&two.id).unwrap()];
+    store.remove(one.id.as_str()).await.unwrap();
+    let before = (layers_in(root.path()), blobs_in(root.path()));
+    store.close();
+    drop(leases);
+    // Nor does a call that was under way.
+    store.remove(two.id.as_str()).await.unwrap();
+    assert_eq!((layers_in(root.path()), blobs_in(root.path())), before);
+    drop(store);
+    let store = registry.store(root.path()).await;
+    let lease = store.lease(&one.id).unwrap();
+    store.gc().await.unwrap();
+    assert!(one.layers.iter().all(|layer| layer.image_path.exists()));
+    assert!(!two.layers[1].image_path.exists());
+    drop(lease);
+}

@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod elf;
 mod image;
+mod network;
 mod serve;
 mod socket;
 mod text;
@@ -36,6 +37,8 @@ enum Command {
     Config(config::Command),
     /// Pull, list, remove, verify, import and export the daemon's images.
     Image(image::Arguments),
+    /// Show, check, collect and try the pods' network.
+    Network(network::Arguments),
     /// Show kina at work: a pod, from nothing to nothing.
     Demo(demo::Arguments),
     /// Say what this machine can and cannot do, and how to mend it.
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Config(command) => config::run(&command),
         Command::Image(arguments) => image::run(arguments),
+        Command::Network(arguments) => network::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Version(arguments) => version(&arguments),
@@ -166,6 +170,13 @@ mod tests {
             ("image verify a b --repair --json", true),
             ("image export a", false),
             ("image export a -", true),
+            ("network ls --format json", true),
+            ("network --socket /s status", true),
+            ("network check a", true),
+            ("network gc", true),
+            ("network test --from a --to b:80", true),
+            ("network test --to b", false),
+            ("network test --from a --format xml", false),
             ("", false),
             ("image", false),
         ] {

@@ -154,6 +154,19 @@ impl Network {
         Arc::clone(&self.inner.state.borrow())
     }
 
+    /// Looks at the plugins of a network.
+    pub async fn inspect(&self, network: &kina_cni::Network) -> Vec<kina_cni::PluginReport> {
+        self.inner.cni.inspect(network).await
+    }
+
+    /// How many attachments of pods there are.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn attachments(&self) -> Result<usize, Error> {
+        Ok(self.inner.store.table::<NetworkRecord>().list_each()?.len())
+    }
+
     /// About the network, for the verbose status.
     #[must_use]
     pub fn info(&self) -> serde_json::Value {

@@ -13,7 +13,7 @@ use tokio_util::io::StreamReader;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span, debug_span, info_span};
 
-use super::{answer, keeping};
+use super::{admin_network, answer, keeping};
 use crate::admin::v1::admin_server::AdminServer;
 use crate::admin::{CHUNK_LIMIT, v1};
 use crate::error::Error;
@@ -318,5 +318,36 @@ impl v1::admin_server::Admin for Admin {
         _request: Request<v1::ImageDiskUseRequest>,
     ) -> Result<Response<v1::ImageDiskUseResponse>, Status> {
         answer(debug_span!("Admin.ImageDiskUse"), keeping::disk_use(&self.runtime)).await
+    }
+
+    async fn network(
+        &self,
+        _request: Request<v1::NetworkRequest>,
+    ) -> Result<Response<v1::NetworkResponse>, Status> {
+        answer(debug_span!("Admin.Network"), admin_network::network(&self.runtime)).await
+    }
+
+    async fn check_network(
+        &self,
+        request: Request<v1::CheckNetworkRequest>,
+    ) -> Result<Response<v1::CheckNetworkResponse>, Status> {
+        let pod = request.into_inner().pod;
+        answer(info_span!("Admin.CheckNetwork", pod), admin_network::check(&self.runtime, &pod)).await
+    }
+
+    async fn collect_network(
+        &self,
+        _request: Request<v1::CollectNetworkRequest>,
+    ) -> Result<Response<v1::CollectNetworkResponse>, Status> {
+        answer(info_span!("Admin.CollectNetwork"), admin_network::collect(&self.runtime)).await
+    }
+
+    async fn try_network(
+        &self,
+        request: Request<v1::TryNetworkRequest>,
+    ) -> Result<Response<v1::TryNetworkResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Admin.TryNetwork", from = request.from, to = request.to);
+        answer(span, admin_network::try_out(&self.runtime, request)).await
     }
 }

@@ -109,6 +109,8 @@ async fn on_a_bridge() {
     assert_eq!(addresses(&cri, &one).await, ips);
     check(&daemon).await;
 
+    commands(&daemon, &one, &two).await;
+
     // Both names for a stopped pod's address are gone.
     cri.stop_pod(&one).await.unwrap();
     assert_eq!(addresses(&cri, &one).await, [""]);
@@ -116,6 +118,44 @@ async fn on_a_bridge() {
     let rules = daemon.place.node_network.as_ref().unwrap().sh("iptables -t nat -S; ip6tables -t nat -S");
     assert!(!rules.contains("8080"), "{rules}");
     daemon.leave_nothing().await;
+}
+
+/// What `kina network` prints for programs; whether it succeeded.
+async fn kina(daemon: &Daemon, arguments: &[&str]) -> (bool, serde_json::Value) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kina"));
+    command.arg("network").arg("--socket").arg(daemon.place.socket()).args(["--format", "json"]);
+    let output = command.args(arguments).output().await.unwrap();
+    let value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{arguments:?}: {output:?}"));
+    (output.status.success(), value)
+}
+
+/// `kina network`, with two pods of which the second serves port 80.
+async fn commands(daemon: &Daemon, one: &str, two: &str) {
+    daemon.wait_network(true).await;
+    let (good, listed) = kina(daemon, &["ls"]).await;
+    assert!(good && listed["files"][0]["plugins"][0]["path"] == "/usr/lib/cni/bridge", "{listed}");
+    let (good, status) = kina(daemon, &["status"]).await;
+    assert!(good && status["network"] == "pods" && status["attachments"] == 2, "{status}");
+    assert!(kina(daemon, &["gc"]).await.0);
+
+    let (good, trial) = kina(daemon, &["test", "--from", two, "--to", &format!("{one}:80")]).await;
+    assert!(good, "{trial}");
+    let step = |trial: &serde_json::Value, kind: &str| {
+        trial["steps"].as_array().unwrap().iter().find(|step| step["kind"] == kind).cloned().unwrap()
+    };
+    for kind in ["interface", "route", "echo", "tcp", "path-mtu", "dns"] {
+        assert_eq!(step(&trial, kind)["good"], true, "{trial}");
+    }
+    assert_eq!(step(&trial, "path-mtu")["bytes"], 1500, "{trial}");
+    assert!(step(&trial, "echo")["micros"].as_u64().unwrap() > 0, "{trial}");
+    // Nobody there, and nobody listening.
+    let (good, trial) = kina(daemon, &["test", "--from", two, "--to", "10.234.255.1"]).await;
+    assert!(!good && trial["failure"].as_str().unwrap().contains("neither the pod nor the node"), "{trial}");
+    let (good, trial) = kina(daemon, &["test", "--from", two, "--to", &format!("{one}:81")]).await;
+    assert!(!good && trial["failure"].as_str().unwrap().contains("does not take the connection"), "{trial}");
+    let (good, trial) = kina(daemon, &["test", "--from", two, "--to", GATEWAY_V6]).await;
+    assert!(good, "{trial}");
 }
 
 /// Point to point, each pod with a link of its own.
@@ -130,6 +170,9 @@ async fn point_to_point() {
     let ips = addresses(&cri, &one).await;
     assert_eq!(cri.sh(&client, &get(&ips[0], 80)).await, "one\n");
     assert_eq!(daemon.place.node_network.as_ref().unwrap().links().len(), 2);
+    // (The CHECK of Debian's portmap and bandwidth fails on what they made themselves.)
+    let (good, checked) = kina(&daemon, &["check", &one]).await;
+    assert!(good && checked["outcome"] == "passed" && checked["network"] == "pods", "{checked}");
     daemon.leave_nothing().await;
 }
 

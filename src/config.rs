@@ -131,10 +131,16 @@ pub struct Machine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Image {
+    /// Directories with one directory per registry, in containerd's layout.
+    pub hosts_directories: Vec<PathBuf>,
     /// Registries spoken to without TLS, as `host` or `host:port`.
     pub plain_http: Vec<String>,
     /// Base URLs of a registry's mirrors, asked in order before the registry.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Docker's configuration files, for pulls that bring no credentials.
+    pub docker_configs: Vec<PathBuf>,
+    /// Where credential helpers are looked for besides the `PATH`.
+    pub credential_helper_directories: Vec<PathBuf>,
     /// PEM file of further root certificates; empty takes the system's.
     pub ca_bundle: PathBuf,
     /// Layers fetched or unpacked at the same time.
@@ -245,9 +251,17 @@ impl Default for Image {
     fn default() -> Self {
         let limits = kina_image::Limits::default();
         let timeouts = kina_image::Timeouts::default();
+        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
         Self {
+            hosts_directories: paths(&[
+                "/etc/kina/certs.d",
+                "/etc/containerd/certs.d",
+                "/etc/docker/certs.d",
+            ]),
             plain_http: Vec::new(),
             mirrors: BTreeMap::new(),
+            docker_configs: paths(&["/etc/kina/docker-config.json"]),
+            credential_helper_directories: paths(&["/usr/local/bin", "/opt/homebrew/bin"]),
             ca_bundle: PathBuf::new(),
             max_concurrent_layers: kina_image::Config::default().max_concurrent_layers,
             max_layer_mib: limits.layer_bytes >> 20,
@@ -360,6 +374,15 @@ impl Config {
         if network.plugin_directories.is_empty() {
             return refuse("network.plugin_directories", "names no directory".to_owned());
         }
+        for (key, paths) in [
+            ("image.hosts_directories", &self.image.hosts_directories),
+            ("image.docker_configs", &self.image.docker_configs),
+            ("image.credential_helper_directories", &self.image.credential_helper_directories),
+        ] {
+            if let Some(path) = paths.iter().find(|path| !path.is_absolute()) {
+                return refuse(key, format!("{} is not an absolute path", path.display()));
+            }
+        }
         for (registry, urls) in &self.image.mirrors {
             if let Some(url) =
                 urls.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://"))
@@ -381,8 +404,11 @@ impl Config {
         let mib = |value: u64| value.saturating_mul(1 << 20);
         let images = kina_image::Config {
             root: paths.images(),
+            hosts_directories: self.image.hosts_directories.clone(),
             plain_http: self.image.plain_http.clone(),
             mirrors: self.image.mirrors.clone(),
+            docker_configs: self.image.docker_configs.clone(),
+            credential_helper_directories: self.image.credential_helper_directories.clone(),
             ca_bundle: Some(self.image.ca_bundle.clone()).filter(|path| !path.as_os_str().is_empty()),
             max_concurrent_layers: self.image.max_concurrent_layers,
             limits: kina_image::Limits {
@@ -504,6 +530,7 @@ mod tests {
             ("[network]\nplugin_directories = [\"a\"]", "network.plugin_directories: a is not"),
             ("[network]\nadd_seconds = 0", "network.add_seconds: must be at least 1"),
             ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
+            ("[image]\nhosts_directories = [\"certs.d\"]", "image.hosts_directories: "),
             ("[image.mirrors]\n\"docker.io\" = [\"localhost:5000\"]", "image.mirrors: "),
         ] {
             let error = parse(text).unwrap().check().unwrap_err().to_string();

@@ -187,9 +187,12 @@ fn encode_progress(progress: &Progress) -> v1::Progress {
         digest: layer.digest.to_string(),
         size: layer.size,
         fetched: layer.fetched,
+        transferred: layer.transferred,
+        resumed: layer.resumed,
         state: match layer.state {
             LayerState::Waiting => v1::layer::State::Waiting,
             LayerState::Fetching => v1::layer::State::Fetching,
+            LayerState::Unpacking => v1::layer::State::Unpacking,
             LayerState::Done => v1::layer::State::Done,
         }
         .into(),

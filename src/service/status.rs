@@ -132,6 +132,7 @@ fn network(error: &kina_cni::Error) -> Code {
 fn image(error: &kina_image::Error) -> Code {
     use kina_image::Error;
     match error {
+        Error::AllHosts { last, .. } => image(last),
         Error::InvalidReference { .. }
         | Error::InvalidCredentials { .. }
         | Error::InvalidArchive { .. }
@@ -139,7 +140,10 @@ fn image(error: &kina_image::Error) -> Code {
         Error::NotFound { .. } | Error::NoPlatform { .. } | Error::UnknownImage { .. } => Code::NotFound,
         Error::Denied { status: 401, .. } => Code::Unauthenticated,
         Error::Denied { .. } => Code::PermissionDenied,
-        Error::Unreachable { .. } | Error::Protocol { .. } | Error::Interrupted { .. } => Code::Unavailable,
+        Error::Unreachable { .. }
+        | Error::Protocol { .. }
+        | Error::Interrupted { .. }
+        | Error::CredentialHelper { .. } => Code::Unavailable,
         Error::DigestMismatch { .. } | Error::SizeMismatch { .. } | Error::DiffIdMismatch { .. } => {
             Code::DataLoss
         }
@@ -151,6 +155,10 @@ fn image(error: &kina_image::Error) -> Code {
         | Error::Incomplete { .. }
         | Error::StoreInUse { .. }
         | Error::Certificates { .. }
+        | Error::UnusableCertificate { .. }
+        | Error::HostsFile { .. }
+        | Error::DockerConfig { .. }
+        | Error::DockerEntry { .. }
         | Error::InvalidMirror { .. } => Code::FailedPrecondition,
         Error::ArchiveStream { .. } => Code::Aborted,
         Error::HttpClient { .. } => Code::Internal,
@@ -236,7 +244,12 @@ mod tests {
     }
 
     fn denied(status: u16) -> Error {
-        Error::Image(kina_image::Error::Denied { subject: "a/b".into(), host: "https://h".into(), status })
+        Error::Image(kina_image::Error::Denied {
+            subject: "a/b".into(),
+            host: "https://h".into(),
+            status,
+            detail: None,
+        })
     }
 
     #[test]

@@ -79,6 +79,27 @@ pub const TARGETS: &[Target] = &[
         seeds: seeds::challenge,
         words: &["Bearer ", "Basic ", "realm=", "service=", "scope=", "\\\"", "\"", ",", "Negotiate "],
     },
+    Target {
+        name: "hosts",
+        about: "hosts.toml files; URLs and paths that come out are whole",
+        run: kina_image::fuzzing::hosts_file,
+        seeds: seeds::hosts,
+        words: &[
+            "server = ",
+            "[host.",
+            "https://",
+            "capabilities = ",
+            "\"pull\"",
+            "ca = ",
+            "client = ",
+            "header",
+            "dial_timeout = ",
+            "override_path = true",
+            "skip_verify = ",
+            "[[",
+            "/v2/",
+        ],
+    },
 ];
 
 /// The target of a name.

@@ -244,3 +244,16 @@ pub(crate) fn challenge() -> Vec<Vec<u8>> {
         ",,= =\"\\",
     ])
 }
+
+pub(crate) fn hosts() -> Vec<Vec<u8>> {
+    bytes(&[
+        "server = \"https://registry.example\"\n[host.\"http://mirror.example:5000/us\"]\n\
+         capabilities = [\"pull\", \"resolve\"]\nca = [\"a.pem\"]\nclient = [[\"b.cert\", \"b.key\"], [\"c.pem\", \"\"]]\n\
+         skip_verify = true\noverride_path = true\ndial_timeout = \"1m1.5s\"\n\
+         [host.\"http://mirror.example:5000/us\".header]\nx-one = [\"1\", \"2\"]\n",
+        "skip_verify = true\nclient = \"/one.pem\"\n[header]\nauthorization = \"Basic eDp5\"\n",
+        "host = { \"a\" = {}, \"https://[::1]:1/v2\" = { ca = \"x\" } }\n",
+        "[host.\"ftp://x\"]\n",
+        "",
+    ])
+}

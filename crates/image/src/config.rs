@@ -10,13 +10,27 @@ use crate::platform::Platform;
 pub struct Config {
     /// Directory of the store; made if it is missing. One process at a time.
     pub root: PathBuf,
-    /// Registries spoken to without TLS, as host or host:port. Loopback is not
-    /// among them unless named.
+    /// Directories with one directory per registry (`<host>`, `<host>_<port>_`,
+    /// `<host>:<port>`, `_default`), in containerd's layout: a `hosts.toml`, or
+    /// else certificates as Docker keeps them. They are read for every pull.
+    ///
+    /// The first directory that has the registry is all that counts for it. Then
+    /// come `mirrors`, then the first that has `_default`.
+    pub hosts_directories: Vec<PathBuf>,
+    /// Registries spoken to without TLS, as host or host:port, where no
+    /// `hosts.toml` gives the URL. Unasked, only a registry on loopback is: on
+    /// port 80, and on others than 443 where it turns out not to speak TLS. Its
+    /// certificate is not checked either. This is as containerd has it.
     pub plain_http: Vec<String>,
-    /// For a registry, the base URLs of its mirrors, asked in order before the
-    /// registry itself. An `http://` mirror is spoken to without TLS. Mirrors
-    /// never see credentials.
+    /// The short form of a `hosts.toml`: for a registry, the base URLs of its
+    /// mirrors, asked in order before the registry itself. An `http://` mirror is
+    /// spoken to without TLS.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Docker's configuration files, asked in order for credentials that the
+    /// caller of a pull has not given. Those that do not exist have none.
+    pub docker_configs: Vec<PathBuf>,
+    /// Where credential helpers are looked for besides the `PATH`.
+    pub credential_helper_directories: Vec<PathBuf>,
     /// PEM file of root certificates trusted besides the bundled ones. `None`
     /// takes the system's bundle where there is one.
     pub ca_bundle: Option<PathBuf>,
@@ -30,9 +44,12 @@ pub struct Config {
     pub limits: Limits,
     /// Bounds on waiting.
     pub timeouts: Timeouts,
-    /// Tries per host before the next host is asked.
+    /// Failures of one host in a row before the next host is asked. A layer's
+    /// transfer that breaks off goes on where it was, and counts only if it has
+    /// brought nothing.
     pub attempts: u32,
-    /// Wait before the second try; doubled for each further one.
+    /// Wait before the second try; doubled for each further one, and then made
+    /// up to a half shorter by chance.
     pub retry_delay: Duration,
     /// For tests: called before and after every change of the store's files.
     pub failpoint: Option<Failpoint>,
@@ -42,8 +59,11 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             root: PathBuf::from("/var/lib/kina/images"),
+            hosts_directories: Vec::new(),
             plain_http: Vec::new(),
             mirrors: BTreeMap::new(),
+            docker_configs: Vec::new(),
+            credential_helper_directories: Vec::new(),
             ca_bundle: None,
             proxy_from_environment: true,
             platform: Platform::host(),
@@ -78,6 +98,8 @@ pub struct Limits {
     pub archive_entries: usize,
     /// Redirects followed for one request.
     pub redirects: usize,
+    /// How often the transfer of one layer goes on after it has broken off.
+    pub resumes: u32,
 }
 
 impl Default for Limits {
@@ -93,6 +115,7 @@ impl Default for Limits {
             archive_bytes: 256 * GIB,
             archive_entries: 10_000,
             redirects: 5,
+            resumes: 100,
         }
     }
 }
@@ -107,6 +130,10 @@ pub struct Timeouts {
     /// For the next bytes of a layer. A layer that comes slower than
     /// [`Timeouts::MIN_RATE`] over this time has stalled too.
     pub stall: Duration,
+    /// How long a host's `Retry-After` is obeyed. One that wants more is given up.
+    pub retry_after: Duration,
+    /// For a credential helper's answer.
+    pub credential_helper: Duration,
 }
 
 impl Timeouts {
@@ -120,6 +147,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(15),
             request: Duration::from_secs(60),
             stall: Duration::from_secs(30),
+            retry_after: Duration::from_secs(60),
+            credential_helper: Duration::from_secs(20),
         }
     }
 }

@@ -1,5 +1,10 @@
 //! What to show a registry.
 
+mod docker;
+mod helper;
+
+pub(crate) use self::docker::DockerConfigs;
+
 use std::fmt;
 
 use base64::Engine;
@@ -8,6 +13,8 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 
 use crate::Error;
 use crate::reference::{DEFAULT_REGISTRY, Reference};
+use crate::registry::secret_header;
+use reqwest::header::HeaderValue;
 
 /// The fields of the CRI's `AuthConfig`; empty means not given.
 #[derive(Clone, Default)]
@@ -76,6 +83,19 @@ impl Credentials {
         self.server.as_deref().is_none_or(|server| server == reference.registry())
     }
 
+    /// Whether they are expressly for this host.
+    pub(crate) fn is_for(&self, host: &str) -> bool {
+        self.server.as_deref() == Some(host)
+    }
+
+    /// The `Authorization` header that needs no challenge.
+    pub(crate) fn ready_made(&self) -> Option<HeaderValue> {
+        match &self.kind {
+            Kind::RegistryToken(token) => secret_header(&format!("Bearer {token}")),
+            Kind::Basic { .. } | Kind::IdentityToken(_) => None,
+        }
+    }
+
     pub(crate) fn kind(&self) -> &Kind {
         &self.kind
     }
@@ -118,9 +138,14 @@ fn decode_basic(auth: &str) -> Result<Kind, Error> {
 /// `https://index.docker.io/v1/` is `docker.io`; otherwise host and port.
 fn server_host(address: &str) -> String {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
-    match rest.split('/').next().unwrap_or(rest) {
-        "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY.to_owned(),
-        host => host.to_owned(),
+    canonical(rest.split('/').next().unwrap_or(rest)).to_owned()
+}
+
+/// docker.io goes by several names.
+fn canonical(host: &str) -> &str {
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY,
+        host => host,
     }
 }
 

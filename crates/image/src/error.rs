@@ -42,7 +42,7 @@ pub enum Error {
         host: String,
     },
     /// The registry wants other credentials, or refuses these.
-    #[error("{host} denies access to {subject} (HTTP status {status})")]
+    #[error("{host} denies access to {subject} (HTTP status {status}){}", detail_text(.detail.as_deref()))]
     Denied {
         /// The reference, or reference and blob digest.
         subject: String,
@@ -50,6 +50,8 @@ pub enum Error {
         host: String,
         /// 401 or 403.
         status: u16,
+        /// Why there were no credentials to show, if that is not by intention.
+        detail: Option<String>,
     },
     /// No host could be asked, or none answered usefully.
     #[error("cannot fetch {subject}: {}", attempts_text(.attempts))]
@@ -58,6 +60,17 @@ pub enum Error {
         subject: String,
         /// Each host that was tried, in order.
         attempts: Vec<Attempt>,
+    },
+    /// None of several hosts served it; the last one had it, but not as it
+    /// should be, or does not have it, or does not give it to us.
+    #[error("cannot fetch {subject}: {}", attempts_text(.attempts))]
+    AllHosts {
+        /// The reference, or reference and blob digest.
+        subject: String,
+        /// Each host that was tried, in order.
+        attempts: Vec<Attempt>,
+        /// The last host's failure, which tells of what kind this is.
+        last: Box<Error>,
     },
     /// A registry answered outside the protocol.
     #[error("unexpected answer from {host} for {subject}: {reason}")]
@@ -199,14 +212,59 @@ pub enum Error {
         /// The store's root.
         path: PathBuf,
     },
-    /// A certificate bundle cannot be read.
-    #[error("cannot read certificates from {path}", path = .path.display())]
+    /// A file of certificates or keys cannot be read.
+    #[error("cannot read certificates or keys from {path}", path = .path.display())]
     Certificates {
         /// The PEM file.
         path: PathBuf,
         /// The PEM parser's or file system's error.
         #[source]
         source: Arc<rustls::pki_types::pem::Error>,
+    },
+    /// A file of certificates or keys is not what it should be.
+    #[error("{path} {reason}", path = .path.display())]
+    UnusableCertificate {
+        /// The PEM file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A registry's `hosts.toml` is wrong. What it is for is not pulled from
+    /// anywhere else meanwhile.
+    #[error("{path}{}: {reason}", line_text(*.line), path = .path.display())]
+    HostsFile {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, counted from 1.
+        line: Option<usize>,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A docker configuration file is not the JSON that it should be.
+    #[error("{path}:{line}: it is no docker configuration", path = .path.display())]
+    DockerConfig {
+        /// The file.
+        path: PathBuf,
+        /// Where the JSON goes wrong.
+        line: usize,
+    },
+    /// An entry of a docker configuration file cannot be used.
+    #[error("{path}: the entry for {host} cannot be used: {reason}", path = .path.display())]
+    DockerEntry {
+        /// The file.
+        path: PathBuf,
+        /// The host that it was looked up for.
+        host: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A credential helper gave no usable answer.
+    #[error("credential helper {name:?}: {reason}")]
+    CredentialHelper {
+        /// Its name, without `docker-credential-`.
+        name: String,
+        /// What went wrong.
+        reason: String,
     },
     /// The HTTP client cannot be set up.
     #[error("cannot set up the HTTP client")]
@@ -318,6 +376,25 @@ pub(crate) fn clipped(text: &str) -> String {
 
 fn list_text(items: &[String]) -> String {
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+impl Error {
+    /// What kind of failure it is: the last host's, if there were several.
+    #[must_use]
+    pub fn kind(&self) -> &Self {
+        match self {
+            Self::AllHosts { last, .. } => last.kind(),
+            error => error,
+        }
+    }
+}
+
+fn detail_text(detail: Option<&str>) -> String {
+    detail.map_or_else(String::new, |detail| format!(", {detail}"))
+}
+
+fn line_text(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(":{line}"))
 }
 
 fn attempts_text(attempts: &[Attempt]) -> String {

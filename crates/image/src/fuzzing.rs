@@ -77,6 +77,29 @@ pub fn challenges(input: &[u8]) {
     }
 }
 
+/// A `hosts.toml`.
+pub fn hosts_file(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let directory = std::path::Path::new("/certs.d/registry");
+    let file = match registry::parse_hosts_file(text, directory) {
+        Ok(file) => file,
+        Err(fault) => {
+            let lines = text.lines().count() + 1;
+            assert!(fault.line.is_none_or(|line| (1..=lines).contains(&line)), "a line from nowhere");
+            return;
+        }
+    };
+    for entry in file.hosts.iter().chain([&file.server]) {
+        if let Some(base) = &entry.base {
+            assert!(matches!(base.scheme(), "http" | "https") && base.has_host(), "{base}");
+            assert!(base.path().ends_with('/') && base.query().is_none(), "{base}");
+        }
+        for path in &entry.tls.authorities {
+            assert!(path.is_absolute(), "a path from nowhere");
+        }
+    }
+}
+
 /// An error's text must not be as long as what a stranger sent.
 fn shown(error: &Error) {
     let mut cause: &dyn std::error::Error = error;

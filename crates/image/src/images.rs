@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::flight::{Flights, lock};
 use crate::layout::{Flaw, Layout, Stored, TempFile, Usage};
-use crate::progress::Progress;
+use crate::progress::{LayerWork, Progress};
 use crate::records::{Image, Record, Records, Used};
 use crate::reference::Reference;
 use crate::registry::Registry;
@@ -30,7 +30,7 @@ pub(crate) struct Inner {
     pub(crate) layout: Arc<Layout>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) pulls: Flights<(Reference, Option<Credentials>), Result<Digest, Error>, Progress>,
-    pub(crate) layers: Flights<(Digest, u64), Result<Digest, Error>, u64>,
+    pub(crate) layers: Flights<(Digest, u64), Result<Digest, Error>, LayerWork>,
     pub(crate) layer_slots: Semaphore,
     runtime: tokio::runtime::Handle,
     /// Held on a blocking thread over change, write and swap. Taken before `tables`.

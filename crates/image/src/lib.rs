@@ -13,9 +13,13 @@
 //!   makes it [incomplete](Image::complete) until it is pulled again.
 //! - A crash at any point leaves temporary files, which opening sweeps, and
 //!   complete files that nothing names, which [`Images::gc`] frees.
-//! - Credentials are sent to the registry they are for and to the token server
-//!   that it names; not to mirrors, not after a redirect to another host, not
-//!   into errors or logs.
+//! - Credentials are sent to the host they are for and to the token server that
+//!   it names: those that a caller gives to the image's registry, not to its
+//!   mirrors; those of a docker configuration to the host that it names. They go
+//!   neither to where a host redirects, nor into errors or logs.
+//! - A transfer that breaks off goes on where it was, at the same host or the
+//!   next. A pull that is given up, or ended by a crash, starts its unfinished
+//!   layers anew; the finished ones are there until [`Images::gc`].
 
 mod config;
 mod credentials;
@@ -38,6 +42,7 @@ mod records;
 mod reference;
 mod registry;
 mod seal;
+mod transfer;
 mod unpack;
 mod usage;
 mod verify;
@@ -53,6 +58,7 @@ pub use crate::platform::Platform;
 pub use crate::progress::{LayerProgress, LayerState, Progress};
 pub use crate::records::{Image, Layer};
 pub use crate::reference::{DEFAULT_REGISTRY, Reference};
+pub use crate::registry::check_hosts;
 pub use crate::usage::{DiskUse, ImageUse, PruneFilter, Pruned};
 pub use crate::verify::{Finding, Problem, Repair, Report, VerifyProgress};
 pub use kina_model::Digest;

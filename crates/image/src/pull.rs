@@ -3,25 +3,23 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use kina_model::Digest;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::Error;
-use crate::config::Timeouts;
 use crate::credentials::Credentials;
 use crate::images::{Inner, blocking};
 use crate::layout::sha256;
 use crate::manifest::{self, Blob, Configuration, Document, Manifest};
-use crate::pipe::{PipeWriter, pipe};
-use crate::progress::{LayerProgress, LayerState, Progress};
+use crate::progress::{LayerProgress, LayerState, LayerWork, Progress};
 use crate::records::Record;
 use crate::reference::Reference;
-use crate::registry::{Failure, FetchedManifest, Host, Session, chain};
+use crate::registry::{FetchedManifest, Session};
+use crate::transfer::fetch_layer;
 use crate::unpack::{LayerSource, unpack};
 
 /// Indexes within indexes.
@@ -30,7 +28,6 @@ const MAX_INDEX_DEPTH: usize = 3;
 const MAX_MANIFESTS: usize = 16;
 /// Other callers' work on a layer that may fail before we do it ourselves.
 const MAX_JOINS: usize = 2;
-const PROGRESS_STEP: u64 = 256 << 10;
 
 /// Where an image's content is.
 #[derive(Clone)]
@@ -56,7 +53,7 @@ pub(crate) async fn pull(
     credentials: Option<Credentials>,
     progress: watch::Sender<Progress>,
 ) -> Result<Digest, Error> {
-    let session = inner.registry.session(&reference, credentials.as_ref())?;
+    let session = inner.registry.session(&reference, credentials.as_ref()).await?;
     let top = session.manifest().await?;
     let names = match reference.digest() {
         Some(_) => vec![reference.clone()],
@@ -98,7 +95,7 @@ pub(crate) async fn choose(
                 match fetch_manifest(inner, source, &blob).await {
                     Ok(manifest) => (manifest, depth),
                     // Archives leave other platforms' manifests out.
-                    Err(error @ Error::NotFound { .. }) => {
+                    Err(error) if matches!(error.kind(), Error::NotFound { .. }) => {
                         first_error.get_or_insert(error);
                         continue;
                     }
@@ -240,17 +237,18 @@ pub(crate) async fn bring_in(
                 digest: blob.digest.clone(),
                 size: blob.size,
                 fetched: 0,
+                transferred: 0,
+                resumed: 0,
                 state: LayerState::Waiting,
             })
             .collect(),
     });
     let mut work = Vec::with_capacity(record.layers.len());
     for (number, (blob, diff_id)) in record.layers.iter().enumerate() {
-        let report = move |fetched, state| {
+        let report = move |edit: &dyn Fn(&mut LayerProgress)| {
             progress.send_modify(|progress| {
                 if let Some(layer) = progress.layers.get_mut(number) {
-                    layer.fetched = fetched;
-                    layer.state = state;
+                    edit(layer);
                 }
             });
         };
@@ -279,10 +277,14 @@ async fn obtain_layer(
     blob: &Blob,
     diff_id: &Digest,
     subject: &str,
-    report: impl Fn(u64, LayerState),
+    report: impl Fn(&dyn Fn(&mut LayerProgress)),
 ) -> Result<(), Error> {
+    let done = |layer: &mut LayerProgress| {
+        layer.fetched = blob.size;
+        layer.state = LayerState::Done;
+    };
     if is_here(inner, blob, diff_id).await? {
-        report(blob.size, LayerState::Done);
+        report(&done);
         return Ok(());
     }
     let mut joins = 0;
@@ -291,7 +293,15 @@ async fn obtain_layer(
         let (flight, own) = inner
             .layers
             .join(key, |progress| layer_work(inner.clone(), source.clone(), blob.clone(), progress));
-        let outcome = flight.wait(|fetched| report(fetched, LayerState::Fetching)).await;
+        let show = |work: LayerWork| {
+            report(&|layer| {
+                layer.fetched = work.fetched;
+                layer.transferred = work.transferred;
+                layer.resumed = work.resumed;
+                layer.state = if work.unpacking { LayerState::Unpacking } else { LayerState::Fetching };
+            });
+        };
+        let outcome = flight.wait(show).await;
         match outcome.unwrap_or(Err(Error::Interrupted { what: "fetching a layer" })) {
             Ok(actual) => break actual,
             // Another pull's registry or credentials failed; ours may do.
@@ -307,7 +317,7 @@ async fn obtain_layer(
             actual,
         });
     }
-    report(blob.size, LayerState::Done);
+    report(&done);
     Ok(())
 }
 
@@ -324,12 +334,18 @@ async fn layer_work(
     inner: Arc<Inner>,
     source: Source,
     blob: Blob,
-    progress: watch::Sender<u64>,
+    progress: watch::Sender<LayerWork>,
 ) -> Result<Digest, Error> {
     let Ok(_slot) = inner.layer_slots.acquire().await else {
         return Err(Error::Interrupted { what: "fetching a layer" });
     };
-    match (unpack_stored(&inner, &blob).await, source) {
+    let on_start = {
+        let (progress, fetched) = (progress.clone(), blob.size);
+        move || {
+            progress.send_replace(LayerWork { fetched, unpacking: true, ..LayerWork::default() });
+        }
+    };
+    match (unpack_stored(&inner, &blob, on_start).await, source) {
         (Ok(Some(diff_id)), _) => Ok(diff_id),
         (Ok(None), Source::Stored) => {
             Err(Error::NotFound { subject: format!("layer {}", blob.digest), host: "the archive".to_owned() })
@@ -344,101 +360,21 @@ async fn layer_work(
 }
 
 /// Makes the image from the store's own blob, if that is here.
-pub(crate) async fn unpack_stored(inner: &Arc<Inner>, blob: &Blob) -> Result<Option<Digest>, Error> {
+pub(crate) async fn unpack_stored(
+    inner: &Arc<Inner>,
+    blob: &Blob,
+    on_start: impl FnOnce() + Send + 'static,
+) -> Result<Option<Digest>, Error> {
     let (inner, blob) = (inner.clone(), blob.clone());
     blocking("unpacking a layer", move || {
         let layout = &inner.layout;
         if !layout.has_blob(&blob.digest, blob.size) {
             return Ok(None);
         }
+        on_start();
         let path = layout.blob(&blob.digest);
         let file = File::open(&path).map_err(Error::storage("open", &path))?;
         unpack(layout, LayerSource::Stored(file), &blob, &inner.config.limits).map(Some)
     })
     .await
-}
-
-async fn fetch_layer(
-    inner: &Arc<Inner>,
-    session: &Arc<Session>,
-    blob: &Blob,
-    progress: &watch::Sender<u64>,
-) -> Result<Digest, Error> {
-    let mut tries = session.tries(format!("layer {} of {}", blob.digest, session.reference()));
-    while let Some(host) = tries.next().await {
-        progress.send_replace(0);
-        match fetch_layer_from(inner, session, &host, blob, progress).await {
-            Ok(diff_id) => return Ok(diff_id),
-            Err(failure) => tries.failed(failure)?,
-        }
-    }
-    Err(tries.into_error())
-}
-
-async fn fetch_layer_from(
-    inner: &Arc<Inner>,
-    session: &Session,
-    host: &Host,
-    blob: &Blob,
-    progress: &watch::Sender<u64>,
-) -> Result<Digest, Failure> {
-    let response = session.blob(host, blob).await?;
-    let (writer, reader) = pipe();
-    let worker = {
-        let (layout, blob, limits) = (inner.layout.clone(), blob.clone(), inner.config.limits.clone());
-        tokio::task::spawn_blocking(move || unpack(&layout, LayerSource::Transfer(reader), &blob, &limits))
-    };
-    let transferred = transfer(response, writer, inner.config.timeouts.stall, progress).await;
-    match (worker.await, transferred) {
-        (Ok(Ok(diff_id)), _) => Ok(diff_id),
-        (_, Err(failure)) => Err(failure),
-        (Ok(Err(error @ (Error::DigestMismatch { .. } | Error::SizeMismatch { .. }))), Ok(())) => {
-            Err(Failure::Content(error))
-        }
-        (Ok(Err(error)), Ok(())) => Err(Failure::Final(error)),
-        (Err(_), Ok(())) => Err(Failure::Final(Error::Interrupted { what: "unpacking a layer" })),
-    }
-}
-
-/// Passes a body on as it comes, and gives up if it hardly does.
-async fn transfer(
-    mut response: reqwest::Response,
-    writer: PipeWriter,
-    stall: Duration,
-    progress: &watch::Sender<u64>,
-) -> Result<(), Failure> {
-    let stalled = || Failure::Transient(format!("stalled for {stall:?}"));
-    let (mut total, mut shown) = (0, 0);
-    // Only time spent on the network counts, not time waiting for the disk.
-    let (mut waited, mut since) = (Duration::ZERO, 0);
-    loop {
-        let before = Instant::now();
-        let chunk = match tokio::time::timeout(stall, response.chunk()).await {
-            Err(_) => return Err(stalled()),
-            Ok(Err(error)) => return Err(Failure::Transient(chain(error))),
-            Ok(Ok(None)) => break,
-            Ok(Ok(Some(chunk))) => chunk,
-        };
-        let length = chunk.len() as u64;
-        waited += before.elapsed();
-        since += length;
-        if waited >= stall {
-            if since < Timeouts::MIN_RATE * stall.as_secs() {
-                return Err(stalled());
-            }
-            (waited, since) = (Duration::ZERO, 0);
-        }
-        total += length;
-        if total - shown >= PROGRESS_STEP {
-            shown = total;
-            progress.send_replace(total);
-        }
-        // The worker has its reason when it stops reading.
-        if !chunk.is_empty() && !writer.write(chunk).await {
-            return Ok(());
-        }
-    }
-    progress.send_replace(total);
-    writer.finish().await;
-    Ok(())
 }

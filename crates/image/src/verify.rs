@@ -409,7 +409,7 @@ async fn restore(inner: &Arc<Inner>, id: &Digest, record: &Record) -> Result<(),
         if !inner.layout.has_blob(&blob.digest, blob.size) {
             rebuilt = false;
         } else if !inner.layout.has_layer_image(diff_id) {
-            rebuilt &= unpack_stored(inner, blob).await?.as_ref() == Some(diff_id);
+            rebuilt &= unpack_stored(inner, blob, || ()).await?.as_ref() == Some(diff_id);
         }
     }
     let documents = [&record.manifest, &record.config];
@@ -454,7 +454,7 @@ async fn fetch(inner: &Arc<Inner>, id: &Digest, record: &Record) -> Result<(), E
 }
 
 async fn fetch_from(inner: &Arc<Inner>, reference: &Reference) -> Result<(), Error> {
-    let session = inner.registry.session(reference, None)?;
+    let session = inner.registry.session(reference, None).await?;
     let top = session.manifest().await?;
     let (source, subject) = (Source::Registry(session), reference.to_string());
     let chosen = choose(inner, &source, top, &subject).await?;

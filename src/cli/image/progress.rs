@@ -64,6 +64,7 @@ fn line(layer: &v1::Layer) -> String {
     let state = match layer.state() {
         v1::layer::State::Waiting => "waits",
         v1::layer::State::Fetching => "",
+        v1::layer::State::Unpacking => "unpacks",
         v1::layer::State::Done => "here",
     };
     // A hostile registry may send more than it has announced.
@@ -84,7 +85,8 @@ fn changes(last: &v1::Progress, now: &v1::Progress) -> String {
         let before = last.layers.get(index).map_or(v1::layer::State::Waiting, v1::Layer::state);
         let what = match (before, layer.state()) {
             (v1::layer::State::Waiting, v1::layer::State::Fetching) => "fetch",
-            (v1::layer::State::Waiting | v1::layer::State::Fetching, v1::layer::State::Done) => "here ",
+            (v1::layer::State::Done, _) => continue,
+            (_, v1::layer::State::Done) => "here ",
             _ => continue,
         };
         text.push_str(&format!("{what} {} {}\n", short(&layer.digest), bytes(layer.size)));
@@ -97,9 +99,17 @@ pub(super) fn layer_json(layer: &v1::Layer) -> Value {
     let state = match layer.state() {
         v1::layer::State::Waiting => "waiting",
         v1::layer::State::Fetching => "fetching",
+        v1::layer::State::Unpacking => "unpacking",
         v1::layer::State::Done => "done",
     };
-    json!({ "digest": layer.digest, "size": layer.size, "fetched": layer.fetched, "state": state })
+    json!({
+        "digest": layer.digest,
+        "size": layer.size,
+        "fetched": layer.fetched,
+        "transferred": layer.transferred,
+        "resumed": layer.resumed,
+        "state": state,
+    })
 }
 
 #[cfg(test)]
@@ -113,6 +123,8 @@ mod tests {
             size: 48 << 20,
             fetched,
             state: state.into(),
+            transferred: fetched,
+            resumed: 0,
         }
     }
 

@@ -138,7 +138,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "headers without end",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): message head is too large",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): message head is too large (after 2 tries)",
         |registry, _| {
             let header = Step::Forever(b"X-Header: value\r\n".to_vec(), Duration::ZERO);
             manifest(registry, Reply::raw([send(HEAD), header]));
@@ -146,7 +146,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "one header without end",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): message head is too large",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): message head is too large (after 2 tries)",
         |registry, _| {
             let more = Step::Forever(vec![b'x'; 1 << 16], Duration::ZERO);
             manifest(registry, Reply::raw([send(HEAD), send(b"X-Header: "), more]));
@@ -163,26 +163,26 @@ pub(crate) const CASES: &[Case] = &[
     // Not HTTP, or not all of it.
     Case::registry(
         "a connection that is closed at once",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): connection closed before message completed",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): connection closed before message completed (after 2 tries)",
         |registry, _| manifest(registry, Reply::raw([])),
     ),
     Case::registry(
         "an answer that is not HTTP",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): invalid HTTP version parsed",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): invalid HTTP version parsed (after 2 tries)",
         |registry, _| {
             manifest(registry, Reply::raw([send(b"220 smtp.example ESMTP\r\n")]));
         },
     ),
     Case::registry(
         "a length that is no number",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): invalid content-length parsed",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): invalid content-length parsed (after 2 tries)",
         |registry, _| {
             manifest(registry, Reply::raw([send(HEAD), send(b"Content-Length: many\r\n\r\n")]));
         },
     ),
     Case::registry(
         "two lengths",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): invalid content-length parsed",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (SendRequest): invalid content-length parsed (after 2 tries)",
         |registry, _| {
             manifest(
                 registry,
@@ -192,14 +192,14 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a manifest that ends before its length",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error decoding response body: error reading a body from connection: end of file before message length reached",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error decoding response body: error reading a body from connection: end of file before message length reached (after 2 tries)",
         |registry, good| {
             manifest(registry, Reply::ok(good.manifest.clone()).manner(Manner::HangUpAfter(10)));
         },
     ),
     Case::registry(
         "a layer that ends before its length, every time",
-        "cannot fetch layer (layer) of REGISTRY/app:v1: http://REGISTRY: error decoding response body: error reading a body from connection: end of file before message length reached",
+        "cannot fetch layer (layer) of REGISTRY/app:v1: http://REGISTRY: error decoding response body: error reading a body from connection: end of file before message length reached (after 2 tries)",
         |registry, good| {
             layer(registry, good, Reply::ok(good.blobs[1].clone()).manner(Manner::HangUpAfter(10)));
         },
@@ -221,7 +221,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a chunk size that is no number",
-        "cannot fetch layer (layer) of REGISTRY/app:v1: http://REGISTRY: error decoding response body: error reading a body from connection: Invalid chunk size line: missing size digit",
+        "cannot fetch layer (layer) of REGISTRY/app:v1: http://REGISTRY: error decoding response body: error reading a body from connection: Invalid chunk size line: missing size digit (after 2 tries)",
         |registry, good| {
             layer(registry, good, Reply::raw([send(CHUNKED), send(b"zz\r\nxx\r\n")]));
         },
@@ -229,38 +229,38 @@ pub(crate) const CASES: &[Case] = &[
     // Redirects.
     Case::registry(
         "a redirect to itself",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: more than 3 redirects",
+        "unexpected answer from http://REGISTRY for REGISTRY/app:v1: more than 3 redirects",
         |registry, _| manifest(registry, redirect(TAG)),
     ),
     Case::registry(
         "a redirect to a file",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: it redirects to nowhere usable",
+        "unexpected answer from http://REGISTRY for REGISTRY/app:v1: it redirects to a file: URL, which is neither http nor https",
         |registry, _| {
             manifest(registry, redirect("file:///etc/passwd"));
         },
     ),
     Case::registry(
         "a redirect to FTP",
-        "cannot fetch layer (layer) of REGISTRY/app:v1: http://REGISTRY: it redirects to nowhere usable",
+        "unexpected answer from http://REGISTRY for layer (layer) of REGISTRY/app:v1: it redirects to a ftp: URL, which is neither http nor https",
         |registry, good| {
             layer(registry, good, redirect("ftp://127.0.0.1/layer"));
         },
     ),
     Case::registry(
         "a redirect to something that is no URL",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: it redirects to nowhere usable",
+        "unexpected answer from http://REGISTRY for REGISTRY/app:v1: it redirects to what is no URL",
         |registry, _| {
             manifest(registry, redirect("http://[::1"));
         },
     ),
     Case::registry(
         "a redirect without a target",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: it redirects to nowhere usable",
+        "unexpected answer from http://REGISTRY for REGISTRY/app:v1: it redirects to what is no URL",
         |registry, _| manifest(registry, Reply::status(307)),
     ),
     Case::registry(
         "a redirect to a host that nobody has",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (Connect): tcp connect error: Connection refused (os error 111) (after 2 tries)",
         |registry, _| {
             manifest(registry, redirect("http://127.0.0.1:0/"));
         },
@@ -326,7 +326,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a token server that is a file",
-        "unexpected answer from http://REGISTRY for REGISTRY/app:v1: its token server is not on https",
+        "unexpected answer from http://REGISTRY for REGISTRY/app:v1: its token server is a file: URL, which is neither http nor https",
         |registry, _| challenge_to(registry, "file:///etc/passwd"),
     ),
     Case::registry(
@@ -336,7 +336,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a token server that redirects to itself",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: more than 3 redirects",
+        "unexpected answer from http://REGISTRY for REGISTRY/app:v1: more than 3 redirects",
         |registry, _| {
             challenge(registry, "/tokens");
             registry.route("/tokens", redirect("/tokens"));
@@ -352,12 +352,12 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a server error, every time",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: HTTP status 500",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: HTTP status 500 (after 2 tries)",
         |registry, _| manifest(registry, Reply::status(500)),
     ),
     Case::registry(
         "too many requests, every time",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: HTTP status 429",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: HTTP status 429 (after 2 tries)",
         |registry, _| manifest(registry, Reply::status(429)),
     ),
     Case::registry(
@@ -372,7 +372,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a part of a layer that nobody asked for",
-        "unexpected answer from http://REGISTRY for blob (layer) of REGISTRY/app:v1: HTTP status 206",
+        "unexpected answer from http://REGISTRY for layer (layer) of REGISTRY/app:v1: HTTP status 206",
         |registry, good| {
             let reply = Reply { status: 206, ..Reply::ok(good.blobs[1].clone()) };
             layer(registry, good, reply.header("Content-Range", "bytes 5-10/20"));

@@ -50,10 +50,15 @@ fn sorted(times: impl Iterator<Item = Duration>) -> Vec<f64> {
     times
 }
 
-/// A pod on the host's network.
+/// The pods' network, or the host's.
+fn network(daemon: &Daemon) -> i32 {
+    if daemon.connected { v1::NamespaceMode::Pod.into() } else { v1::NamespaceMode::Node.into() }
+}
+
+/// A pod.
 pub(crate) fn pod(daemon: &Daemon, name: &str) -> v1::PodSandboxConfig {
     let namespaces = v1::NamespaceOption {
-        network: v1::NamespaceMode::Node.into(),
+        network: network(daemon),
         pid: v1::NamespaceMode::Container.into(),
         ipc: v1::NamespaceMode::Pod.into(),
         ..v1::NamespaceOption::default()
@@ -82,7 +87,7 @@ pub(crate) fn pod(daemon: &Daemon, name: &str) -> v1::PodSandboxConfig {
 /// A container that does nothing until it is stopped.
 fn container(daemon: &Daemon) -> v1::ContainerConfig {
     let namespaces = v1::NamespaceOption {
-        network: v1::NamespaceMode::Node.into(),
+        network: network(daemon),
         pid: v1::NamespaceMode::Container.into(),
         ipc: v1::NamespaceMode::Pod.into(),
         ..v1::NamespaceOption::default()

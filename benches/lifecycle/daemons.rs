@@ -21,6 +21,9 @@ const IMAGE: &str = "localhost/kina-bench/busybox:1";
 /// The image of containerd's sandboxes.
 const PAUSE: &str = "localhost/kina-bench/pause:1";
 
+/// Where Debian's network plugins are.
+const PLUGINS: &str = "/usr/lib/cni";
+
 /// How long a daemon may take to answer.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -43,6 +46,8 @@ pub(crate) struct Daemon {
     pub(crate) logs: PathBuf,
     /// All of its files.
     pub(crate) directory: PathBuf,
+    /// Whether its pods are connected by network plugins.
+    pub(crate) connected: bool,
 }
 
 impl Daemon {
@@ -61,7 +66,12 @@ impl Daemon {
     ) -> Result<Self> {
         let directory = place.make("k")?;
         let config = directory.join("config.toml");
-        write(&config, configuration.as_bytes())?;
+        let network = format!(
+            "{configuration}\n[network]\nconfig_directory = {:?}\nplugin_directories = [{PLUGINS:?}]\ncache_directory = {:?}\n",
+            place.networks(),
+            directory.join("cni"),
+        );
+        write(&config, network.as_bytes())?;
         let socket = directory.join("kina.sock");
         let cgroup = format!("{}/k", place.cgroup());
         let mut command = Command::new(program);
@@ -80,7 +90,7 @@ impl Daemon {
         let archive = directory.join("image.tar");
         write(&archive, &images::busybox(IMAGE))?;
         finish(Command::new(program).args(["image", "import"]).arg(&archive).arg("--socket").arg(&socket))?;
-        Self::new("kina", pid, client, cgroup, directory)
+        Self::new("kina", pid, client, cgroup, directory, place.connected())
     }
 
     /// Starts containerd and brings the images in.
@@ -89,7 +99,7 @@ impl Daemon {
         let socket = directory.join("c.sock");
         let cgroup = format!("{}/c", place.cgroup());
         let config = directory.join("config.toml");
-        write(&config, containerd_config(&directory, &socket).as_bytes())?;
+        write(&config, containerd_config(&directory, &socket, &place.networks()).as_bytes())?;
         let mut command = Command::new("containerd");
         command.arg("--config").arg(&config);
         let pid = spawn(&mut command, &place.log("containerd"))?;
@@ -101,14 +111,21 @@ impl Daemon {
             command.arg("--address").arg(&socket).args(["--namespace", "k8s.io", "images", "import"]);
             finish(command.arg(&archive))?;
         }
-        Self::new("containerd", pid, client, cgroup, directory)
+        Self::new("containerd", pid, client, cgroup, directory, place.connected())
     }
 
-    fn new(name: &'static str, pid: u32, client: Client, cgroup: String, directory: PathBuf) -> Result<Self> {
+    fn new(
+        name: &'static str,
+        pid: u32,
+        client: Client,
+        cgroup: String,
+        directory: PathBuf,
+        connected: bool,
+    ) -> Result<Self> {
         let logs = directory.join("logs");
         fs::create_dir(&logs).with_context(|| format!("create {}", logs.display()))?;
         let Client { runtime, images, .. } = client;
-        Ok(Self { name, pid, runtime, images, cgroup, image: IMAGE.to_owned(), logs, directory })
+        Ok(Self { name, pid, runtime, images, cgroup, image: IMAGE.to_owned(), logs, directory, connected })
     }
 
     /// What it says it is.
@@ -128,9 +145,10 @@ fn pause() -> Result<Vec<u8>> {
 }
 
 /// Nothing of it is outside of `directory`, apart from the shims' sockets.
-fn containerd_config(directory: &Path, socket: &Path) -> String {
+fn containerd_config(directory: &Path, socket: &Path, networks: &Path) -> String {
     let directory = directory.display();
     let socket = socket.display();
+    let networks = networks.display();
     format!(
         r#"version = 2
 root = "{directory}/root"
@@ -146,8 +164,8 @@ state = "{directory}/state"
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
 [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "{directory}/cni"
-  conf_dir = "{directory}/cni"
+  bin_dir = "{PLUGINS}"
+  conf_dir = "{networks}"
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "overlayfs"
   default_runtime_name = "runc"

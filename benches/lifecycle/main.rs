@@ -21,8 +21,9 @@ mod pull;
 mod registry;
 mod report;
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,6 +35,9 @@ use calls::Timings;
 use daemons::Daemon;
 use place::Place;
 use report::Report;
+
+/// Says that this process is in a network namespace of its own.
+const INSIDE: &str = "KINA_BENCH_NETWORK";
 
 /// Compares kina with containerd.
 #[derive(Debug, Parser)]
@@ -56,6 +60,9 @@ struct Arguments {
     /// Measures cold pulls instead, this many of each image.
     #[arg(long, value_name = "ROUNDS", conflicts_with = "profile")]
     pulls: Option<usize>,
+    /// Connects the pods by network plugins (Debian's containernetworking-plugins).
+    #[arg(long, conflicts_with = "pulls")]
+    network: bool,
     /// The daemon.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_kina"))]
     kina: PathBuf,
@@ -85,9 +92,19 @@ fn start(arguments: &Arguments) -> Result<()> {
     if arguments.iterations == 0 {
         bail!("--iterations must be at least 1");
     }
+    if arguments.network && std::env::var_os(INSIDE).is_none() {
+        // What plugins make on the node goes with this namespace.
+        let error = Command::new("unshare")
+            .args(["--net", "/bin/sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .env(INSIDE, "1")
+            .exec();
+        return Err(error).context("execute unshare");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     // Cleans up when it goes, whatever happened; after the runtime's tasks.
-    let place = Place::new()?;
+    let place = Place::new(arguments.network)?;
     let result = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -115,7 +132,7 @@ async fn work(arguments: &Arguments, place: &Place) -> Result<()> {
     let load_before = load_average();
     let kina = Daemon::kina(place, &arguments.kina, &arguments.guest, "warn").await?;
     let containerd = Daemon::containerd(place).await?;
-    let mut report = Report::new(arguments.iterations, containerd.version().await?);
+    let mut report = Report::new(arguments.iterations, containerd.version().await?, arguments.network);
 
     report.empty = Some([memory::of_daemon(&kina)?, memory::of_daemon(&containerd)?]);
     if arguments.pods > 0 {

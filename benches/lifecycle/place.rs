@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use serde_json::json;
 
 use crate::memory;
 
@@ -25,11 +26,12 @@ const LOG_END: u64 = 4000;
 pub(crate) struct Place {
     directory: PathBuf,
     cgroup: String,
+    connected: bool,
 }
 
 impl Place {
     /// A fresh one, after cleaning up the places of runs that were killed.
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(connected: bool) -> Result<Self> {
         let parent = std::env::temp_dir();
         for entry in fs::read_dir(&parent).with_context(|| format!("read {}", parent.display()))? {
             let name = entry?.file_name();
@@ -39,16 +41,40 @@ impl Place {
             };
             if !Path::new(&format!("/proc/{pid}")).exists() {
                 eprintln!("lifecycle: cleaning up after process {pid}");
-                Self::of(&parent, pid).clean()?;
+                Self::of(&parent, pid, false).clean()?;
             }
         }
-        let place = Self::of(&parent, std::process::id());
+        let place = Self::of(&parent, std::process::id(), connected);
         fs::create_dir(&place.directory).with_context(|| format!("create {}", place.directory.display()))?;
+        if connected {
+            let networks = place.make("net.d")?;
+            let list = json!({"cniVersion": "1.0.0", "name": "bench", "plugins": [{
+                "type": "bridge", "bridge": "bench0", "isGateway": true,
+                "ipam": {
+                    "type": "host-local", "dataDir": place.directory.join("ipam"),
+                    "ranges": [[{"subnet": "10.235.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            }]});
+            let file = networks.join("10-bench.conflist");
+            fs::write(&file, list.to_string()).with_context(|| format!("write {}", file.display()))?;
+        }
         Ok(place)
     }
 
-    fn of(parent: &Path, pid: u32) -> Self {
-        Self { directory: parent.join(format!("{PREFIX}{pid}")), cgroup: format!("/{PREFIX}{pid}") }
+    /// Whether pods are connected by network plugins.
+    pub(crate) fn connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Where both daemons have their network configuration; empty unless pods
+    /// are connected.
+    pub(crate) fn networks(&self) -> PathBuf {
+        self.directory.join("net.d")
+    }
+
+    fn of(parent: &Path, pid: u32, connected: bool) -> Self {
+        let directory = parent.join(format!("{PREFIX}{pid}"));
+        Self { directory, cgroup: format!("/{PREFIX}{pid}"), connected }
     }
 
     /// The cgroup below which all pods are.

@@ -12,6 +12,8 @@ pub(crate) struct Report {
     iterations: usize,
     /// What kina is compared with.
     other: String,
+    /// How pods are connected.
+    network: &'static str,
     /// Load averages before and after.
     pub(crate) load: [String; 2],
     /// One call at a time.
@@ -42,10 +44,11 @@ pub(crate) fn row(name: &str, cells: &[&str]) -> String {
 }
 
 impl Report {
-    pub(crate) fn new(iterations: usize, other: String) -> Self {
+    pub(crate) fn new(iterations: usize, other: String, connected: bool) -> Self {
         Self {
             iterations,
             other,
+            network: if connected { "plugins bridge and host-local" } else { "host network" },
             load: Default::default(),
             sequential: Default::default(),
             parallel: None,
@@ -57,9 +60,9 @@ impl Report {
     /// Tables.
     pub(crate) fn text(&self) -> String {
         let mut text = format!(
-            "kina beside {} with runc; host network, {} lives of a pod, turn about; ms\n\
+            "kina beside {} with runc; {}, {} lives of a pod, turn about; ms\n\
              load average {} before, {} after\n\n",
-            self.other, self.iterations, self.load[0], self.load[1]
+            self.other, self.network, self.iterations, self.load[0], self.load[1]
         );
         table(&mut text, [&self.sequential[0], &self.sequential[1]]);
         if let Some(parallel) = &self.parallel {
@@ -124,6 +127,7 @@ impl Report {
         json!({
             "iterations": self.iterations,
             "compared_with": self.other,
+            "network": self.network,
             "load_average": { "before": self.load[0], "after": self.load[1] },
             "sequential_ms": both(&|index| timings_json(&self.sequential[index])),
             "parallel": self.parallel.as_ref().map(|parallel| json!({

@@ -70,7 +70,7 @@ pub(crate) const TEST: Group = Group {
 /// For comparing with containerd.
 pub(crate) const BENCH: Group = Group {
     name: "bench",
-    packages: &["busybox-static", "containerd", "runc", "strace"],
+    packages: &["busybox-static", "containerd", "containernetworking-plugins", "iproute2", "runc", "strace"],
     wheels: &[],
     crates: &[],
     kernel: false,

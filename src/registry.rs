@@ -77,7 +77,8 @@ impl Registry {
         let mut inner = self.write();
         if let Some(handle) = inner.names.get(&spec.metadata).and_then(|id| inner.pods.get(id)) {
             let view = handle.view();
-            if view.state == kina_model::PodState::Removing {
+            // A removed one is forgotten a moment after it says so.
+            if matches!(view.state, kina_model::PodState::Removing | kina_model::PodState::Removed) {
                 return Ok(Reservation::Leaving(handle.clone()));
             }
             let alive = matches!(view.state, kina_model::PodState::Starting | kina_model::PodState::Ready(_));

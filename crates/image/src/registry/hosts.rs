@@ -100,9 +100,12 @@ impl Host {
         self.base.scheme() == "http" || self.plain.load(Ordering::Relaxed)
     }
 
-    /// Goes on without TLS, if that is allowed and not done already.
+    /// Goes on without TLS, if that is allowed.
     pub(super) fn fall_back(&self) -> bool {
-        self.ambiguous && !self.plain.swap(true, Ordering::Relaxed)
+        if self.ambiguous {
+            self.plain.store(true, Ordering::Relaxed);
+        }
+        self.ambiguous
     }
 
     pub(super) fn make_plain(&self, url: &mut Url) {

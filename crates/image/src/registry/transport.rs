@@ -128,11 +128,17 @@ impl Transport {
             // A body cannot be sent again; only token requests have one.
             let again = (request.method() == Method::GET).then(|| request.try_clone()).flatten();
             let from = request.url().clone();
-            let client = if host.is_at(&from) { &host.clients.own } else { &host.clients.onward };
+            let at_host = host.is_at(&from);
+            let client = if at_host { &host.clients.own } else { &host.clients.onward };
             let response = match client.execute(request).await {
                 Ok(response) => response,
                 Err(error) => match again {
-                    Some(mut plain) if host.is_at(&from) && speaks_no_tls(&error) && host.fall_back() => {
+                    Some(mut plain)
+                        if at_host
+                            && from.scheme() == "https"
+                            && speaks_no_tls(&error)
+                            && host.fall_back() =>
+                    {
                         host.make_plain(plain.url_mut());
                         request = plain;
                         continue;
@@ -254,20 +260,21 @@ fn is_local(url: &Url) -> bool {
 fn speaks_no_tls(error: &reqwest::Error) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {
-        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = inner
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            .or_else(|| cause.downcast_ref::<rustls::Error>());
-        if let Some(tls) = tls {
+        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return matches!(tls, rustls::Error::InvalidMessage(_));
         }
+        let io = cause.downcast_ref::<io::Error>();
         // A plain server that hangs up on what it takes for nonsense.
-        if let Some(io) = cause.downcast_ref::<io::Error>()
-            && matches!(io.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
-        {
+        if io.is_some_and(|io| {
+            matches!(io.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+        }) {
             return error.is_connect();
         }
-        source = cause.source();
+        // What an I/O error wraps is not its source, but that one's source is.
+        source = match io.and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => cause.source(),
+        };
     }
     false
 }

@@ -380,10 +380,12 @@ async fn what_is_missing_or_unreachable_is_told_apart() {
     let registry = Registry::start().await;
     let error = refused(&registry).await;
     assert!(matches!(&error, Error::NotFound { host, .. } if host.contains(&registry.address)), "{error}");
-    // Without TLS only if configured, on loopback too.
+    // A registry on loopback that turns out not to speak TLS is asked without.
     let root = tempfile::tempdir().unwrap();
     let store = Images::open(config(root.path())).await.unwrap();
     let error = store.pull(&registry.reference("app:v1"), None, None).await.unwrap_err();
+    assert!(matches!(&error, Error::NotFound { host, .. } if host.starts_with("http://")), "{error}");
+    let error = store.pull(&"127.0.0.1:1/app:v1".parse().unwrap(), None, None).await.unwrap_err();
     assert!(matches!(&error, Error::Unreachable { .. }), "{error}");
     assert!(registry.seen().iter().all(|seen| seen.method == "GET"), "{:?}", registry.seen());
 }

@@ -4,9 +4,12 @@
 
 mod archives;
 mod authentication;
+mod certificates;
 mod content;
+mod credentials;
 mod fixtures;
 mod hostile;
+mod hosts;
 mod keeping;
 mod kill;
 mod registry;

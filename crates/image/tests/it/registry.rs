@@ -7,9 +7,10 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kina_image::{Config, Images, Platform, Reference};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 use crate::fixtures::TestImage;
 
@@ -90,6 +91,8 @@ pub(crate) struct Seen {
     pub(crate) path: String,
     pub(crate) query: String,
     pub(crate) authorization: Option<String>,
+    /// All headers, their names in lower case.
+    pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
 }
 
@@ -114,17 +117,36 @@ impl Drop for Registry {
 
 impl Registry {
     pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// One that speaks TLS only.
+    pub(crate) async fn start_tls(config: Arc<rustls::ServerConfig>) -> Self {
+        Self::start_with(Some(TlsAcceptor::from(config))).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let state = Arc::new(Mutex::new(State::default()));
         let shared = state.clone();
-        let own = address.clone();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let own = format!("{scheme}://{address}");
         let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (state, own) = (shared.clone(), own.clone());
+                let (state, own, tls) = (shared.clone(), own.clone(), tls.clone());
                 tokio::spawn(async move {
                     // The client may hang up at any time.
-                    let _ = serve(stream, state, own).await;
+                    let Some(tls) = tls else { return drop(serve(stream, state, own).await) };
+                    match tls.accept(stream).into_fallible().await {
+                        Ok(stream) => drop(serve(stream, state, own).await),
+                        // What is left unread would reset the connection before
+                        // the client has the reason.
+                        Err((_, mut stream)) => {
+                            let _ = stream.shutdown().await;
+                            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+                        }
+                    }
                 });
             }
         });
@@ -172,6 +194,11 @@ impl Registry {
         self.seen().iter().filter(|seen| seen.path == path).count()
     }
 
+    /// How its directory of certificates and hosts is called.
+    pub(crate) fn directory(&self) -> String {
+        format!("{}_", self.address.replace(':', "_"))
+    }
+
     /// A store's configuration that speaks to this registry and does not wait long.
     pub(crate) fn config(&self, root: &std::path::Path) -> Config {
         let mut config = config(root);
@@ -201,7 +228,11 @@ pub(crate) fn blob_path(repository: &str, blob: &[u8]) -> String {
     format!("/v2/{repository}/blobs/{}", crate::fixtures::digest(blob))
 }
 
-async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, own: String) -> std::io::Result<()> {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    state: Arc<Mutex<State>>,
+    own: String,
+) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     stream.read_line(&mut line).await?;
@@ -209,11 +240,12 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, own: String) -> std:
     let method = words.next().unwrap_or_default().to_owned();
     let target = words.next().unwrap_or_default().to_owned();
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let (mut authorization, mut length) = (None, 0);
+    let (mut authorization, mut length, mut headers) = (None, 0, Vec::new());
     loop {
         let mut header = String::new();
         stream.read_line(&mut header).await?;
         let Some((name, value)) = header.trim_end().split_once(':') else { break };
+        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         match name.to_ascii_lowercase().as_str() {
             "authorization" => authorization = Some(value.trim().to_owned()),
             "content-length" => length = value.trim().parse().unwrap(),
@@ -227,6 +259,7 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, own: String) -> std:
         path: path.to_owned(),
         query: query.to_owned(),
         authorization,
+        headers,
         body: String::from_utf8_lossy(&body).into_owned(),
     };
     let reply = answer(&mut state.lock().unwrap(), &seen, &own);
@@ -256,7 +289,7 @@ fn answer(state: &mut State, seen: &Seen, own: &str) -> Reply {
                 return denied("Basic realm=\"test\"".to_owned());
             }
             Access::Bearer(_) if given != Some(&format!("Bearer {TOKEN}")) => {
-                return denied(format!("Bearer realm=\"http://{own}/token\",service=\"test\""));
+                return denied(format!("Bearer realm=\"{own}/token\",service=\"test\""));
             }
             _ => {}
         }
@@ -268,7 +301,7 @@ fn answer(state: &mut State, seen: &Seen, own: &str) -> Reply {
     }
 }
 
-async fn send(mut stream: TcpStream, reply: Reply) -> std::io::Result<()> {
+async fn send<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, reply: Reply) -> std::io::Result<()> {
     if let Manner::Raw(steps) = &reply.manner {
         for step in steps {
             match step {

@@ -247,6 +247,11 @@ impl Default for Machine {
     }
 }
 
+/// MiB in bytes.
+fn mib(value: u64) -> u64 {
+    value.saturating_mul(1 << 20)
+}
+
 impl Default for Image {
     fn default() -> Self {
         let limits = kina_image::Limits::default();
@@ -394,15 +399,11 @@ impl Config {
         Ok(())
     }
 
-    /// What the runtime is made from.
-    ///
-    /// # Errors
-    /// When a value makes no sense or the guest program is nowhere.
-    pub fn runtime(&self) -> Result<RuntimeConfig, ConfigError> {
-        self.check()?;
+    /// How images are fetched and where they are kept.
+    #[must_use]
+    pub fn images(&self) -> kina_image::Config {
         let paths = Paths { root: self.root.clone(), run: self.run.clone() };
-        let mib = |value: u64| value.saturating_mul(1 << 20);
-        let images = kina_image::Config {
+        kina_image::Config {
             root: paths.images(),
             hosts_directories: self.image.hosts_directories.clone(),
             plain_http: self.image.plain_http.clone(),
@@ -423,7 +424,17 @@ impl Config {
                 ..kina_image::Timeouts::default()
             },
             ..kina_image::Config::default()
-        };
+        }
+    }
+
+    /// What the runtime is made from.
+    ///
+    /// # Errors
+    /// When a value makes no sense or the guest program is nowhere.
+    pub fn runtime(&self) -> Result<RuntimeConfig, ConfigError> {
+        self.check()?;
+        let paths = Paths { root: self.root.clone(), run: self.run.clone() };
+        let images = self.images();
         Ok(RuntimeConfig {
             netns_prefix: netns_prefix(&self.root),
             paths,

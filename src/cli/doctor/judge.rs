@@ -382,6 +382,16 @@ pub(super) fn configuration(error: Option<&str>, file: &str) -> Check {
     }
 }
 
+/// `problems` are those of hosts.toml files and certificates; a registry with
+/// one is not pulled from, the others are.
+pub(super) fn registries(problems: &[String]) -> Check {
+    const NAME: &str = "registries";
+    if problems.is_empty() {
+        return ok(NAME, "every hosts.toml and certificate can be used");
+    }
+    warning(NAME, problems.join("; "), "mend them (docs/registries.md); it counts from the next pull on")
+}
+
 /// On a Mac: `release` is of the whole system, for example `25.0.0` of Darwin.
 pub(super) fn darwin(release: &str, architecture: &str) -> Check {
     const NAME: &str = "system";
@@ -414,6 +424,14 @@ mod tests {
         ] {
             assert_eq!(kernel(release).grade, grade, "{release}");
         }
+    }
+
+    #[test]
+    fn registry_files() {
+        assert_eq!(registries(&[]).grade, Good);
+        let check = registries(&["/c/a/hosts.toml:3: x".to_owned(), "/c/b/ca.crt y".to_owned()]);
+        assert_eq!(check.grade, Warning);
+        assert_eq!(check.finding, "/c/a/hosts.toml:3: x; /c/b/ca.crt y");
     }
 
     #[test]

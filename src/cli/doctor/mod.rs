@@ -63,6 +63,7 @@ async fn examine(file: Option<&Path>) -> Vec<Check> {
     let socket = config.socket_path();
     checks.extend([
         judge::guest(probe::guest(&config)),
+        judge::registries(&probe::registries(&config)),
         judge::disk(probe::disk(&config.root), &root),
         judge::open_files(probe::open_files()),
         judge::daemon(&probe::daemon(&socket).await, &socket.display().to_string()),

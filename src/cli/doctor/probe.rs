@@ -10,6 +10,7 @@ use crate::admin::v1::InfoRequest;
 use crate::cli::elf::{Verdict, verdict};
 use crate::client::Client;
 use crate::config::Config;
+use crate::error::chain;
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -173,5 +174,13 @@ pub(super) async fn daemon(socket: &Path) -> Daemon {
         Ok(Ok(answer)) => Daemon::Answers(answer.into_inner().version),
         Ok(Err(status)) => Daemon::Stranger(status.message().to_owned()),
         Err(_) => Daemon::Stranger("no answer in time".to_owned()),
+    }
+}
+
+/// What is wrong with the registries' files.
+pub(super) fn registries(config: &Config) -> Vec<String> {
+    match kina_image::check_hosts(&config.images()) {
+        Ok(problems) => problems.iter().map(|problem| chain(problem)).collect(),
+        Err(error) => vec![chain(&error)],
     }
 }

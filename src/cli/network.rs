@@ -1,8 +1,8 @@
 //! `kina network`: the pods' network, asked through the daemon's socket.
 
 use anyhow::bail;
-use clap::{Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use clap::Subcommand;
+use serde_json::Value;
 
 use super::text::{short, table};
 use super::{print_line, socket};
@@ -13,18 +13,11 @@ use crate::admin::v1;
 pub(super) struct Arguments {
     #[command(flatten)]
     daemon: socket::DaemonSocket,
-    /// For people, or for programs.
-    #[arg(long, value_enum, default_value_t, global = true)]
-    format: Format,
+    /// A JSON object, for programs.
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Format {
-    #[default]
-    Text,
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -58,37 +51,37 @@ enum Command {
 
 /// Runs one of the commands.
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { daemon, format, command } = arguments;
+    let Arguments { daemon, json, command } = arguments;
     socket::block_on(async move {
         let mut admin = daemon.connect().await?.admin;
         match command {
             Command::Ls => {
                 let answer = admin.network(v1::NetworkRequest {}).await?.into_inner();
-                show(format, network_json(&answer), || list(&answer));
+                show(json, &network_json(&answer), || list(&answer));
             }
             Command::Status => {
                 let answer = admin.network(v1::NetworkRequest {}).await?.into_inner();
-                show(format, network_json(&answer), || status(&answer));
+                show(json, &network_json(&answer), || status(&answer));
                 if !answer.ready {
                     bail!("pods get no network");
                 }
             }
             Command::Check { pod } => {
                 let answer = admin.check_network(v1::CheckNetworkRequest { pod }).await?.into_inner();
-                let value = json!({
+                let value = serde_json::json!({
                     "pod": answer.pod, "network": answer.network, "outcome": answer.outcome,
                 });
-                show(format, value, || {
+                show(json, &value, || {
                     format!("{}: CHECK of network {}: {}", short(&answer.pod), answer.network, answer.outcome)
                 });
             }
             Command::Gc => {
                 let answer = admin.collect_network(v1::CollectNetworkRequest {}).await?.into_inner();
-                let value = json!({
+                let value = serde_json::json!({
                     "network": answer.network, "removed": answer.removed,
                     "pluginsTold": answer.plugins_told, "errors": answer.errors,
                 });
-                show(format, value, || collected(&answer));
+                show(json, &value, || collected(&answer));
                 if !answer.errors.is_empty() {
                     bail!("not all could be collected");
                 }
@@ -96,7 +89,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Test { from, to, name } => {
                 let request = v1::TryNetworkRequest { from, to: to.unwrap_or_default(), name };
                 let answer = admin.try_network(request).await?.into_inner();
-                show(format, trial_json(&answer), || trial(&answer));
+                show(json, &trial_json(&answer), || trial(&answer));
                 if !answer.failure.is_empty() {
                     bail!("{}", answer.failure);
                 }
@@ -106,27 +99,28 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
     })
 }
 
-fn show(format: Format, value: Value, text: impl FnOnce() -> String) {
-    match format {
-        Format::Text => print_line(&text()),
-        Format::Json => print_line(&value.to_string()),
+fn show(as_json: bool, value: &Value, text: impl FnOnce() -> String) {
+    if as_json {
+        print_line(&format!("{value:#}"));
+    } else {
+        print_line(&text());
     }
 }
 
 fn network_json(answer: &v1::NetworkResponse) -> Value {
     let plugin = |plugin: &v1::NetworkPlugin| {
-        json!({
+        serde_json::json!({
             "type": plugin.r#type, "path": plugin.path,
             "versions": plugin.versions, "problem": plugin.problem,
         })
     };
     let file = |file: &v1::NetworkFile| {
-        json!({
+        serde_json::json!({
             "path": file.path, "problem": file.problem, "name": file.name, "cniVersion": file.cni_version,
             "inForce": file.in_force, "plugins": file.plugins.iter().map(plugin).collect::<Vec<_>>(),
         })
     };
-    json!({
+    serde_json::json!({
         "ready": answer.ready, "message": answer.message, "network": answer.network,
         "configDirectory": answer.config_directory, "pluginDirectories": answer.plugin_directories,
         "attachments": answer.attachments, "files": answer.files.iter().map(file).collect::<Vec<_>>(),
@@ -179,14 +173,14 @@ fn collected(answer: &v1::CollectNetworkResponse) -> String {
 
 fn step_json(step: &v1::TryStep) -> Value {
     let known = |value: u64| (value != 0).then_some(value);
-    json!({
+    serde_json::json!({
         "kind": step.kind, "good": step.good, "detail": step.detail,
         "micros": known(step.micros), "bytes": known(step.bytes.into()),
     })
 }
 
 fn trial_json(answer: &v1::TryNetworkResponse) -> Value {
-    json!({
+    serde_json::json!({
         "from": answer.from, "to": answer.to, "failure": answer.failure,
         "steps": answer.steps.iter().map(step_json).collect::<Vec<_>>(),
         "fromNode": answer.from_node.iter().map(step_json).collect::<Vec<_>>(),

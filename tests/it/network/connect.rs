@@ -123,7 +123,7 @@ async fn on_a_bridge() {
 /// What `kina network` prints for programs; whether it succeeded.
 async fn kina(daemon: &Daemon, arguments: &[&str]) -> (bool, serde_json::Value) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kina"));
-    command.arg("network").arg("--socket").arg(daemon.place.socket()).args(["--format", "json"]);
+    command.arg("network").arg("--socket").arg(daemon.place.socket()).arg("--json");
     let output = command.args(arguments).output().await.unwrap();
     let value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{arguments:?}: {output:?}"));

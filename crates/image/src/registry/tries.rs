@@ -20,6 +20,10 @@ pub(crate) struct Tries<'a> {
     host: usize,
     /// Failures of the current host in a row.
     attempt: u32,
+    /// Whether the current host was of use since its last failure.
+    advanced: bool,
+    /// Whether the current host was asked before.
+    again: bool,
     /// When the current host wants to be asked again.
     after: Option<Duration>,
     attempts: Vec<Attempt>,
@@ -28,7 +32,18 @@ pub(crate) struct Tries<'a> {
 
 impl<'a> Tries<'a> {
     pub(super) fn new(config: &'a Config, subject: String, hosts: Vec<Arc<Host>>) -> Self {
-        Self { config, subject, hosts, host: 0, attempt: 0, after: None, attempts: Vec::new(), last: None }
+        Self {
+            config,
+            subject,
+            hosts,
+            host: 0,
+            attempt: 0,
+            advanced: false,
+            again: false,
+            after: None,
+            attempts: Vec::new(),
+            last: None,
+        }
     }
 
     /// Notes a host that is not asked at all.
@@ -39,8 +54,8 @@ impl<'a> Tries<'a> {
     /// The next host to ask, after a wait if it is asked again.
     pub(crate) async fn next(&mut self) -> Option<Arc<Host>> {
         let host = self.hosts.get(self.host)?.clone();
-        if self.attempt > 0 {
-            let delay = delay(self.config.retry_delay, self.attempt);
+        if self.again {
+            let delay = delay(self.config.retry_delay, self.attempt.max(1));
             tokio::time::sleep(self.after.take().map_or(delay, |after| after.max(delay))).await;
         }
         Some(host)
@@ -51,9 +66,10 @@ impl<'a> Tries<'a> {
         self.host >= self.hosts.len()
     }
 
-    /// Notes that the current host was of use, so that its tries count anew.
+    /// Notes that the current host was of use: its next failure does not count,
+    /// and those before it no more.
     pub(crate) fn advanced(&mut self) {
-        self.attempt = 0;
+        self.advanced = true;
     }
 
     /// Notes why the host did not serve it.
@@ -83,7 +99,7 @@ impl<'a> Tries<'a> {
             Failure::Protocol(reason) => reason.clone(),
             Failure::Content(error) => error.to_string(),
         };
-        self.attempt += 1;
+        self.attempt = if std::mem::take(&mut self.advanced) { 0 } else { self.attempt + 1 };
         tracing::debug!(subject = %self.subject, host = %label, %reason, attempt = self.attempt, "fetch failed");
         if !again || self.attempt >= self.config.attempts {
             if self.attempt > 1 {
@@ -92,7 +108,9 @@ impl<'a> Tries<'a> {
             self.attempts.push(Attempt { host: label.clone(), reason });
             self.attempt = 0;
             self.host += 1;
+            again = false;
         }
+        self.again = again;
         self.last = Some((label, failure));
     }
 

@@ -13,6 +13,7 @@ mod hosts;
 mod keeping;
 mod kill;
 mod registry;
+mod resume;
 mod sharing;
 mod space;
 mod store;

@@ -21,6 +21,8 @@ pub(crate) struct Reply {
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
     pub(crate) manner: Manner,
+    /// Whether a request for the rest of the body gets just that.
+    pub(crate) ranges: bool,
 }
 
 #[derive(Clone)]
@@ -29,7 +31,7 @@ pub(crate) enum Manner {
     Whole,
     /// In chunked encoding, the length unknown.
     Chunked,
-    /// Announces the whole, sends this many bytes and hangs up.
+    /// Announces the whole, sends this many bytes of what was asked for and hangs up.
     HangUpAfter(usize),
     /// Announces the whole, sends this many bytes and goes silent.
     StallAfter(usize),
@@ -54,7 +56,7 @@ impl Reply {
     }
 
     pub(crate) fn ok(body: impl Into<Vec<u8>>) -> Self {
-        Self { status: 200, headers: Vec::new(), body: body.into(), manner: Manner::Whole }
+        Self { status: 200, headers: Vec::new(), body: body.into(), manner: Manner::Whole, ranges: false }
     }
 
     pub(crate) fn status(status: u16) -> Self {
@@ -69,6 +71,30 @@ impl Reply {
     pub(crate) fn manner(mut self, manner: Manner) -> Self {
         self.manner = manner;
         self
+    }
+
+    /// Serves the rest of the body where that is asked for.
+    pub(crate) fn ranges(mut self) -> Self {
+        self.ranges = true;
+        self
+    }
+
+    /// What a request with `Range` and `If-Range` gets (RFC 9110 §14.2, §13.1.5).
+    fn narrowed(mut self, seen: &Seen) -> Self {
+        let (range, if_range) = (seen.header("range"), seen.header("if-range"));
+        let first = range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+        let Some(first) = first.filter(|_| self.ranges && self.status == 200) else { return self };
+        let tag = self.headers.iter().find(|(name, _)| name == "ETag").map(|(_, tag)| tag);
+        if if_range.is_some() && if_range.as_ref() != tag {
+            return self;
+        }
+        let (first, total): (usize, usize) = (first.parse().unwrap(), self.body.len());
+        if first >= total {
+            return Self::status(416).header("Content-Range", format!("bytes */{total}"));
+        }
+        self.status = 206;
+        self.body.drain(..first);
+        self.header("Content-Range", format!("bytes {first}-{}/{total}", total - 1))
     }
 }
 
@@ -96,11 +122,19 @@ pub(crate) struct Seen {
     pub(crate) body: String,
 }
 
+impl Seen {
+    fn header(&self, name: &str) -> Option<String> {
+        self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone())
+    }
+}
+
 #[derive(Default)]
 struct State {
     routes: HashMap<String, Vec<Reply>>,
     access: Access,
     seen: Vec<Seen>,
+    /// Bytes of bodies that were sent, by path.
+    sent: HashMap<String, u64>,
 }
 
 pub(crate) struct Registry {
@@ -199,6 +233,17 @@ impl Registry {
         format!("{}_", self.address.replace(':', "_"))
     }
 
+    /// Bytes of bodies that were sent for a path, whatever arrived.
+    pub(crate) fn sent(&self, path: &str) -> u64 {
+        self.state.lock().unwrap().sent.get(path).copied().unwrap_or_default()
+    }
+
+    /// What was asked for at a path, in order: `Range` and `If-Range`.
+    pub(crate) fn ranges(&self, path: &str) -> Vec<(Option<String>, Option<String>)> {
+        let asked = self.seen().into_iter().filter(|seen| seen.path == path);
+        asked.map(|seen| (seen.header("range"), seen.header("if-range"))).collect()
+    }
+
     /// A store's configuration that speaks to this registry and does not wait long.
     pub(crate) fn config(&self, root: &std::path::Path) -> Config {
         let mut config = config(root);
@@ -263,7 +308,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         body: String::from_utf8_lossy(&body).into_owned(),
     };
     let reply = answer(&mut state.lock().unwrap(), &seen, &own);
-    send(stream.into_inner(), reply).await
+    let count = |bytes: usize| {
+        *state.lock().unwrap().sent.entry(seen.path.clone()).or_default() += bytes as u64;
+    };
+    send(stream.into_inner(), reply, count).await
 }
 
 fn answer(state: &mut State, seen: &Seen, own: &str) -> Reply {
@@ -294,14 +342,19 @@ fn answer(state: &mut State, seen: &Seen, own: &str) -> Reply {
             _ => {}
         }
     }
-    match state.routes.get_mut(&seen.path) {
+    let reply = match state.routes.get_mut(&seen.path) {
         None => Reply::status(404),
         Some(replies) if replies.len() > 1 => replies.remove(0),
         Some(replies) => replies[0].clone(),
-    }
+    };
+    reply.narrowed(seen)
 }
 
-async fn send<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, reply: Reply) -> std::io::Result<()> {
+async fn send<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    reply: Reply,
+    count: impl Fn(usize),
+) -> std::io::Result<()> {
     if let Manner::Raw(steps) = &reply.manner {
         for step in steps {
             match step {
@@ -329,8 +382,12 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, reply: Reply) ->
     stream.write_all(head.as_bytes()).await?;
     match reply.manner {
         Manner::Raw(_) => {}
-        Manner::Whole => stream.write_all(&reply.body).await?,
+        Manner::Whole => {
+            count(reply.body.len());
+            stream.write_all(&reply.body).await?;
+        }
         Manner::Chunked => {
+            count(reply.body.len());
             for chunk in reply.body.chunks(1000) {
                 stream.write_all(format!("{:x}\r\n", chunk.len()).as_bytes()).await?;
                 stream.write_all(chunk).await?;
@@ -338,17 +395,23 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, reply: Reply) ->
             }
             stream.write_all(b"0\r\n\r\n").await?;
         }
-        Manner::HangUpAfter(bytes) => stream.write_all(&reply.body[..bytes]).await?,
+        Manner::HangUpAfter(bytes) => {
+            count(bytes);
+            stream.write_all(&reply.body[..bytes]).await?;
+        }
         Manner::StallAfter(bytes) => {
+            count(bytes);
             stream.write_all(&reply.body[..bytes]).await?;
             // Until the client hangs up.
             let _ = stream.read(&mut [0]).await?;
         }
         Manner::Gated(gate) => {
             let half = reply.body.len() / 2;
+            count(half);
             stream.write_all(&reply.body[..half]).await?;
             // A closed gate hangs up.
             let Ok(permit) = gate.acquire().await else { return Ok(()) };
+            count(reply.body.len() - half);
             stream.write_all(&reply.body[half..]).await?;
             drop(permit);
         }

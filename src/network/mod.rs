@@ -1,7 +1,7 @@
 //! The pods' network: which configuration holds, whether its plugins are
 //! ready, and the calls of the plugins for each pod.
 //!
-//! The network in force is a snapshot, replaced by one task ([`monitor`]);
+//! The network in force is a snapshot, replaced by one task (`monitor`);
 //! readers never wait for a plugin.
 //!
 //! Two operations for one pod never run at once, because the pod's actor calls

@@ -3,7 +3,7 @@
 //! A target is a function over bytes that panics when something that must hold
 //! does not. `cargo xtask fuzz` gives it inputs that LLVM's fuzzer finds by
 //! coverage; the tests of this crate run it over its seeds and over what a
-//! small [`mutate`] makes of them, in every run of CI. What the fuzzer finds
+//! small [`mutate()`] makes of them, in every run of CI. What the fuzzer finds
 //! becomes a test beside the code that was wrong.
 
 mod erofs;

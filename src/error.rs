@@ -11,6 +11,15 @@ pub enum Error {
     /// The request asks for something that makes no sense or cannot be had.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// Something of the daemon's own cannot be written down.
+    #[error("encode {what}")]
+    Encode {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
     /// There is no such pod.
     #[error("pod sandbox {id:?} not found")]
     PodNotFound {

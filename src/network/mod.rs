@@ -40,6 +40,7 @@ pub(crate) use self::bandwidth::of as bandwidth;
 pub use self::choice::{FileState, InForce, NetworkState, Readiness};
 pub use self::collect::Collected;
 use self::host::NodeHost;
+pub(crate) use self::parameters::INTERFACE;
 use self::record::NetworkRecord;
 pub use self::trial::{Trial, TrialTarget};
 use crate::error::{Error, chain};

@@ -9,7 +9,7 @@ use super::{AddressPreference, bandwidth};
 use crate::pod::context::pod_cgroup;
 
 /// A pod's interface.
-pub(super) const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 
 /// The capability for a pod's annotations; the name is containerd's.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";

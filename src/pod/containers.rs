@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
-use kina_machine::{LayerAccess, Share};
+use kina_machine::{LayerAccess, Share, ShareKind};
 use kina_model::{ContainerEffect, ContainerId, Nanos, container};
 use kina_node::LayerImage;
 use tokio::sync::watch;
@@ -78,7 +78,7 @@ impl Subject {
             }
             LayerAccess::ImageFile => {
                 for layer in layers {
-                    let share = Share { source: layer.path, readonly: true };
+                    let share = Share { source: layer.path, readonly: true, kind: ShareKind::Layer };
                     let path = self.driver.share(&self.id, &share).await?;
                     let source = Source::Image(path.display().to_string());
                     found.push(v1::Layer { diff_id: layer.diff_id, source: Some(source) });
@@ -98,7 +98,8 @@ impl Subject {
         use v1::log_target::Target;
         let mut mounts = Vec::with_capacity(view.spec.mounts.len());
         for mount in &view.spec.mounts {
-            let share = Share { source: mount.host_path.clone(), readonly: mount.readonly };
+            let kind = ShareKind::Volume(view.id.clone());
+            let share = Share { source: mount.host_path.clone(), readonly: mount.readonly, kind };
             let source = self.driver.share(&self.id, &share).await?;
             mounts.push(guest_request::mount(mount, &source));
         }
@@ -179,6 +180,7 @@ impl Subject {
             }
             ContainerEffect::ReleaseLayers => self.context.layers.release(container).await,
             ContainerEffect::RemoveFiles => {
+                self.driver.unshare(&self.id, container).await?;
                 let directory = self.context.paths.container(&self.id, container);
                 self.context.node.remove_tree(&directory).await?;
                 let group = format!("{}/{container}", pod_cgroup(&self.spec.cgroup_parent, &self.id));

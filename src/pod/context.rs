@@ -99,6 +99,13 @@ impl Paths {
         self.run_pods().join(pod.as_str())
     }
 
+    /// Where a pod's machine keeps what is large and lasts: see
+    /// [`kina_machine::MachineSpec::storage_directory`].
+    #[must_use]
+    pub fn machine_storage(&self, pod: &PodId) -> PathBuf {
+        self.pod(pod).join("machine")
+    }
+
     /// The directory of a pod's machine.
     #[must_use]
     pub fn machine(&self, pod: &PodId) -> PathBuf {

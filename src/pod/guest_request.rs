@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use kina_guest_api::v1;
+use kina_machine::Attachment;
 use kina_model::{
     ContainerPid, ContainerSpec, Device, Dns, Mount, PidMode, PodId, PodSpec, Process, Propagation,
     Resources, RunAs, Seccomp, Security, User,
 };
+
+use crate::error::Error;
 
 /// Capabilities of a container that asks for nothing: containerd's and
 /// Docker's fourteen.
@@ -72,23 +75,28 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// SetupPod for a pod. `state` and `netns` are paths as the guest sees them.
-#[must_use]
+/// SetupPod for a pod. `state` is a path as the guest sees it; `network` is
+/// `None` for a pod on the node's own.
 pub(super) fn setup_pod(
     pod: &PodId,
     spec: &PodSpec,
     state: &Path,
-    netns: Option<&Path>,
+    network: Option<Attachment>,
     cgroup: &str,
-) -> v1::SetupPodRequest {
+) -> Result<v1::SetupPodRequest, Error> {
     use v1::pod_network::Kind;
-    let kind = match (spec.namespaces.host_network, netns) {
-        (true, _) => Kind::Host(v1::Empty {}),
-        (false, Some(path)) => Kind::NamespacePath(path.display().to_string()),
-        (false, None) => Kind::Loopback(v1::Empty {}),
+    let kind = match network {
+        None => Kind::Host(v1::Empty {}),
+        Some(Attachment::Namespace(path)) => Kind::NamespacePath(path.display().to_string()),
+        Some(Attachment::Interface(interface)) => {
+            let json = serde_json::to_vec(&*interface)
+                .map_err(|source| Error::Encode { what: "the pod's network interface", source })?;
+            Kind::Interface(json)
+        }
+        Some(Attachment::Loopback) => Kind::Loopback(v1::Empty {}),
     };
     let mode = |host: bool| if host { v1::NamespaceMode::Host } else { v1::NamespaceMode::Pod };
-    v1::SetupPodRequest {
+    Ok(v1::SetupPodRequest {
         pod_id: pod.to_string(),
         hostname: spec.hostname.clone(),
         state_directory: state.display().to_string(),
@@ -101,7 +109,7 @@ pub(super) fn setup_pod(
         sysctls: spec.sysctls.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
         dns: spec.dns.as_ref().map(dns),
         shm_bytes: 0,
-    }
+    })
 }
 
 fn dns(dns: &Dns) -> v1::Dns {
@@ -269,6 +277,7 @@ pub(super) fn mount(mount: &Mount, source: &Path) -> v1::Mount {
         tmpfs: false,
         tmpfs_bytes: 0,
         options: mount.options.clone(),
+        volume: None,
     }
 }
 

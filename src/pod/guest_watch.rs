@@ -36,7 +36,7 @@ pub(super) async fn run(
     let reason = loop {
         let reason = tokio::select! {
             ended = &mut machine => match ended {
-                Ok(()) => break "its process has ended".to_owned(),
+                Ok(ended) => break ended.reason,
                 Err(error) => break chain(&error),
             },
             reason = listen(&guest, &mut sequence, &news) => reason,
@@ -44,7 +44,7 @@ pub(super) async fn run(
         debug!(pod = %subject.id, reason, "connection to the guest lost");
         let again = tokio::select! {
             ended = &mut machine => match ended {
-                Ok(()) => break "its process has ended".to_owned(),
+                Ok(ended) => break ended.reason,
                 Err(error) => break chain(&error),
             },
             again = subject.connect(RECONNECT_DEADLINE) => again,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_guest_api::{Connect, GuestClient, GuestStream};
-use kina_machine::{Driver, MachineSpec, Share};
+use kina_machine::{Driver, MachineSpec, SandboxNetwork, Share, ShareKind};
 use kina_model::{ContainerId, PodEffect, PodId, PodSpec, Ready};
 use kina_store::Batch;
 use tokio_util::sync::CancellationToken;
@@ -134,7 +134,7 @@ impl Subject {
                 Ok(())
             }
             PodEffect::CreateMachine => {
-                self.driver.create(&self.machine_spec()).await.map_err(|error| failed(error.into()))
+                self.driver.create(&self.machine_spec(progress)).await.map_err(|error| failed(error.into()))
             }
             PodEffect::StartMachine => {
                 self.driver.start(&self.id).await.map_err(|error| failed(error.into()))
@@ -144,7 +144,10 @@ impl Subject {
                     () = cancel.cancelled() => Err(StartError::Cancelled),
                     // A guest that ends at once will not answer however long one waits.
                     ended = self.driver.wait(&self.id) => Err(match ended {
-                        Ok(()) => StartError::Failed("the machine ended before its guest answered".to_owned()),
+                        Ok(ended) => StartError::Failed(format!(
+                            "the machine ended before its guest answered: {}",
+                            ended.reason
+                        )),
                         Err(error) => failed(error.into()),
                     }),
                     guest = self.connect(self.context.handshake_deadline) => {
@@ -171,12 +174,17 @@ impl Subject {
         connect_guest(&self.driver, &self.id, deadline).await
     }
 
-    fn machine_spec(&self) -> MachineSpec {
+    fn machine_spec(&self, progress: &Progress) -> MachineSpec {
         let memory = self.spec.resources.as_ref().and_then(|resources| resources.memory_limit_bytes);
         MachineSpec {
             pod: self.id.clone(),
             directory: self.context.paths.machine(&self.id),
+            storage_directory: self.context.paths.machine_storage(&self.id),
             cgroup: pod_cgroup(&self.spec.cgroup_parent, &self.id),
+            network: progress.netns.as_ref().map(|namespace| SandboxNetwork {
+                namespace: namespace.clone(),
+                interface: progress.attached.as_ref().map(|_| crate::network::INTERFACE.to_owned()),
+            }),
             memory_bytes: memory
                 .and_then(|bytes| u64::try_from(bytes).ok())
                 .filter(|bytes| *bytes > 0)
@@ -189,6 +197,9 @@ impl Subject {
         let (node, paths) = (&self.context.node, &self.context.paths);
         node.create_directory(&paths.pod(&self.id), 0o711).await?;
         node.create_directory(&paths.machine(&self.id), 0o700).await?;
+        if self.driver.capabilities().own_kernel {
+            node.create_directory(&paths.machine_storage(&self.id), 0o700).await?;
+        }
         if let Some(directory) = &self.spec.log_directory {
             node.create_directory(directory, 0o755).await?;
         }
@@ -199,14 +210,20 @@ impl Subject {
         let Some(guest) = &progress.guest else {
             return Ok(());
         };
-        let state = Share { source: self.context.paths.pod(&self.id), readonly: false };
-        let state = self.driver.share(&self.id, &state).await?;
-        let netns = match &progress.netns {
-            Some(path) => self.driver.attach_network(&self.id, path).await?,
-            None => None,
+        let (state, cgroup) = if self.driver.capabilities().own_kernel {
+            (PathBuf::from(kina_guest_api::MACHINE_STATE_DIRECTORY), MACHINE_POD_CGROUP.to_owned())
+        } else {
+            let source = self.context.paths.pod(&self.id);
+            let share = Share { source, readonly: false, kind: ShareKind::State };
+            let state = self.driver.share(&self.id, &share).await?;
+            (state, pod_cgroup(&self.spec.cgroup_parent, &self.id))
         };
-        let cgroup = pod_cgroup(&self.spec.cgroup_parent, &self.id);
-        let request = guest_request::setup_pod(&self.id, &self.spec, &state, netns.as_deref(), &cgroup);
+        let network = if self.spec.namespaces.host_network {
+            None
+        } else {
+            Some(self.driver.attach_network(&self.id).await?)
+        };
+        let request = guest_request::setup_pod(&self.id, &self.spec, &state, network, &cgroup)?;
         guest
             .setup_pod(request)
             .await
@@ -269,6 +286,9 @@ impl Subject {
         }
     }
 }
+
+/// The pod's cgroup in a machine of its own.
+const MACHINE_POD_CGROUP: &str = "/pod";
 
 /// How long killed processes may take to be gone.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(10);

@@ -65,6 +65,7 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Node(source) => node(source),
         Error::Image(source) => image(source),
         Error::Store(source) => store(source),
+        Error::Encode { .. } => Code::Internal,
     }
 }
 

@@ -22,6 +22,10 @@ pub use client::{
     SETUP_POD_DEADLINE, SHUTDOWN_MARGIN, SIGNAL_DEADLINE, START_DEADLINE, connect,
 };
 
+/// Where the guest of a machine with a kernel of its own keeps the pod's state:
+/// on the machine's own disk if it has one, else in its memory.
+pub const MACHINE_STATE_DIRECTORY: &str = "/run/kina";
+
 /// The newest protocol version that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 

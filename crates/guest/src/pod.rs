@@ -126,6 +126,9 @@ fn network(network: Option<&v1::PodNetwork>) -> Result<Network, Error> {
         Some(Kind::NamespacePath(path)) => fs::File::open(path)
             .map(|file| Network::Existing(file.into()))
             .map_err(|source| Error::file("open network namespace", path, source)),
+        Some(Kind::Interface(_)) => {
+            Err(Error::invalid("network.interface", "this guest cannot carry a network card over"))
+        }
         None => Err(Error::invalid("network", "is missing")),
     }
 }

@@ -17,16 +17,16 @@ mod error;
 mod record;
 mod state;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_machine::{
-    Boots, Capabilities, Driver, Error as MachineError, Found, LayerAccess, MachineSpec, MachineState,
-    NetworkAttachment, Overhead, Share, Shares, Stream,
+    Attachment, Boots, Capabilities, Driver, Ended, Error as MachineError, Found, LayerAccess, MachineSpec,
+    MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
 };
-use kina_model::PodId;
+use kina_model::{ContainerId, PodId};
 use kina_node::Node;
 
 pub use error::Error;
@@ -76,7 +76,7 @@ impl HostDriver {
                 network: NetworkAttachment::Netns,
                 guest_writes_logs: true,
                 resize: false,
-                host_namespaces: true,
+                own_kernel: false,
                 boots: Boots::Parallel,
             }),
         }
@@ -133,8 +133,9 @@ impl Driver for HostDriver {
         self.machines.status(pod).await
     }
 
-    async fn wait(&self, pod: &PodId) -> Result<(), MachineError> {
-        self.machines.wait(pod).await
+    async fn wait(&self, pod: &PodId) -> Result<Ended, MachineError> {
+        self.machines.wait(pod).await?;
+        Ok(Ended { reason: "its guest process has ended".to_owned() })
     }
 
     async fn connect(&self, pod: &PodId) -> Result<Box<dyn Stream>, MachineError> {
@@ -145,9 +146,14 @@ impl Driver for HostDriver {
         self.machines.share(pod, share).await
     }
 
-    async fn attach_network(&self, pod: &PodId, netns: &Path) -> Result<Option<PathBuf>, MachineError> {
-        self.machines.known(pod).await?;
-        Ok(Some(netns.to_owned()))
+    async fn unshare(&self, _pod: &PodId, _container: &ContainerId) -> Result<(), MachineError> {
+        // Every guest sees the node's files anyway.
+        Ok(())
+    }
+
+    async fn attach_network(&self, pod: &PodId) -> Result<Attachment, MachineError> {
+        let netns = self.machines.known(pod).await?.netns;
+        Ok(netns.map_or(Attachment::Loopback, Attachment::Namespace))
     }
 
     async fn resize(&self, _pod: &PodId, _memory_bytes: u64, _cpus: u32) -> Result<(), MachineError> {

@@ -3,6 +3,8 @@
 //! It is written whole (temporary file, rename) before the first effect, so
 //! that it names the cgroup in which everything of the machine is found.
 
+use std::path::PathBuf;
+
 use kina_node::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,9 @@ pub(crate) const LIMIT: usize = 64 * 1024;
 pub(crate) struct Record {
     /// Absolute cgroup path of the pod.
     pub(crate) cgroup: String,
+    /// Path of the pod's network namespace, if it has one of its own.
+    #[serde(default)]
+    pub(crate) netns: Option<PathBuf>,
     /// The boot in which this was written. Nothing outlives its boot.
     pub(crate) boot_id: String,
     /// How far it has come.
@@ -52,13 +57,14 @@ mod tests {
     fn the_written_form_is_stable() {
         let record = Record {
             cgroup: "/kina/pod".to_owned(),
+            netns: Some("/n".into()),
             boot_id: "b".to_owned(),
             phase: Phase::Started { pid: 7, start_ticks: 9 },
         };
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(
             text,
-            r#"{"cgroup":"/kina/pod","boot_id":"b","phase":{"started":{"pid":7,"start_ticks":9}}}"#
+            r#"{"cgroup":"/kina/pod","netns":"/n","boot_id":"b","phase":{"started":{"pid":7,"start_ticks":9}}}"#
         );
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         let created = r#"{"cgroup":"/c","boot_id":"b","phase":"created"}"#;

@@ -192,7 +192,8 @@ impl Machines {
             };
         }
         let boot_id = self.boot_id(pod).await?;
-        self.write(pod, &Record { cgroup, boot_id, phase: Phase::Created }).await
+        let netns = spec.network.as_ref().map(|network| network.namespace.clone());
+        self.write(pod, &Record { cgroup, netns, boot_id, phase: Phase::Created }).await
     }
 
     pub(crate) async fn start(&self, pod: &PodId) -> Result<(), MachineError> {

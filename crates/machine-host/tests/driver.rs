@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use kina_machine::conformance::{self, Subject};
-use kina_machine::{Driver, Error, MachineSpec, MachineState, Share, Stream};
+use kina_machine::{Driver, Error, MachineSpec, MachineState, SandboxNetwork, Share, ShareKind, Stream};
 use kina_machine_host::{HostConfig, HostDriver};
 use kina_model::PodId;
 use kina_node::{GuestProgram, LocalNode, LocalNodeConfig, Node};
@@ -45,8 +45,10 @@ impl Place {
         fs::create_dir_all(&directory).unwrap();
         MachineSpec {
             pod: pod.clone(),
+            storage_directory: directory.clone(),
             directory,
             cgroup: format!("{}/{pod}", self.cgroup),
+            network: Some(SandboxNetwork { namespace: PathBuf::from("/proc/self/ns/net"), interface: None }),
             memory_bytes: 0,
             cpus: 0,
         }
@@ -124,11 +126,7 @@ impl Subject for Place {
     }
 
     fn share(&self) -> Share {
-        Share { source: self.directory.path().to_owned(), readonly: false }
-    }
-
-    async fn network_namespace(&self, _pod: &PodId) -> PathBuf {
-        PathBuf::from("/proc/self/ns/net")
+        Share { source: self.directory.path().to_owned(), readonly: false, kind: ShareKind::State }
     }
 
     fn deadline(&self) -> Duration {

@@ -7,19 +7,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kina_model::PodId;
+use kina_model::{ContainerId, PodId};
 use tokio::io::DuplexStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::{
-    Boots, Capabilities, Driver, Error, Found, LayerAccess, MachineSpec, MachineState, NetworkAttachment,
-    Overhead, Share, Shares, Stream,
+    Attachment, Boots, Capabilities, Driver, Ended, Error, Found, LayerAccess, MachineSpec, MachineState,
+    NetworkAttachment, Overhead, Share, Shares, Stream,
 };
 
 /// The name of the fake.
@@ -49,6 +49,8 @@ pub enum Operation {
     Connect,
     /// [`Driver::share`]
     Share,
+    /// [`Driver::unshare`]
+    Unshare,
     /// [`Driver::attach_network`]
     AttachNetwork,
     /// [`Driver::resize`]
@@ -143,7 +145,7 @@ impl FakeDriver {
                 network: NetworkAttachment::Netns,
                 guest_writes_logs: true,
                 resize: false,
-                host_namespaces: true,
+                own_kernel: false,
                 boots: Boots::Parallel,
             },
         }
@@ -334,7 +336,7 @@ impl Driver for FakeDriver {
         self.perform(Operation::Status, Some(pod), |table| Ok(table.machine(pod)?.state)).await
     }
 
-    async fn wait(&self, pod: &PodId) -> Result<(), Error> {
+    async fn wait(&self, pod: &PodId) -> Result<Ended, Error> {
         let mut ended = self
             .perform(Operation::Wait, Some(pod), |table| {
                 let machine = table.machine(pod)?;
@@ -346,7 +348,7 @@ impl Driver for FakeDriver {
             .await?;
         // An error means that the machine was destroyed: it has ended, too.
         drop(ended.wait_for(|ended| *ended).await);
-        Ok(())
+        Ok(Ended { reason: "it has ended".to_owned() })
     }
 
     async fn connect(&self, pod: &PodId) -> Result<Box<dyn Stream>, Error> {
@@ -388,11 +390,16 @@ impl Driver for FakeDriver {
         .await
     }
 
-    async fn attach_network(&self, pod: &PodId, netns: &Path) -> Result<Option<PathBuf>, Error> {
+    async fn unshare(&self, pod: &PodId, _container: &ContainerId) -> Result<(), Error> {
+        self.perform(Operation::Unshare, Some(pod), |_table| Ok(())).await
+    }
+
+    async fn attach_network(&self, pod: &PodId) -> Result<Attachment, Error> {
         let enters = self.capabilities.network == NetworkAttachment::Netns;
         self.perform(Operation::AttachNetwork, Some(pod), |table| {
-            table.machine(pod)?;
-            Ok(enters.then(|| netns.to_owned()))
+            let network = &table.machine(pod)?.spec.network;
+            let namespace = network.as_ref().map(|network| network.namespace.clone());
+            Ok(namespace.filter(|_| enters).map_or(Attachment::Loopback, Attachment::Namespace))
         })
         .await
     }

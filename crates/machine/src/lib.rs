@@ -19,11 +19,12 @@ mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kina_model::PodId;
+use kina_attachment::Interface;
+use kina_model::{ContainerId, PodId};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::Error;
@@ -47,8 +48,11 @@ pub struct Capabilities {
     pub guest_writes_logs: bool,
     /// Whether the machine's size can change while it runs.
     pub resize: bool,
-    /// Whether pods may ask for the node's own namespaces.
-    pub host_namespaces: bool,
+    /// Whether the machine has a kernel of its own. Its pods then cannot have
+    /// the node's namespaces, its guest keeps the pod's state in
+    /// `kina_guest_api::MACHINE_STATE_DIRECTORY`, and what only the pod uses
+    /// (an emptyDir) is best kept inside.
+    pub own_kernel: bool,
     /// Whether machines boot side by side, or one after another.
     pub boots: Boots,
 }
@@ -101,13 +105,31 @@ pub struct MachineSpec {
     /// keeps its files (sockets, process ids) in it; [`Driver::destroy`] leaves
     /// the directory itself to the caller.
     pub directory: PathBuf,
+    /// A directory of this machine's own on the node, that exists, outlasts a
+    /// boot, and is on the file system of the layer images where the node has
+    /// them on one. The driver keeps in it what is large (disks, linked layers);
+    /// as with `directory`, the caller removes it.
+    pub storage_directory: PathBuf,
     /// Absolute path of the pod's cgroup, below which the machine's processes
     /// run.
     pub cgroup: String,
+    /// The pod's network namespace on the node; `None` for a pod on the node's
+    /// own network.
+    pub network: Option<SandboxNetwork>,
     /// Bytes of memory, for drivers that give the machine its own.
     pub memory_bytes: u64,
     /// Virtual CPUs, likewise.
     pub cpus: u32,
+}
+
+/// A pod's network on the node, as the plugins made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxNetwork {
+    /// Path of the network namespace.
+    pub namespace: PathBuf,
+    /// The interface that plugins made in it for the pod; `None` when there is
+    /// only loopback.
+    pub interface: Option<String>,
 }
 
 /// A path of the node that a machine shall see.
@@ -117,6 +139,40 @@ pub struct Share {
     pub source: PathBuf,
     /// Whether the guest may write.
     pub readonly: bool,
+    /// What it is.
+    pub kind: ShareKind,
+}
+
+/// What a shared path is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShareKind {
+    /// The pod's own state, for guests on the node's kernel.
+    State,
+    /// A layer image, which stays until the machine goes.
+    Layer,
+    /// A file or directory for one container, until
+    /// [`Driver::unshare`].
+    Volume(ContainerId),
+}
+
+/// How the machine was joined to the pod's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// The guest finds the namespace itself at this path.
+    Namespace(PathBuf),
+    /// The guest finds a network card with this interface's hardware address,
+    /// and makes it look like the interface in a namespace of its own.
+    Interface(Box<Interface>),
+    /// There is nothing but loopback, which the guest makes itself.
+    Loopback,
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Why, as far as can be told: "its guest ended", "out of memory on the
+    /// node", the kernel's last words.
+    pub reason: String,
 }
 
 /// What the driver knows of a machine.
@@ -202,12 +258,13 @@ pub trait Driver: Send + Sync {
     async fn status(&self, pod: &PodId) -> Result<MachineState, Error>;
 
     /// Waits until a running machine has ended; at once when it has ended. The
-    /// daemon keeps one such wait per pod; dropping it is harmless.
+    /// daemon keeps one such wait per pod; dropping it is harmless. Says how it
+    /// ended, the same each time while the driver lives.
     ///
     /// # Errors
     /// [`Error::NotFound`] for an unknown one, [`Error::WrongState`] for one that
     /// has not been started.
-    async fn wait(&self, pod: &PodId) -> Result<(), Error>;
+    async fn wait(&self, pod: &PodId) -> Result<Ended, Error>;
 
     /// A fresh byte stream to the guest. It says nothing about whether the
     /// guest answers: the caller shakes hands, with back-off and a deadline.
@@ -218,19 +275,25 @@ pub trait Driver: Send + Sync {
     async fn connect(&self, pod: &PodId) -> Result<Box<dyn Stream>, Error>;
 
     /// Lets the machine see a path of the node and returns where the guest
-    /// finds it.
+    /// finds it. The same share again gives the same path.
     ///
     /// # Errors
     /// When the path does not exist or cannot be shared.
     async fn share(&self, pod: &PodId, share: &Share) -> Result<PathBuf, Error>;
 
-    /// Joins the machine to the pod's network namespace on the node and
-    /// returns where the guest finds that namespace, or `None` when the guest
-    /// makes its own.
+    /// Takes the volumes of a container back. None, or an unknown machine,
+    /// succeeds.
+    ///
+    /// # Errors
+    /// When one stays; it may be repeated.
+    async fn unshare(&self, pod: &PodId, container: &ContainerId) -> Result<(), Error>;
+
+    /// How a started machine is joined to the network that it was created with
+    /// ([`MachineSpec::network`]); joins it where that is not done yet.
     ///
     /// # Errors
     /// When it cannot be joined.
-    async fn attach_network(&self, pod: &PodId, netns: &Path) -> Result<Option<PathBuf>, Error>;
+    async fn attach_network(&self, pod: &PodId) -> Result<Attachment, Error>;
 
     /// Changes the machine's size.
     ///

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kina_machine::conformance::{self, Subject};
 use kina_machine::fake::{FakeDriver, Operation};
-use kina_machine::{Driver, Error, MachineSpec, MachineState, Share, Stream};
+use kina_machine::{Driver, Error, MachineSpec, MachineState, SandboxNetwork, Share, ShareKind, Stream};
 use kina_model::PodId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -70,11 +70,7 @@ impl Subject for Fakes {
     }
 
     fn share(&self) -> Share {
-        Share { source: PathBuf::from("/tmp"), readonly: false }
-    }
-
-    async fn network_namespace(&self, _pod: &PodId) -> PathBuf {
-        PathBuf::from("/proc/self/ns/net")
+        Share { source: PathBuf::from("/tmp"), readonly: false, kind: ShareKind::State }
     }
 
     fn deadline(&self) -> Duration {
@@ -86,7 +82,9 @@ fn spec(pod: &PodId) -> MachineSpec {
     MachineSpec {
         pod: pod.clone(),
         directory: PathBuf::from("/nowhere"),
+        storage_directory: PathBuf::from("/nowhere"),
         cgroup: format!("/kina/{pod}"),
+        network: Some(SandboxNetwork { namespace: PathBuf::from("/proc/self/ns/net"), interface: None }),
         memory_bytes: 1 << 30,
         cpus: 1,
     }

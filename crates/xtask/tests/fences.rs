@@ -54,7 +54,12 @@ const HOUSE: &[Room] = &[
         uses: &["kina-cgroup", "kina-model"],
         may: &[Platform, Unsafe],
     },
-    Room { name: "kina-machine", folder: "crates/machine", uses: &["kina-model"], may: &[] },
+    Room {
+        name: "kina-machine",
+        folder: "crates/machine",
+        uses: &["kina-attachment", "kina-model"],
+        may: &[],
+    },
     Room {
         name: "kina-machine-host",
         folder: "crates/machine-host",

@@ -36,7 +36,7 @@ pub async fn another_instance_adopts(subject: &dyn Subject) {
     });
     running.stop().await;
     match running.within("wait of another instance", waiting).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(_)) => {}
         Ok(Err(error)) => panic!("wait: {}", chain(&error)),
         Err(error) => panic!("wait: {error}"),
     }

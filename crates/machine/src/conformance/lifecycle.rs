@@ -1,10 +1,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use kina_model::ContainerId;
 use tokio::time::Instant;
 
 use super::{Case, Subject, assert_wrong_state, chain};
-use crate::{Error, MachineState, NetworkAttachment, Share, Shares};
+use crate::{Attachment, Error, MachineState, NetworkAttachment, Share, ShareKind, Shares};
 
 /// Create, start, connect, stop, destroy, with the state seen after each.
 ///
@@ -173,7 +174,7 @@ pub async fn wait_ends_with_the_machine(subject: &dyn Subject) {
     subject.crash(&case.pod).await;
     for wait in waits {
         match case.within("wait after a crash", wait).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => panic!("wait: {}", chain(&error)),
             Err(error) => panic!("wait: {error}"),
         }
@@ -202,26 +203,39 @@ pub async fn answers_match_capabilities(subject: &dyn Subject) {
     assert!(before.is_absolute(), "the guest's path {} is relative", before.display());
     let again = case.ok("share twice", driver.share(pod, &share)).await;
     assert_eq!(before, again, "the same share is in two places");
-    let missing = Share { source: Path::new("/kina/does/not/exist").to_owned(), readonly: true };
+    let missing = Share {
+        source: Path::new("/kina/does/not/exist").to_owned(),
+        readonly: true,
+        kind: share.kind.clone(),
+    };
     match case.within("share", driver.share(pod, &missing)).await {
         Err(Error::Share { path, .. }) => assert_eq!(path, missing.source),
         Err(error) => panic!("share of a missing path fails as {}", chain(&error)),
         Ok(path) => panic!("a missing path is shared as {}", path.display()),
     }
 
-    let netns = subject.network_namespace(pod).await;
-    let attached = case.ok("attach network", driver.attach_network(pod, &netns)).await;
-    match capabilities.network {
-        NetworkAttachment::Netns => assert!(attached.is_some(), "no namespace to enter"),
-        NetworkAttachment::Tap | NetworkAttachment::Tunnel => {
-            assert!(attached.is_none(), "a namespace of another kernel");
-        }
-    }
-    let again = case.ok("attach network twice", driver.attach_network(pod, &netns)).await;
-    assert_eq!(attached, again);
-
     case.ok("start", driver.start(pod)).await;
     drop(case.answered().await);
+    let network = subject.spec(pod).await.network;
+    let attached = case.ok("attach network", driver.attach_network(pod)).await;
+    match (&attached, network, capabilities.network) {
+        (Attachment::Namespace(path), Some(network), NetworkAttachment::Netns) => {
+            assert_eq!(*path, network.namespace);
+        }
+        (
+            Attachment::Interface(interface),
+            Some(network),
+            NetworkAttachment::Tap | NetworkAttachment::Tunnel,
+        ) => {
+            assert_eq!(Some(&interface.name), network.interface.as_ref());
+        }
+        (Attachment::Loopback, network, _) => {
+            assert!(network.is_none_or(|network| network.interface.is_none()), "the network is left out");
+        }
+        (attached, network, capability) => panic!("{attached:?} of {network:?} for {capability:?}"),
+    }
+    let again = case.ok("attach network twice", driver.attach_network(pod)).await;
+    assert_eq!(attached, again);
     if capabilities.shares == Shares::Dynamic {
         let running = case.ok("share with a running machine", driver.share(pod, &share)).await;
         assert_eq!(before, running);
@@ -231,6 +245,13 @@ pub async fn answers_match_capabilities(subject: &dyn Subject) {
         Ok(()) => assert!(capabilities.resize, "resize succeeds without the capability"),
         Err(Error::Unsupported { .. }) => assert!(!capabilities.resize, "resize is unsupported"),
         Err(error) => panic!("resize: {}", chain(&error)),
+    }
+    let container = ContainerId::random();
+    let volume = Share { kind: ShareKind::Volume(container.clone()), ..share };
+    let path = case.ok("share a volume", driver.share(pod, &volume)).await;
+    assert_eq!(path, case.ok("share a volume twice", driver.share(pod, &volume)).await);
+    for time in ["unshare", "unshare twice"] {
+        case.ok(time, driver.unshare(pod, &container)).await;
     }
     let overhead = case.ok("overhead", driver.overhead(pod)).await;
     assert!(overhead.memory_bytes > 0, "a running machine without memory");

@@ -9,7 +9,6 @@ mod lifecycle;
 mod streams;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +35,8 @@ pub trait Subject: Send + Sync {
     /// A new instance over the same directories, as a restarted daemon makes it.
     fn another(&self) -> Arc<dyn Driver>;
 
-    /// What a machine of that pod is made from, its directory existing. Repeated
+    /// What a machine of that pod is made from, its directories and its network
+    /// (with an interface, if the driver carries one over) existing. Repeated
     /// for one pod it is the same.
     async fn spec(&self, pod: &PodId) -> MachineSpec;
 
@@ -51,9 +51,6 @@ pub trait Subject: Send + Sync {
 
     /// Something that can be shared with a machine.
     fn share(&self) -> Share;
-
-    /// A network namespace that a machine of that pod can be joined to.
-    async fn network_namespace(&self, pod: &PodId) -> PathBuf;
 
     /// How long one step may take, and a guest to answer after its start.
     fn deadline(&self) -> Duration;

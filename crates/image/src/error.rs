@@ -389,6 +389,18 @@ impl Error {
     }
 }
 
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 fn detail_text(detail: Option<&str>) -> String {
     detail.map_or_else(String::new, |detail| format!(", {detail}"))
 }

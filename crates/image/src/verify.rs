@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use crate::Error;
+use crate::error::chain;
 use crate::flight::lock;
 use crate::images::{Images, Inner, Pin, blocking};
 use crate::layout::{Layout, Stored, TempFile};
@@ -461,15 +462,4 @@ async fn fetch_from(inner: &Arc<Inner>, reference: &Reference) -> Result<(), Err
     let (progress, _) = watch::channel(Progress::default());
     // It has its names.
     bring_in(inner, &source, chosen, Vec::new(), &subject, &progress).await.map(drop)
-}
-
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

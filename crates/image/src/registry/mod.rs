@@ -51,6 +51,9 @@ pub(crate) enum Failure {
         /// When to come back, if it says so.
         after: Option<Duration>,
     },
+    /// One of us does not take the other's certificate. Trying again is of no use;
+    /// what to do is part of the reason.
+    Certificate(String),
     /// It does not keep to the protocol, so trying again is of no use.
     Protocol(String),
     /// It served something wrong; another host may do better.

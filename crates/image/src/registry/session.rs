@@ -123,6 +123,17 @@ impl Session {
                     &digest,
                     &bytes,
                 )?;
+                if expected.is_none() {
+                    // Nothing else tells whether it is what was asked for: a
+                    // portal's page is a 200 as well.
+                    manifest::parse(
+                        &bytes,
+                        media_type.as_deref(),
+                        subject,
+                        self.registry.config.limits.layers,
+                    )
+                    .map_err(Failure::Content)?;
+                }
                 Ok(FetchedManifest { bytes, digest, media_type })
             };
             match self.bounded(fetch).await {

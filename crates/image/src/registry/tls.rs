@@ -130,6 +130,33 @@ impl ResolvesClientCert for Identities {
     }
 }
 
+/// What to do about a connection that failed because of a certificate, ours or
+/// the host's; `None` if it failed for something else.
+pub(super) fn hint(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::{AlertDescription, CertificateError};
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            Some("nobody whom we trust has signed its certificate: set ca in its hosts.toml to who has")
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => Some("ask it by a name that its certificate has"),
+        rustls::Error::InvalidCertificate(_) => Some("it needs another certificate"),
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::NoCertificate
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied,
+        ) => Some("it wants a certificate of ours: set client in its hosts.toml to one that it takes"),
+        _ => None,
+    }
+}
+
 /// Takes every certificate, but not a broken handshake.
 #[derive(Debug)]
 struct Anyone(Arc<CryptoProvider>);

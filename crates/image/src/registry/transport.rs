@@ -143,7 +143,7 @@ impl Transport {
                         request = plain;
                         continue;
                     }
-                    Some(_) | None => return Err(Failure::transient(chain(error))),
+                    Some(_) | None => return Err(unanswered(error, (!at_host).then(|| place(&from)))),
                 },
             };
             let redirect = matches!(
@@ -258,38 +258,49 @@ fn is_local(url: &Url) -> bool {
 
 /// Whether a host answered, but not with TLS.
 fn speaks_no_tls(error: &reqwest::Error) -> bool {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
-            return matches!(tls, rustls::Error::InvalidMessage(_));
-        }
-        let io = cause.downcast_ref::<io::Error>();
+    causes(error).any(|cause| match (tls_error(cause), cause.downcast_ref::<io::Error>()) {
+        (Some(tls), _) => matches!(tls, rustls::Error::InvalidMessage(_)),
         // A plain server that hangs up on what it takes for nonsense.
-        if io.is_some_and(|io| {
+        (None, Some(io)) => {
             matches!(io.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
-        }) {
-            return error.is_connect();
+                && error.is_connect()
         }
+        (None, None) => false,
+    })
+}
+
+/// Why there was no answer. Certificates do not become better by trying again.
+/// `elsewhere` is where the host has sent us.
+fn unanswered(error: reqwest::Error, elsewhere: Option<String>) -> Failure {
+    let hint = causes(&error).find_map(tls_error).and_then(tls::hint);
+    let mut reason = chain(error);
+    if let Some(place) = elsewhere {
+        reason = format!("{place}, where it sends us: {reason}");
+    }
+    match hint {
+        Some(hint) => Failure::Certificate(format!("{reason}: {hint}")),
+        None => Failure::transient(reason),
+    }
+}
+
+fn tls_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    cause.downcast_ref()
+}
+
+/// What caused an error, the nearest first.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| {
         // What an I/O error wraps is not its source, but that one's source is.
-        source = match io.and_then(io::Error::get_ref) {
+        match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             Some(wrapped) => Some(wrapped),
             None => cause.source(),
-        };
-    }
-    false
+        }
+    })
 }
 
 /// The error with its causes, without the URL: it may be signed.
 pub(crate) fn chain(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    crate::error::chain(&error.without_url())
 }
 
 pub(super) fn basic(username: &str, password: &str) -> Option<HeaderValue> {

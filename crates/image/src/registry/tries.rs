@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Failure, Host};
 use crate::Error;
 use crate::config::Config;
-use crate::error::Attempt;
+use crate::error::{Attempt, chain};
 
 /// The longest wait between two tries of its own accord.
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
@@ -96,8 +96,8 @@ impl<'a> Tries<'a> {
                     None => reason.clone(),
                 }
             }
-            Failure::Protocol(reason) => reason.clone(),
-            Failure::Content(error) => error.to_string(),
+            Failure::Certificate(reason) | Failure::Protocol(reason) => reason.clone(),
+            Failure::Content(error) => chain(error),
         };
         self.attempt = if std::mem::take(&mut self.advanced) { 0 } else { self.attempt + 1 };
         tracing::debug!(subject = %self.subject, host = %label, %reason, attempt = self.attempt, "fetch failed");
@@ -127,7 +127,7 @@ impl<'a> Tries<'a> {
                 Error::Protocol { subject: subject.clone(), host, reason }
             }
             Some((_, Failure::Content(error))) => error,
-            Some((_, Failure::Transient { .. })) | None => {
+            Some((_, Failure::Transient { .. } | Failure::Certificate(_))) | None => {
                 return Error::Unreachable { subject, attempts };
             }
         };

@@ -31,8 +31,12 @@ impl Authority {
 
     /// For this machine, as a server or a client.
     pub(crate) fn identity(&self) -> Identity {
+        self.identity_of(&["localhost", "127.0.0.1"])
+    }
+
+    fn identity_of(&self, names: &[&str]) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
         Identity { certificate: certificate.pem(), key: key.serialize_pem() }
     }
@@ -44,6 +48,15 @@ impl Authority {
     /// A server with a certificate of this authority, that may want one of its
     /// clients from another.
     pub(crate) fn server(&self, clients: Option<&Authority>) -> Arc<ServerConfig> {
+        Self::server_with(self.identity(), clients)
+    }
+
+    /// A server with a certificate of this authority for another machine.
+    pub(crate) fn misnamed_server(&self) -> Arc<ServerConfig> {
+        Self::server_with(self.identity_of(&["another.invalid"]), None)
+    }
+
+    fn server_with(identity: Identity, clients: Option<&Authority>) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone());
         let builder = builder.with_safe_default_protocol_versions().unwrap();
@@ -56,7 +69,7 @@ impl Authority {
                 builder.with_client_cert_verifier(verifier.build().unwrap())
             }
         };
-        let Identity { certificate, key } = self.identity();
+        let Identity { certificate, key } = identity;
         let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         Arc::new(builder.with_single_cert(chain, key).unwrap())

@@ -114,7 +114,7 @@ async fn authorities_are_those_of_the_file() {
     let absolute = node.write("elsewhere/ca.pem", &authority.pem);
     let absolute = format!("ca = {absolute:?}");
     let host = format!("https://{}", registry.address);
-    let untrusted = Err(&[&*host, "certificate", "UnknownIssuer"][..]);
+    let untrusted = Err(&[&*host, "certificate", "UnknownIssuer", "set ca in its hosts.toml"][..]);
     each_way(
         &registry,
         &node,
@@ -132,12 +132,72 @@ async fn authorities_are_those_of_the_file() {
     )
     .await;
     // The name must be right, too.
-    node.hosts(&registry.directory(), "");
-    let port = registry.address.rsplit_once(':').unwrap().1;
-    node.hosts("mirrored.invalid", &format!("[host.\"https://127.0.0.2:{port}\"]\nca = \"ca.pem\""));
-    assert!(node.pull("mirrored.invalid/app:v1").await.is_err());
+    let misnamed = Registry::start_tls(authority.misnamed_server()).await;
+    node.hosts("mirrored.invalid", &format!("[host.\"https://{}\"]\nca = \"ca.pem\"", misnamed.address));
+    let words = Err(&["another.invalid", "ask it by a name that its certificate has"][..]);
+    expect("another name", node.pull("mirrored.invalid/app:v1").await, words);
     // As containerd has it, a registry on loopback is not verified unasked.
     Node::new().pull(&format!("{}/app:v1", registry.address)).await.unwrap();
+}
+
+/// A certificate does not become better by trying again; the next host is asked.
+#[tokio::test]
+async fn a_wrong_certificate_is_final_for_its_host() {
+    let (authority, other) = (Authority::new("one"), Authority::new("another"));
+    let registry = serving_tls(&authority, None).await;
+    let plain = serving(&small_image("x")).await;
+    let mut node = Node::new();
+    node.config.attempts = 5;
+    // Nobody would wait that long.
+    node.config.retry_delay = std::time::Duration::from_secs(3600);
+    node.write("certs.d/mirrored.invalid/ca.pem", &other.pem);
+    let host = format!("[host.\"https://{}\"]\nca = \"ca.pem\"", registry.address);
+    node.hosts("mirrored.invalid", &format!("server = \"http://{}\"\n{host}", plain.address));
+    node.pull("mirrored.invalid/app:v1").await.unwrap();
+    let error = node.pull("mirrored.invalid/other:v1").await.unwrap_err();
+    let Error::AllHosts { attempts, .. } = &error else { panic!("{error}") };
+    assert!(attempts[0].reason.contains("set ca in its hosts.toml"), "{error}");
+    assert!(!attempts[0].reason.contains("tries"), "{error}");
+    // Where it is sent from there is told as well.
+    let location = format!("https://{}/v2/app/manifests/v1", registry.address);
+    plain.route("/v2/moved/manifests/v1", Reply::status(307).header("Location", location));
+    node.hosts("mirrored.invalid", &format!("server = \"http://{}\"", plain.address));
+    let place = format!("https://{}, where it sends us", registry.address);
+    let words: &[&str] = &[&place, "UnknownIssuer", "set ca"];
+    expect("redirect", node.pull("mirrored.invalid/moved:v1").await, Err(words));
+}
+
+/// A 200 is not a manifest yet: a portal's page is one as well.
+#[tokio::test]
+async fn a_mirror_that_talks_nonsense_is_passed_over() {
+    let image = small_image("x");
+    let (mirror, server) = (Registry::start().await, serving(&image).await);
+    let node = Node::new();
+    let host = format!("[host.\"http://{}\"]", mirror.address);
+    node.hosts("mirrored.invalid", &format!("server = \"http://{}\"\n{host}", server.address));
+    let index = "application/vnd.oci.image.index.v1+json";
+    let nonsense: [(&str, &str, &[u8]); 6] = [
+        ("a page", "text/html", b"<html>Log in first</html>"),
+        ("nothing", "application/json", b""),
+        ("no manifest", "application/json", b"{}"),
+        ("an old one", "application/json", br#"{"schemaVersion": 1}"#),
+        ("another type", index, &image.manifest),
+        ("a deep one", "application/json", &[b'['; 10_000]),
+    ];
+    for (case, kind, body) in nonsense {
+        let reply = Reply::ok(body.to_vec()).header("Content-Type", kind);
+        mirror.route("/v2/app/manifests/v1", reply.clone());
+        mirror.route("/v2/other/manifests/v1", reply);
+        let asked = mirror.count("/v2/app/manifests/v1");
+        expect(case, node.pull("mirrored.invalid/app:v1").await, Ok(()));
+        assert_eq!(mirror.count("/v2/app/manifests/v1"), asked + 1, "{case}");
+        let failed = node.pull("mirrored.invalid/other:v1").await;
+        expect(
+            case,
+            failed,
+            Err(&[&format!("http://{}", mirror.address), ": mirrored.invalid/other:v1: ", "not found"]),
+        );
+    }
 }
 
 #[tokio::test]
@@ -166,8 +226,8 @@ async fn clients_show_their_certificates() {
         (with("client = [[\"both.pem\", \"\"]]"), Ok(())),
         (with("client = [\"stranger.pem\", \"both.pem\"]"), Ok(())),
         ("client = \"both.pem\"\nskip_verify = true".to_owned(), Ok(())),
-        (with(""), Err(&[&host, "CertificateRequired"])),
-        (with("client = \"stranger.pem\""), Err(&[&host, "alert"])),
+        (with(""), Err(&[&host, "CertificateRequired", "set client in its hosts.toml"])),
+        (with("client = \"stranger.pem\""), Err(&[&host, "alert", "set client in its hosts.toml"])),
         (with("client = [[\"client.pem\", \"stranger-key.pem\"]]"), Err(&["stranger-key.pem", "another"])),
         (with("client = \"client.pem\""), Err(&["client.pem", "no private key"])),
     ];

@@ -260,7 +260,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     Case::registry(
         "a redirect to a host that nobody has",
-        "cannot fetch REGISTRY/app:v1: http://REGISTRY: error sending request: client error (Connect): tcp connect error: Connection refused (os error 111) (after 2 tries)",
+        "cannot fetch REGISTRY/app:v1: http://REGISTRY: http://127.0.0.1:0, where it sends us: error sending request: client error (Connect): tcp connect error: Connection refused (os error 111) (after 2 tries)",
         |registry, _| {
             manifest(registry, redirect("http://127.0.0.1:0/"));
         },

@@ -66,6 +66,19 @@ const HOUSE: &[Room] = &[
         uses: &["kina-machine", "kina-model", "kina-node"],
         may: &[Platform, Unsafe],
     },
+    Room {
+        name: "kina-machine-qemu",
+        folder: "crates/machine-qemu",
+        uses: &[
+            "kina-attachment",
+            "kina-cgroup",
+            "kina-guest-api",
+            "kina-machine",
+            "kina-model",
+            "kina-node",
+        ],
+        may: &[Platform, Unsafe],
+    },
     // The program inside every machine. The daemon knows it by its protocol only.
     Room {
         name: "kina-guest",
@@ -85,6 +98,7 @@ const HOUSE: &[Room] = &[
             "kina-log",
             "kina-machine",
             "kina-machine-host",
+            "kina-machine-qemu",
             "kina-model",
             "kina-node",
             "kina-store",
@@ -105,6 +119,7 @@ const HOUSE: &[Room] = &[
             "kina-log",
             "kina-machine",
             "kina-machine-host",
+            "kina-machine-qemu",
             "kina-model",
             "kina-node",
             "kina-store",

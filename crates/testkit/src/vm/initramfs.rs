@@ -6,9 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-
-use super::cpio::{Archive, Kind};
-use super::modules::{Dependencies, Lookup};
+use kina_machine_qemu::boot::{Archive, Dependencies, Kind, Lookup};
 
 /// The modules that a machine needs: its devices, its layers and what stands on
 /// them.

@@ -12,18 +12,14 @@
 //! variables that xtask sets, or below the target folder ([`Prerequisites`]).
 
 mod clock;
-mod cpio;
 mod initramfs;
 mod machine;
-mod modules;
 mod prerequisites;
 mod process;
 mod vsock;
 
-pub use cpio::{Archive, Kind};
 pub use initramfs::{MODULES, initramfs};
 pub use machine::{Boot, Config, GUEST_PORT, Machine, SHARE_IN_GUEST};
-pub use modules::{Dependencies, Lookup};
 pub use prerequisites::Prerequisites;
 pub use process::Process;
 pub use vsock::VsockConnector;

@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_machine::{
-    Attachment, Boots, Capabilities, Driver, Ended, Error as MachineError, Found, LayerAccess, MachineSpec,
-    MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
+    Attachment, Boots, Capabilities, Details, Driver, Ended, Error as MachineError, Found, LayerAccess,
+    MachineSpec, MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
 };
 use kina_model::{ContainerId, PodId};
 use kina_node::Node;
@@ -162,5 +162,13 @@ impl Driver for HostDriver {
 
     async fn overhead(&self, pod: &PodId) -> Result<Overhead, MachineError> {
         self.machines.overhead(pod).await
+    }
+
+    async fn console(&self, pod: &PodId, limit: usize) -> Result<Vec<u8>, MachineError> {
+        self.machines.console(pod, limit).await
+    }
+
+    async fn inspect(&self, pod: &PodId) -> Result<Details, MachineError> {
+        self.machines.inspect(pod).await
     }
 }

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use kina_machine::{Error as MachineError, Found, MachineSpec, MachineState, Overhead, Share, Stream};
+use kina_machine::{
+    Details, Error as MachineError, Found, MachineSpec, MachineState, Overhead, Process, Share, Stream,
+};
 use kina_model::PodId;
 use kina_node::{Error as NodeError, GuestProgram, MAX_SOCKET_PATH, Node, ProcessIdentity};
 use tokio::sync::Semaphore;
@@ -21,10 +23,6 @@ pub(crate) const NAME: &str = "host";
 const RECORD: &str = "machine.json";
 const SOCKET: &str = "guest.sock";
 const LOG: &str = "guest.log";
-
-/// Linux counts processor time for user space in hundredths of a second on
-/// every architecture that it runs on (`USER_HZ`).
-const NANOS_PER_TICK: u64 = 10_000_000;
 
 pub(crate) struct Machines {
     node: Arc<dyn Node>,
@@ -344,61 +342,56 @@ impl Machines {
     }
 
     pub(crate) async fn overhead(&self, pod: &PodId) -> Result<Overhead, MachineError> {
+        let guest = self.guest(pod).await?;
+        Ok(guest.map_or_else(Overhead::default, |guest| Overhead {
+            memory_bytes: guest.memory_bytes,
+            cpu_nanos: guest.cpu_nanos,
+        }))
+    }
+
+    /// The guest's process; none when it does not run.
+    async fn guest(&self, pod: &PodId) -> Result<Option<Process>, MachineError> {
         let record = self.known(pod).await?;
         let Now::Running(guest) = self.now(pod, &record).await? else {
-            return Ok(Overhead::default());
+            return Ok(None);
         };
-        let read = async |file: &str| {
-            let path = PathBuf::from(format!("/proc/{}/{file}", guest.pid));
-            self.node.read_file(&path, record::LIMIT).await
-        };
-        let (Ok(memory), Ok(times)) = (read("smaps_rollup").await, read("stat").await) else {
-            // It ended meanwhile, or is ending: nothing is held then.
-            return Ok(Overhead::default());
-        };
-        Ok(Overhead {
-            memory_bytes: proportional_set_size(&String::from_utf8_lossy(&memory)).unwrap_or(0),
-            cpu_nanos: cpu_time(&String::from_utf8_lossy(&times)).unwrap_or(0),
-        })
+        let usage = self
+            .node
+            .process_usage(guest)
+            .await
+            .map_err(|source| node_error(pod, "measure the guest", source))?;
+        // It may have ended meanwhile.
+        Ok(usage.map(|usage| Process {
+            role: "guest",
+            pid: guest.pid,
+            memory_bytes: usage.memory_bytes,
+            cpu_nanos: usage.cpu_nanos,
+        }))
+    }
+
+    pub(crate) async fn console(&self, pod: &PodId, limit: usize) -> Result<Vec<u8>, MachineError> {
+        self.known(pod).await?;
+        match self.node.read_end(&self.directory(pod).join(LOG), limit).await {
+            Ok(words) => Ok(words),
+            // It has not been started, or has said nothing yet.
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(node_error(pod, "read the guest's log", error)),
+        }
+    }
+
+    pub(crate) async fn inspect(&self, pod: &PodId) -> Result<Details, MachineError> {
+        let record = self.known(pod).await?;
+        let boot_id = self.boot_id(pod).await?;
+        let mut facts = vec![("kernel", "the node's".to_owned()), ("boot id", boot_id)];
+        facts.push(("cgroup", record.cgroup));
+        if let Some(netns) = record.netns {
+            facts.push(("network namespace", netns.display().to_string()));
+        }
+        facts.push(("socket", self.directory(pod).join(SOCKET).display().to_string()));
+        Ok(Details { processes: self.guest(pod).await?.into_iter().collect(), facts })
     }
 }
 
 fn wrong_state(pod: &PodId, operation: &'static str, state: &'static str) -> MachineError {
     MachineError::WrongState { pod: pod.clone(), operation, state }
-}
-
-/// `Pss:` of `/proc/<pid>/smaps_rollup`, in bytes (the file counts in KiB).
-fn proportional_set_size(rollup: &str) -> Option<u64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-    kibibytes.checked_mul(1024)
-}
-
-/// User and system time of `/proc/<pid>/stat` (fields 14 and 15), in nanoseconds.
-fn cpu_time(stat: &str) -> Option<u64> {
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_ascii_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    user.checked_add(system)?.checked_mul(NANOS_PER_TICK)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_parsed() {
-        let rollup =
-            "00400000-7ff000 ---p 00000000 00:00 0 [rollup]\nRss: 10 kB\nPss: 7 kB\nPss_Dirty: 1 kB\n";
-        assert_eq!(proportional_set_size(rollup), Some(7 * 1024));
-        assert_eq!(proportional_set_size("Rss: 10 kB"), None);
-    }
-
-    #[test]
-    fn processor_time_is_parsed() {
-        let stat = "42 (a ) b) S 1 42 42 0 -1 4194560 1 0 0 0 3 4 0 0 20 0 1 0 9876 1000 2 184";
-        assert_eq!(cpu_time(stat), Some(70_000_000));
-        assert_eq!(cpu_time("42 (x) S"), None);
-    }
 }

@@ -18,8 +18,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::{
-    Attachment, Boots, Capabilities, Driver, Ended, Error, Found, LayerAccess, MachineSpec, MachineState,
-    NetworkAttachment, Overhead, Share, Shares, Stream,
+    Attachment, Boots, Capabilities, Details, Driver, Ended, Error, Found, LayerAccess, MachineSpec,
+    MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
 };
 
 /// The name of the fake.
@@ -57,6 +57,10 @@ pub enum Operation {
     Resize,
     /// [`Driver::overhead`]
     Overhead,
+    /// [`Driver::console`]
+    Console,
+    /// [`Driver::inspect`]
+    Inspect,
 }
 
 /// Takes the guest's end of each stream.
@@ -423,6 +427,23 @@ impl Driver for FakeDriver {
             let running = table.machine(pod)?.state == MachineState::Running;
             let memory_bytes = if running { 1 << 20 } else { 0 };
             Ok(Overhead { memory_bytes, cpu_nanos: 0 })
+        })
+        .await
+    }
+
+    async fn console(&self, pod: &PodId, limit: usize) -> Result<Vec<u8>, Error> {
+        self.perform(Operation::Console, Some(pod), |table| {
+            table.machine(pod)?;
+            let words = format!("the console of {pod}\n").into_bytes();
+            Ok(words[words.len().saturating_sub(limit)..].to_vec())
+        })
+        .await
+    }
+
+    async fn inspect(&self, pod: &PodId) -> Result<Details, Error> {
+        self.perform(Operation::Inspect, Some(pod), |table| {
+            table.machine(pod)?;
+            Ok(Details { processes: Vec::new(), facts: vec![("kernel", "none".to_owned())] })
         })
         .await
     }

@@ -204,6 +204,29 @@ pub struct Overhead {
     pub cpu_nanos: u64,
 }
 
+/// A process that makes up a machine on the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// What it is to the machine: `guest`, `qemu`, `virtiofsd`.
+    pub role: &'static str,
+    /// Its process id on the node.
+    pub pid: u32,
+    /// Bytes of memory that it holds (proportional set size).
+    pub memory_bytes: u64,
+    /// CPU time in nanoseconds.
+    pub cpu_nanos: u64,
+}
+
+/// What can be said of a machine to a person who looks for a fault.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// Its living processes, its containers' left out.
+    pub processes: Vec<Process>,
+    /// Further facts, as name and value, in the order in which to show them:
+    /// the accelerator, the kernel, the user that it runs as.
+    pub facts: Vec<(&'static str, String)>,
+}
+
 /// A machine driver.
 #[async_trait]
 pub trait Driver: Send + Sync {
@@ -306,4 +329,19 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// [`Error::NotFound`] for an unknown one.
     async fn overhead(&self, pod: &PodId) -> Result<Overhead, Error>;
+
+    /// The last words of the machine, at most `limit` bytes of them: its
+    /// kernel's console, or the guest's log where the kernel is the node's. They
+    /// are kept after its end, until [`Driver::destroy`]. The guest writes them,
+    /// so they may hold anything.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an unknown one.
+    async fn console(&self, pod: &PodId, limit: usize) -> Result<Vec<u8>, Error>;
+
+    /// What the machine is made of, for people.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an unknown one.
+    async fn inspect(&self, pod: &PodId) -> Result<Details, Error>;
 }

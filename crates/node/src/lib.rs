@@ -134,6 +134,15 @@ pub struct ProcessIdentity {
     pub start_ticks: u64,
 }
 
+/// What a process uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessUsage {
+    /// Bytes of memory that it holds (proportional set size).
+    pub memory_bytes: u64,
+    /// CPU time in nanoseconds, of user space and kernel.
+    pub cpu_nanos: u64,
+}
+
 /// Use of a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilesystemUsage {
@@ -203,6 +212,9 @@ pub trait Node: Send + Sync {
     /// Whether a process lives.
     async fn process_lives(&self, process: ProcessIdentity) -> Result<bool, Error>;
 
+    /// What a process uses; `None` when it lives no more.
+    async fn process_usage(&self, process: ProcessIdentity) -> Result<Option<ProcessUsage>, Error>;
+
     /// Kills every process below a cgroup, waits until none is left (no longer
     /// than `deadline`) and removes the cgroup.
     async fn kill_cgroup(&self, path: &str, deadline: Duration) -> Result<(), Error>;
@@ -239,6 +251,9 @@ pub trait Node: Send + Sync {
 
     /// Reads a file of at most `limit` bytes.
     async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error>;
+
+    /// Reads the last `limit` bytes of a file, or all of a shorter one.
+    async fn read_end(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error>;
 
     /// A text that changes when the regular file at a path (symlinks are
     /// followed) is replaced or rewritten; `None` if there is no regular file.

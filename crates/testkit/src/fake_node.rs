@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use kina_model::PodId;
 use kina_node::{
     Error, FilesystemUsage, GuestProgram, LayerImage, NetworkProbe, Node, Output, ProbeStep, ProcessIdentity,
-    Program,
+    ProcessUsage, Program,
 };
 use tokio::sync::mpsc;
 
@@ -184,6 +184,10 @@ impl Node for FakeNode {
         Ok(false)
     }
 
+    async fn process_usage(&self, _process: ProcessIdentity) -> Result<Option<ProcessUsage>, Error> {
+        Ok(None)
+    }
+
     async fn kill_cgroup(&self, _path: &str, _deadline: Duration) -> Result<(), Error> {
         Ok(())
     }
@@ -235,6 +239,11 @@ impl Node for FakeNode {
 
     async fn read_file(&self, path: &Path, _limit: usize) -> Result<Vec<u8>, Error> {
         std::fs::read(path).map_err(|source| failure("read", path, source))
+    }
+
+    async fn read_end(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
+        let content = self.read_file(path, limit).await?;
+        Ok(content[content.len().saturating_sub(limit)..].to_vec())
     }
 
     #[allow(clippy::disallowed_methods, reason = "a fake needs no atomic replacement")]

@@ -62,6 +62,8 @@ pub async fn out_of_order_is_refused(subject: &dyn Subject) {
     case.assert_not_found("connect", case.within("connect", driver.connect(pod)).await);
     case.assert_not_found("share", case.within("share", driver.share(pod, &share)).await);
     case.assert_not_found("overhead", case.within("overhead", driver.overhead(pod)).await);
+    case.assert_not_found("console", case.within("console", driver.console(pod, 10)).await);
+    case.assert_not_found("inspect", case.within("inspect", driver.inspect(pod)).await);
     case.stop().await;
     case.destroy().await;
 
@@ -255,8 +257,15 @@ pub async fn answers_match_capabilities(subject: &dyn Subject) {
     }
     let overhead = case.ok("overhead", driver.overhead(pod)).await;
     assert!(overhead.memory_bytes > 0, "a running machine without memory");
+    let console = case.ok("console", driver.console(pod, 10)).await;
+    assert!(console.len() <= 10, "{} bytes of the last 10", console.len());
+    let details = case.ok("inspect", driver.inspect(pod)).await;
+    assert!(!details.facts.is_empty(), "nothing to say of a machine");
     case.stop().await;
     let overhead = case.ok("overhead of a stopped machine", driver.overhead(pod)).await;
     assert_eq!(overhead.memory_bytes, 0, "a stopped machine holds memory");
+    case.ok("console of a stopped machine", driver.console(pod, 10)).await;
+    let details = case.ok("inspect a stopped machine", driver.inspect(pod)).await;
+    assert_eq!(details.processes, [], "a stopped machine has processes");
     case.destroy().await;
 }

@@ -118,6 +118,9 @@ pub async fn guests_are_daemons(subject: &dyn Subject) {
     let another = ProcessIdentity { start_ticks: process.start_ticks + 1, ..process };
     assert!(!ok("lives", node.process_lives(another).await), "a start time is not looked at");
     ok("wait for another", node.wait_process(another).await);
+    let usage = ok("usage", node.process_usage(process).await);
+    assert!(usage.is_some_and(|usage| usage.memory_bytes > 0), "{usage:?}");
+    assert_eq!(ok("usage", node.process_usage(another).await), None);
     let inside = ok("processes", node.cgroup_processes(&format!("{cgroup}/guest")).await);
     assert!(inside.contains(&process), "{inside:?}");
     assert!(ok("processes", node.cgroup_processes(&cgroup).await).is_empty(), "in the pod's own cgroup");

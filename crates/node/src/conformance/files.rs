@@ -31,6 +31,9 @@ pub async fn files_are_read_and_replaced(subject: &dyn Subject) {
         Error::TooLarge { limit, .. } => assert_eq!(limit, 5),
         error => panic!("read beyond the limit: {error}"),
     }
+    assert_eq!(ok("read the end", node.read_end(&file, 3).await), b"ond");
+    assert_eq!(ok("read the end", node.read_end(&file, 100).await), b"second");
+    assert!(refused("read the end", node.read_end(&root.join("none"), 10).await).is_not_found());
     assert_eq!(printed(subject, &format!("stat -c %a {}", file.display())).await, "604");
     assert_eq!(ok("list", node.list_directory(&nested).await), ["file"], "a temporary file stays");
     assert!(ok("list", node.list_directory(&root.join("none")).await).is_empty());

@@ -1,7 +1,7 @@
 //! Single files and directories.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,6 +77,31 @@ pub(crate) fn file_identity(path: &Path) -> Result<Option<String>, Error> {
 /// See [`crate::Node::read_file`].
 pub(crate) fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::io("read", path, source);
+    let file = open_file(path)?;
+    let mut content = Vec::new();
+    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(most).read_to_end(&mut content).map_err(failed)?;
+    if content.len() > limit {
+        return Err(Error::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(content)
+}
+
+/// See [`crate::Node::read_end`].
+pub(crate) fn read_end(path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::io("read", path, source);
+    let mut file = open_file(path)?;
+    let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+    let length = file.metadata().map_err(failed)?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(limit))).map_err(failed)?;
+    let mut content = Vec::new();
+    file.take(limit).read_to_end(&mut content).map_err(failed)?;
+    Ok(content)
+}
+
+/// Opens a regular file for reading; anything else is an error.
+fn open_file(path: &Path) -> Result<File, Error> {
+    let failed = |source| Error::io("read", path, source);
     // Without O_NONBLOCK opening a pipe would wait for its writer.
     let file = OpenOptions::new()
         .read(true)
@@ -86,13 +111,7 @@ pub(crate) fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(Error::NotAFile { path: path.to_owned() });
     }
-    let mut content = Vec::new();
-    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(most).read_to_end(&mut content).map_err(failed)?;
-    if content.len() > limit {
-        return Err(Error::TooLarge { path: path.to_owned(), limit });
-    }
-    Ok(content)
+    Ok(file)
 }
 
 /// See [`crate::Node::write_file`]. Readers see the old or the new content,

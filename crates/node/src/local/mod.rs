@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Error, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig, MAX_SOCKET_PATH, NetworkProbe, Node,
-    Output, ProbeStep, ProcessIdentity, Program,
+    Output, ProbeStep, ProcessIdentity, ProcessUsage, Program,
 };
 
 /// The node that is this machine.
@@ -213,6 +213,10 @@ impl Node for LocalNode {
         process::lives(process)
     }
 
+    async fn process_usage(&self, process: ProcessIdentity) -> Result<Option<ProcessUsage>, Error> {
+        process::usage(process)
+    }
+
     async fn kill_cgroup(&self, path: &str, deadline: Duration) -> Result<(), Error> {
         let path = path.to_owned();
         self.blocking("kill cgroup", move |inner| inner.control_groups.kill(&path, deadline)).await
@@ -257,6 +261,10 @@ impl Node for LocalNode {
 
     async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
         files::read_file(path, limit)
+    }
+
+    async fn read_end(&self, path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
+        files::read_end(path, limit)
     }
 
     async fn write_file(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {

@@ -8,12 +8,18 @@ use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::{Error, ProcessIdentity};
+use crate::{Error, ProcessIdentity, ProcessUsage};
+
+/// Linux counts processor time for user space in hundredths of a second on
+/// every architecture that it runs on (`USER_HZ`).
+const NANOS_PER_TICK: u64 = 10_000_000;
 
 /// What `/proc/<pid>/stat` says (proc_pid_stat(5)).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     state: u8,
+    /// Of user space and of the kernel.
+    cpu_ticks: u64,
     start_ticks: u64,
 }
 
@@ -29,9 +35,11 @@ fn parse_stat(stat: &str) -> Option<Stat> {
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
-    // State is field 3, the start time field 22.
-    let start_ticks = fields.nth(18)?.parse().ok()?;
-    Some(Stat { state, start_ticks })
+    // State is field 3, the processor times 14 and 15, the start time 22.
+    let user: u64 = fields.nth(10)?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    let start_ticks = fields.nth(6)?.parse().ok()?;
+    Some(Stat { state, cpu_ticks: user.checked_add(system)?, start_ticks })
 }
 
 fn stat(pid: u32) -> Result<Option<Stat>, Error> {
@@ -58,6 +66,33 @@ pub(crate) fn identity(pid: u32) -> Result<Option<ProcessIdentity>, Error> {
 /// Whether that very process runs.
 pub(crate) fn lives(process: ProcessIdentity) -> Result<bool, Error> {
     Ok(stat(process.pid)?.is_some_and(|stat| stat.start_ticks == process.start_ticks && stat.lives()))
+}
+
+/// See [`crate::Node::process_usage`].
+pub(crate) fn usage(process: ProcessIdentity) -> Result<Option<ProcessUsage>, Error> {
+    let pid = process.pid;
+    let rollup = match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+        Ok(rollup) => rollup,
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
+        {
+            return Ok(None);
+        }
+        Err(source) => return Err(Error::Process { operation: "measure", pid, source }),
+    };
+    // Looked at after the memory: if it is the one asked for now, it was then.
+    let found = stat(pid)?.filter(|stat| stat.start_ticks == process.start_ticks && stat.lives());
+    Ok(found.map(|stat| ProcessUsage {
+        memory_bytes: proportional_set_size(&rollup).unwrap_or(0),
+        cpu_nanos: stat.cpu_ticks.saturating_mul(NANOS_PER_TICK),
+    }))
+}
+
+/// `Pss:` of `/proc/<pid>/smaps_rollup`, in bytes (the file counts in KiB).
+fn proportional_set_size(rollup: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+    kibibytes.checked_mul(1024)
 }
 
 /// Waits until that very process runs no more.
@@ -91,10 +126,18 @@ mod tests {
     #[test]
     fn stat_lines_are_parsed() {
         let line = "42 (a ) R) S 1 42 42 0 -1 4194560 1 0 0 0 2 3 0 0 20 0 1 0 987654 1000 2 184";
-        assert_eq!(parse_stat(line), Some(Stat { state: b'S', start_ticks: 987_654 }));
+        assert_eq!(parse_stat(line), Some(Stat { state: b'S', cpu_ticks: 5, start_ticks: 987_654 }));
         for bad in ["", "42 (x", "42 (x) S 1 2 3", "42 (x) "] {
             assert_eq!(parse_stat(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn memory_is_parsed() {
+        let rollup =
+            "00400000-7ff000 ---p 00000000 00:00 0 [rollup]\nRss: 10 kB\nPss: 7 kB\nPss_Dirty: 1 kB\n";
+        assert_eq!(proportional_set_size(rollup), Some(7 * 1024));
+        assert_eq!(proportional_set_size("Rss: 10 kB"), None);
     }
 
     #[test]

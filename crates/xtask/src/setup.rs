@@ -63,7 +63,7 @@ pub(crate) const TEST: Group = Group {
         "python3-venv",
     ],
     wheels: &[&tools::NEXTEST, &tools::DENY],
-    crates: &[&tools::VIRTIOFSD, &tools::VSOCK_DEVICE],
+    crates: &[&tools::VIRTIOFSD],
     kernel: true,
 };
 
@@ -153,7 +153,7 @@ pub(crate) fn environment(workspace: &Workspace) -> Vec<(&'static str, PathBuf)>
         ("KINA_TEST_KERNEL", workspace.target("kernel/vmlinuz")),
         ("KINA_TEST_MODULES", workspace.target("kernel/modules")),
         ("KINA_TEST_VIRTIOFSD", tools::crate_program(workspace, &tools::VIRTIOFSD)),
-        ("KINA_TEST_VSOCK_DEVICE", tools::crate_program(workspace, &tools::VSOCK_DEVICE)),
+        ("KINA_TEST_VSOCK_DEVICE", workspace.target("debug/kina-vsock")),
     ]
 }
 

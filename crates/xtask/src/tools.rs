@@ -74,9 +74,6 @@ pub(crate) struct Crate {
 /// Shares a folder with a machine.
 pub(crate) const VIRTIOFSD: Crate = Crate { name: "virtiofsd", version: "1.14.0" };
 
-/// Joins a machine's vsock to a Unix socket.
-pub(crate) const VSOCK_DEVICE: Crate = Crate { name: "vhost-device-vsock", version: "0.3.0" };
-
 /// The `bin` folder of the virtual environment.
 pub(crate) fn python_bin(workspace: &Workspace) -> PathBuf {
     workspace.target("tools/python/bin")

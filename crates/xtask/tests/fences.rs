@@ -44,6 +44,7 @@ const HOUSE: &[Room] = &[
     Room { name: "kina-attachment", folder: "crates/attachment", uses: &[], may: &[Platform, Unsafe] },
     Room { name: "kina-log", folder: "crates/log", uses: &[], may: &[] },
     Room { name: "kina-store", folder: "crates/store", uses: &[], may: &[] },
+    Room { name: "kina-vsock", folder: "crates/vsock", uses: &[], may: &[Platform] },
     Room { name: "kina-guest-api", folder: "crates/guest-api", uses: &["kina-model"], may: &[Grpc] },
     // One concern each.
     Room { name: "kina-launch", folder: "crates/launch", uses: &["kina-cgroup"], may: &[Platform, Unsafe] },
@@ -123,6 +124,7 @@ const HOUSE: &[Room] = &[
             "kina-model",
             "kina-node",
             "kina-store",
+            "kina-vsock",
         ],
         may: &[Grpc, Platform, Unsafe, Anyhow],
     },

@@ -23,8 +23,6 @@ pub const SHARE_IN_GUEST: &str = "/share";
 
 /// The shared folder's name between QEMU and the guest.
 const SHARE_TAG: &str = "share";
-/// An address that no machine of the host's own can have: there is no host device.
-const GUEST_CID: u32 = 3;
 /// How long the devices' processes may take to listen.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a machine that boots is looked after.
@@ -99,21 +97,23 @@ impl Machine {
                 .arg(at("share")),
         )?;
         let mut vsock = Process::start(
-            "vhost-device-vsock",
+            "kina-vsock",
             Command::new(&prerequisites.vsock_device)
-                // It warns of every connection that comes too early.
-                .env("RUST_LOG", "error")
-                .args(["--guest-cid", &GUEST_CID.to_string(), "--socket"])
+                .arg("--vhost")
                 .arg(at("vsock"))
-                .arg("--uds-path")
+                .arg("--host")
                 .arg(at("guest")),
         )?;
-        for (process, socket) in [(&mut share, at("share")), (&mut vsock, at("vsock"))] {
+        // The socket of kina-vsock is there once it accepts connections.
+        let is_there: fn(&Path) -> Result<bool> = |socket| Ok(socket.exists());
+        for (process, socket, ready) in
+            [(&mut share, at("share"), listens as _), (&mut vsock, at("vsock"), is_there)]
+        {
             wait_until(&format!("{} listens", socket.display()), DEVICE_PATIENCE, || {
                 if let Some(status) = process.ended()? {
                     bail!("the device of {} has ended: {status}", socket.display());
                 }
-                listens(&socket)
+                ready(&socket)
             })?;
         }
         let devices_ready = begin.elapsed();

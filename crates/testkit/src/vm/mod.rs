@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! test ──▶ Machine ──┬─▶ qemu             microvm, TCG, memory in a memfd
-//!            │       ├─▶ vhost-device-vsock   ◀── VsockConnector (gRPC)
-//!            │       └─▶ virtiofsd            ◀── a shared folder
+//!            │       ├─▶ kina-vsock       ◀── VsockConnector (gRPC)
+//!            │       └─▶ virtiofsd        ◀── a shared folder
 //!            └─ drop: all of them killed, the temporary folder removed
 //! ```
 //!

@@ -39,7 +39,7 @@ impl Prerequisites {
             kernel: below("KINA_TEST_KERNEL", "kernel/vmlinuz", setup)?,
             modules: below("KINA_TEST_MODULES", "kernel/modules", setup)?,
             virtiofsd: below("KINA_TEST_VIRTIOFSD", "tools/bin/virtiofsd", setup)?,
-            vsock_device: below("KINA_TEST_VSOCK_DEVICE", "tools/bin/vhost-device-vsock", setup)?,
+            vsock_device: below("KINA_TEST_VSOCK_DEVICE", "debug/kina-vsock", "cargo build -p kina-vsock")?,
             guest: below(
                 "KINA_GUEST",
                 "guest/x86_64-unknown-linux-gnu/guest/kina-guest",

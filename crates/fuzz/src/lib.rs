@@ -10,6 +10,7 @@ mod erofs;
 mod layer;
 mod mutate;
 mod seeds;
+mod spdy;
 mod tar;
 
 pub use crate::mutate::{Random, mutate};
@@ -99,6 +100,20 @@ pub const TARGETS: &[Target] = &[
             "[[",
             "/v2/",
         ],
+    },
+    Target {
+        name: "spdy",
+        about: "SPDY as bytes, after the length of its pieces; frames that come out encode to the same",
+        run: spdy::frames,
+        seeds: spdy::frame_seeds,
+        words: &[],
+    },
+    Target {
+        name: "spdy-connection",
+        about: "SPDY frames of every kind in any order to a connection; nothing is left of it",
+        run: spdy::connection,
+        seeds: spdy::connection_seeds,
+        words: &[],
     },
 ];
 

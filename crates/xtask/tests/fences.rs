@@ -43,6 +43,7 @@ const HOUSE: &[Room] = &[
     Room { name: "kina-cni", folder: "crates/cni", uses: &[], may: &[] },
     Room { name: "kina-attachment", folder: "crates/attachment", uses: &[], may: &[Platform, Unsafe] },
     Room { name: "kina-log", folder: "crates/log", uses: &[], may: &[] },
+    Room { name: "kina-spdy", folder: "crates/spdy", uses: &[], may: &[] },
     Room { name: "kina-store", folder: "crates/store", uses: &[], may: &[] },
     Room { name: "kina-vsock", folder: "crates/vsock", uses: &[], may: &[Platform] },
     Room { name: "kina-guest-api", folder: "crates/guest-api", uses: &["kina-model"], may: &[Grpc] },
@@ -128,7 +129,12 @@ const HOUSE: &[Room] = &[
         ],
         may: &[Grpc, Platform, Unsafe, Anyhow],
     },
-    Room { name: "kina-fuzz", folder: "crates/fuzz", uses: &["kina-erofs", "kina-image"], may: &[] },
+    Room {
+        name: "kina-fuzz",
+        folder: "crates/fuzz",
+        uses: &["kina-erofs", "kina-image", "kina-spdy"],
+        may: &[],
+    },
     Room { name: "xtask", folder: "crates/xtask", uses: &[], may: &[Platform, Anyhow] },
 ];
 

@@ -18,7 +18,7 @@
 //!
 //! What a machine needs to know is an [`Interface`]: read in the sandbox namespace
 //! ([`inspect`]), planned ([`plan`]), sent to the machine, and put in place there
-//! ([`apply()`]). [`vni`] hands out the numbers of tunnels.
+//! ([`apply()`]), in the pod's own namespace ([`carry`] moves the device). [`vni`] hands out the numbers of tunnels.
 //!
 //! [`Interface`], [`plan`] and [`vni`] exist on every platform, the rest on Linux.
 
@@ -33,7 +33,7 @@ mod linux;
 pub use error::{Error, Refusal};
 #[cfg(target_os = "linux")]
 pub use linux::{
-    apply::{Target, apply},
+    apply::{Target, apply, carry},
     direct,
     inspect::inspect,
     namespace::Namespace,

@@ -346,6 +346,21 @@ async fn errors_say_where_and_what() {
 }
 
 #[tokio::test]
+async fn a_card_is_carried_over_once_it_is_there() {
+    let (machine, pod) = (Net::new(), Net::new());
+    let mac: kina_attachment::Mac = "02:00:00:00:00:77".parse().unwrap();
+    let carry = |patience| kina_attachment::carry(&machine.namespace, &pod.namespace, mac, patience);
+    let error = carry(std::time::Duration::ZERO).await.unwrap_err();
+    assert!(error.to_string().contains("02:00:00:00:00:77"), "{error}");
+    let make = async { machine.ip(&format!("link add nic1 address {mac} type veth peer name other")) };
+    let (carried, _) = tokio::join!(carry(support::PATIENCE), make);
+    carried.unwrap();
+    assert!(pod.ip("link show nic1").contains("02:00:00:00:00:77"));
+    assert!(!machine.ip("-brief link").contains("nic1"));
+    carry(std::time::Duration::ZERO).await.unwrap();
+}
+
+#[tokio::test]
 async fn no_thread_of_the_runtime_is_ever_elsewhere() {
     let rig = Rig::new(1500);
     let own = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();

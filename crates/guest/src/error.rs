@@ -125,6 +125,15 @@ pub enum Error {
         #[source]
         source: kina_cgroup::Error,
     },
+    /// The pod's network interface could not be put in place.
+    #[error("pod network interface {interface}")]
+    Network {
+        /// Its name in the pod.
+        interface: String,
+        /// Why.
+        #[source]
+        source: kina_attachment::Error,
+    },
     /// A log operation failed.
     #[error("log of container {id}")]
     Log {

@@ -107,7 +107,7 @@ impl Guest {
             Some(pod) if pod.is(&request) => Ok(()),
             Some(_) => Err(Error::PodDiffers),
             None => {
-                *pod = Some(Arc::new(Pod::create(request, &self.hierarchy)?));
+                *pod = Some(Arc::new(Pod::create(request, &self.hierarchy).await?));
                 Ok(())
             }
         }

@@ -31,6 +31,7 @@ mod init;
 mod journal;
 mod layers;
 mod namespaces;
+mod network;
 mod pause;
 mod pod;
 mod process;

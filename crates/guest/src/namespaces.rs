@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,6 @@ pub(crate) struct Plan {
 pub(crate) enum Network {
     Host,
     Existing(OwnedFd),
-    Loopback,
 }
 
 /// The namespaces, made; `None` is the machine's own.
@@ -38,6 +38,8 @@ pub(crate) struct PodNamespaces {
     pub(crate) ipc: Option<OwnedFd>,
     pub(crate) uts: Option<OwnedFd>,
     pub(crate) network: Option<OwnedFd>,
+    /// What the pod can be reached by in its own network namespace.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// Makes the namespaces in a thread that ends, and writes host name and sysctls
@@ -67,18 +69,12 @@ fn create_here(plan: Plan) -> Result<PodNamespaces, Error> {
     let mut flags = CloneFlags::empty();
     flags.set(CloneFlags::CLONE_NEWIPC, plan.ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, plan.uts);
-    flags.set(CloneFlags::CLONE_NEWNET, matches!(plan.network, Network::Loopback));
     nix::sched::unshare(flags).map_err(|e| failed("unshare", e))?;
-    let network = match plan.network {
-        Network::Host => None,
+    let (network, addresses) = match plan.network {
+        Network::Host => (None, Vec::new()),
         Network::Existing(namespace) => {
-            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET)
-                .map_err(|e| failed("join the network namespace", e))?;
-            Some(namespace)
-        }
-        Network::Loopback => {
-            bring_loopback_up()?;
-            Some(own_namespace("net")?)
+            enter_network(&namespace)?;
+            (Some(namespace), own_addresses()?)
         }
     };
     if plan.uts {
@@ -94,7 +90,40 @@ fn create_here(plan: Plan) -> Result<PodNamespaces, Error> {
     }
     let ipc = plan.ipc.then(|| own_namespace("ipc")).transpose()?;
     let uts = plan.uts.then(|| own_namespace("uts")).transpose()?;
-    Ok(PodNamespaces { ipc, uts, network })
+    Ok(PodNamespaces { ipc, uts, network, addresses })
+}
+
+/// Makes a network namespace with loopback only.
+pub(crate) fn loopback() -> Result<OwnedFd, Error> {
+    in_thread("make a network namespace", || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("unshare", e))?;
+        bring_loopback_up()?;
+        own_namespace("net")
+    })
+}
+
+/// Moves the calling thread, which must be one of a moment, into a network namespace.
+pub(crate) fn enter_network(namespace: &OwnedFd) -> Result<(), Error> {
+    nix::sched::setns(namespace, CloneFlags::CLONE_NEWNET)
+        .map_err(|e| failed("join the network namespace", e))
+}
+
+/// The addresses of the calling thread's network namespace that others know it by, IPv4 first.
+fn own_addresses() -> Result<Vec<IpAddr>, Error> {
+    let all = nix::ifaddrs::getifaddrs().map_err(|e| failed("list the pod's addresses", e))?;
+    let mut addresses: Vec<IpAddr> = all
+        .filter_map(|interface| interface.address)
+        .filter_map(|address| {
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        })
+        .filter(|address| match address {
+            IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+            IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+        })
+        .collect();
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    Ok(addresses)
 }
 
 fn own_namespace(kind: &str) -> Result<OwnedFd, Error> {
@@ -142,7 +171,7 @@ mod tests {
         let namespaces = create(Plan {
             ipc: true,
             uts: true,
-            network: Network::Loopback,
+            network: Network::Existing(loopback().unwrap()),
             hostname: "a-pod".to_owned(),
             sysctls: vec![
                 ("kernel/shm_rmid_forced".into(), "1".to_owned()),

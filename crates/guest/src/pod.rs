@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,8 @@ use kina_guest_api::v1::NamespaceMode;
 use kina_guest_api::v1::pod_network::Kind;
 
 use crate::error::Error;
-use crate::namespaces::{Network, Plan, PodNamespaces};
+use crate::namespaces::{Plan, PodNamespaces};
+use crate::network;
 use crate::pause::Pause;
 use crate::shared_memory::SharedMemory;
 
@@ -52,8 +54,8 @@ pub(crate) const POD_FILES: [(&str, &str); 3] =
     [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("hostname", "/etc/hostname")];
 
 impl Pod {
-    /// Sets a pod up. Must be called on the guest's main thread (see [`Pause`]).
-    pub(crate) fn create(request: v1::SetupPodRequest, hierarchy: &Hierarchy) -> Result<Self, Error> {
+    /// Sets a pod up. Must run on the guest's main thread (see [`Pause`]).
+    pub(crate) async fn create(request: v1::SetupPodRequest, hierarchy: &Hierarchy) -> Result<Self, Error> {
         let state_directory = PathBuf::from(&request.state_directory);
         if !state_directory.is_absolute() || !state_directory.is_dir() {
             let reason = format!("{} is no directory", state_directory.display());
@@ -61,8 +63,7 @@ impl Pod {
         }
         let host_ipc = request.ipc() == NamespaceMode::Host;
         let host_uts = request.uts() == NamespaceMode::Host;
-        let network = network(request.network.as_ref())?;
-        let host_network = matches!(network, Network::Host);
+        let host_network = matches!(request.network, Some(v1::PodNetwork { kind: Some(Kind::Host(_)) }));
         let hostname = if host_uts {
             rustix::system::uname().nodename().to_string_lossy().into_owned()
         } else {
@@ -76,7 +77,7 @@ impl Pod {
             .collect::<Result<Vec<_>, _>>()?;
         let cgroup_error = |source| Error::Cgroup { path: request.cgroup_path.clone(), source };
         let group = hierarchy.group(&request.cgroup_path).map_err(cgroup_error)?;
-        write_files(&state_directory, &request, host_network, &hostname)?;
+        let network = network::prepare(request.network.as_ref()).await?;
         group.create().map_err(cgroup_error)?;
         let bytes = if request.shm_bytes == 0 { DEFAULT_SHM_BYTES } else { request.shm_bytes };
         let namespaces = crate::namespaces::create(Plan {
@@ -86,6 +87,9 @@ impl Pod {
             hostname: hostname.clone(),
             sysctls,
         })?;
+        let hosts =
+            if host_network { copied("/etc/hosts")? } else { hosts(&namespaces.addresses, &hostname) };
+        write_files(&state_directory, &request, hosts, &hostname)?;
         let shared_memory =
             if host_ipc { None } else { Some(SharedMemory::create(bytes, &state_directory)?) };
         let pid = match request.pid() {
@@ -116,20 +120,6 @@ impl Pod {
         for directory in ["containers", "layers"] {
             drop(fs::remove_dir(self.state_directory.join(directory)));
         }
-    }
-}
-
-fn network(network: Option<&v1::PodNetwork>) -> Result<Network, Error> {
-    match network.and_then(|network| network.kind.as_ref()) {
-        Some(Kind::Host(_)) => Ok(Network::Host),
-        Some(Kind::Loopback(_)) => Ok(Network::Loopback),
-        Some(Kind::NamespacePath(path)) => fs::File::open(path)
-            .map(|file| Network::Existing(file.into()))
-            .map_err(|source| Error::file("open network namespace", path, source)),
-        Some(Kind::Interface(_)) => {
-            Err(Error::invalid("network.interface", "this guest cannot carry a network card over"))
-        }
-        None => Err(Error::invalid("network", "is missing")),
     }
 }
 
@@ -181,17 +171,12 @@ fn sysctl_file(name: &str, host_network: bool, host_ipc: bool) -> Result<PathBuf
 fn write_files(
     directory: &Path,
     request: &v1::SetupPodRequest,
-    host_network: bool,
+    hosts: String,
     hostname: &str,
 ) -> Result<(), Error> {
     let resolv = match &request.dns {
         Some(dns) if *dns != v1::Dns::default() => resolv_conf(dns)?,
         Some(_) | None => copied("/etc/resolv.conf")?,
-    };
-    let hosts = if host_network {
-        copied("/etc/hosts")?
-    } else {
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned()
     };
     let contents = [resolv, hosts, format!("{hostname}\n")];
     for ((file, _), content) in POD_FILES.into_iter().zip(contents) {
@@ -202,6 +187,15 @@ fn write_files(
         rustix::fs::chmod(&path, mode).map_err(|errno| Error::file("write", &path, errno))?;
     }
     Ok(())
+}
+
+/// The pod's own names, as the kubelet writes them.
+fn hosts(addresses: &[IpAddr], hostname: &str) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    for address in addresses {
+        let _ = writeln!(text, "{address}\t{hostname}");
+    }
+    text
 }
 
 fn copied(path: &str) -> Result<String, Error> {

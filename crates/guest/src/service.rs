@@ -77,6 +77,10 @@ fn status(error: &Error) -> Status {
             kina_cgroup::Error::Unsupported { .. } => Code::Unimplemented,
             _ => Code::Internal,
         },
+        Error::Network { source, .. } => match source {
+            kina_attachment::Error::BadName { .. } => Code::InvalidArgument,
+            _ => Code::Internal,
+        },
         Error::Log { source, .. } => match source {
             kina_log::Error::Offset { .. } => Code::InvalidArgument,
             _ => Code::Internal,

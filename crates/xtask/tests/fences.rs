@@ -85,7 +85,7 @@ const HOUSE: &[Room] = &[
     Room {
         name: "kina-guest",
         folder: "crates/guest",
-        uses: &["kina-cgroup", "kina-guest-api", "kina-launch", "kina-log"],
+        uses: &["kina-attachment", "kina-cgroup", "kina-guest-api", "kina-launch", "kina-log"],
         may: &[Grpc, Platform, Unsafe, Anyhow],
     },
     // The daemon. It starts no process in a namespace and touches no cgroup itself:

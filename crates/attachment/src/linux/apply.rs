@@ -1,6 +1,7 @@
 //! An interface put in place.
 
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -26,6 +27,8 @@ use crate::{Address, Error, Interface, Mac, Neighbour, Prefix, Route, Rule};
 
 /// How long the kernel may take to let go of new addresses: milliseconds as a rule.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks for a device that is not there yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Which device becomes the pod's interface.
 #[derive(Clone, Debug)]
@@ -35,6 +38,26 @@ pub enum Target {
     /// The one with this hardware address, whatever it is called: a virtual machine's
     /// network card, made by the host with the pod's address.
     WithMac(Mac),
+}
+
+/// Moves the device with this hardware address from one namespace to another. Waits up
+/// to `patience` for it to appear: a machine's drivers are not done at once. One that is
+/// in `to` already is fine.
+pub async fn carry(from: &Namespace, to: &Namespace, mac: Mac, patience: Duration) -> Result<(), Error> {
+    let target = Target::WithMac(mac);
+    if find(&Netlink::open(to).await?, &target).await.is_ok() {
+        return Ok(());
+    }
+    let netlink = Netlink::open(from).await?;
+    let deadline = Instant::now() + patience;
+    let link = loop {
+        match find(&netlink, &target).await {
+            Err(Error::NoInterface { .. }) if Instant::now() < deadline => sleep(LOOK_AGAIN).await,
+            found => break found?,
+        }
+    };
+    let message = LinkUnspec::new_with_index(link.index).setns_by_fd(to.as_fd().as_raw_fd()).build();
+    netlink.set_link(message, "move", &link.name).await
 }
 
 /// Makes the device in `namespace` look like `interface`, down to its name: up,

@@ -1,5 +1,6 @@
 //! A real guest on a unix socket, and containers of busybox.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use kina_attachment::Namespace;
 use kina_cgroup::{Group, Hierarchy};
 use kina_guest_api::v1::event::What;
 use kina_guest_api::{Connect, GuestClient, GuestStream, v1};
@@ -71,6 +73,19 @@ impl Guest {
     }
 
     pub(crate) async fn start_program(program: &Path) -> Self {
+        Self::start_by(program, |mut command| async move { command.spawn().unwrap() }).await
+    }
+
+    /// A guest whose machine's network namespace is that one.
+    pub(crate) async fn start_in(namespace: &Namespace) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_kina-guest"));
+        Self::start_by(program, |mut command| async move {
+            namespace.run(move || command.spawn().unwrap()).await.unwrap()
+        })
+        .await
+    }
+
+    async fn start_by<F: Future<Output = Child>>(program: &Path, spawn: impl FnOnce(Command) -> F) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("state")).unwrap();
         rootfs(&directory.path().join("rootfs"));
@@ -78,14 +93,14 @@ impl Guest {
         let group = Hierarchy::detect().unwrap().group(&format!("/kina-guest-test-{name}")).unwrap();
         let socket = directory.path().join("guest.sock");
         let begin = Instant::now();
-        let process = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(["serve", "--pod", "pod-under-test", "--listen"])
             .arg(format!("unix:{}", socket.display()))
             .args(["--cgroup", group.path(), "--log"])
             .arg(directory.path().join("guest.log"))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stdin(Stdio::null());
+        let process = spawn(command).await;
         let mut guard = Starting { process: Some(process), group: group.clone() };
         let client = kina_guest_api::connect(Arc::new(Unix(socket)), PATIENCE).await.unwrap();
         let hello_after = begin.elapsed();
@@ -239,6 +254,39 @@ impl Guest {
             std::fs::read_to_string(&log).is_ok_and(|log| contents(&log).contains(text))
         })
         .await;
+    }
+}
+
+/// A network namespace of the test's own. It has no name: it goes with its descriptors.
+pub(crate) struct Net {
+    file: std::fs::File,
+    pub(crate) namespace: Namespace,
+}
+
+impl Net {
+    pub(crate) fn new() -> Self {
+        let make = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            std::fs::File::open("/proc/thread-self/ns/net").unwrap()
+        };
+        let file = std::thread::spawn(make).join().unwrap();
+        let namespace = Namespace::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        Self { file, namespace }
+    }
+
+    /// Its path for other processes.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
+    /// Runs `ip` in it and returns what it says.
+    pub(crate) async fn ip(&self, arguments: &str) -> String {
+        let words: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+        let run = self.namespace.run(move || Command::new("ip").args(words).output().unwrap());
+        let output = run.await.unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ip {arguments}: {complaint}");
+        String::from_utf8(output.stdout).unwrap()
     }
 }
 

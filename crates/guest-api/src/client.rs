@@ -7,6 +7,7 @@
 
 mod error;
 mod exec;
+mod forward;
 mod log;
 
 use std::future::Future;
@@ -28,6 +29,7 @@ use crate::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, v1};
 
 pub use error::{GuestError, Refusal};
 pub use exec::{ExecInput, ExecOutput, ExecResponses, ExecSession};
+pub use forward::{PORT_FORWARD_DEADLINE, PortForward, PortForwardInput, PortForwardOutput};
 pub use log::{LogAcknowledger, LogReader};
 
 /// The largest message in either direction, in bytes.

@@ -107,6 +107,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Nothing in the pod takes a connection.
+    #[error("connect to port {port} in the pod")]
+    Connect {
+        /// The TCP port.
+        port: u16,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A process could not be started.
     #[error("start a process of container {id}")]
     Launch {

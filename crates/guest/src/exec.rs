@@ -43,9 +43,7 @@ pub(crate) async fn run(
     start: v1::ExecStart,
     requests: impl Stream<Item = Result<v1::ExecRequest, Status>> + Send + Unpin + 'static,
 ) -> Result<Responses, Error> {
-    let permit = Arc::clone(&guest.execs)
-        .try_acquire_owned()
-        .map_err(|_| Error::TooMany { what: "execs", limit: guest.execs_limit() })?;
+    let permit = guest.take_exec()?;
     let container = guest.container(&start.container_id)?;
     container.require_running("exec in")?;
     let timeout = (start.timeout_millis > 0).then(|| Duration::from_millis(start.timeout_millis));

@@ -12,7 +12,7 @@ use kina_cgroup::{Group, Hierarchy};
 use kina_guest_api::v1;
 use kina_launch::{Created, Launcher, Plan, RootFs};
 use kina_log::{Sink, Stream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::container::{Container, Made, ToStart, now_nanos, open_log, start_pumps};
 use crate::error::Error;
@@ -30,6 +30,8 @@ use crate::user::Accounts;
 const CONTAINERS_LIMIT: usize = 256;
 /// Execs at one time.
 const EXECS_LIMIT: usize = 128;
+/// Forwarded connections at one time.
+const FORWARDS_LIMIT: usize = 128;
 const ID_LIMIT: usize = 128;
 /// How long killed processes may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -48,7 +50,8 @@ pub(crate) struct Guest {
     pub(crate) journal: Journal,
     pub(crate) events: Events,
     pub(crate) launcher: Arc<Launcher>,
-    pub(crate) execs: Arc<Semaphore>,
+    execs: Arc<Semaphore>,
+    forwards: Arc<Semaphore>,
     pod: tokio::sync::Mutex<Option<Arc<Pod>>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     layers: Arc<LayerStore>,
@@ -68,6 +71,7 @@ impl Guest {
             events: Events::default(),
             launcher: Arc::new(launcher),
             execs: Arc::new(Semaphore::new(EXECS_LIMIT)),
+            forwards: Arc::new(Semaphore::new(FORWARDS_LIMIT)),
             pod: tokio::sync::Mutex::default(),
             containers: Mutex::default(),
             layers: Arc::default(),
@@ -85,9 +89,14 @@ impl Guest {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many execs may run at one time.
-    pub(crate) fn execs_limit(&self) -> usize {
-        EXECS_LIMIT
+    /// Takes the place of an exec, for as long as it lasts.
+    pub(crate) fn take_exec(&self) -> Result<OwnedSemaphorePermit, Error> {
+        take(&self.execs, "execs", EXECS_LIMIT)
+    }
+
+    /// Takes the place of a forwarded connection.
+    pub(crate) fn take_forward(&self) -> Result<OwnedSemaphorePermit, Error> {
+        take(&self.forwards, "forwarded connections", FORWARDS_LIMIT)
     }
 
     /// A container by id.
@@ -113,7 +122,8 @@ impl Guest {
         }
     }
 
-    async fn pod(&self) -> Result<Arc<Pod>, Error> {
+    /// The pod, once it is set up.
+    pub(crate) async fn pod(&self) -> Result<Arc<Pod>, Error> {
         self.pod.lock().await.clone().ok_or(Error::NoPod)
     }
 
@@ -172,7 +182,7 @@ impl Guest {
 
     fn pid_namespace(&self, request: &v1::CreateContainerRequest, pod: &Pod) -> Result<PidNamespace, Error> {
         use v1::NamespaceMode;
-        let path = crate::shared_memory::descriptor_path;
+        let path = crate::memory::descriptor_path;
         Ok(match (request.pid(), &pod.pid) {
             (NamespaceMode::Container, _) | (NamespaceMode::Unspecified, PidMode::Container) => {
                 PidNamespace::Own
@@ -215,7 +225,7 @@ impl Guest {
         let root = rootfs::assemble(id, &lower, undo.writable())?;
         let identity = Accounts::read(&root)?.resolve(request_process.user.as_ref())?;
         let owns_pid_namespace = matches!(pid, PidNamespace::Own);
-        let spec = spec::build(request, pod, &identity, &pid, &self.hierarchy)?;
+        let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy)?;
         let streams = Streams::open(request_process.terminal, request.stdin)?;
         let launched = self
             .launcher
@@ -468,8 +478,14 @@ impl Guest {
                 Err(error) => complain(&error),
             }
         }
-        pod.remove_files();
+        if let Err(error) = pod.remove_files() {
+            complain(&error);
+        }
     }
+}
+
+fn take(places: &Arc<Semaphore>, what: &'static str, limit: usize) -> Result<OwnedSemaphorePermit, Error> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| Error::TooMany { what, limit })
 }
 
 /// The outcome of a container's build.

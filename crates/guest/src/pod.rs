@@ -12,10 +12,11 @@ use kina_guest_api::v1::NamespaceMode;
 use kina_guest_api::v1::pod_network::Kind;
 
 use crate::error::Error;
+use crate::memory::{self, Memory};
 use crate::namespaces::{Plan, PodNamespaces};
 use crate::network;
 use crate::pause::Pause;
-use crate::shared_memory::SharedMemory;
+use crate::volumes::Volumes;
 
 /// The kernel's bound (HOST_NAME_MAX).
 const HOSTNAME_LIMIT: usize = 64;
@@ -31,10 +32,11 @@ pub(crate) struct Pod {
     pub(crate) state_directory: PathBuf,
     pub(crate) namespaces: PodNamespaces,
     /// `None`: the machine's own.
-    pub(crate) shared_memory: Option<SharedMemory>,
+    pub(crate) shared_memory: Option<Memory>,
     pub(crate) group: Group,
     pub(crate) hostname: String,
     pub(crate) pid: PidMode,
+    pub(crate) volumes: Volumes,
 }
 
 /// Which PID namespace containers get unless they say otherwise.
@@ -90,8 +92,11 @@ impl Pod {
         let hosts =
             if host_network { copied("/etc/hosts")? } else { hosts(&namespaces.addresses, &hostname) };
         write_files(&state_directory, &request, hosts, &hostname)?;
-        let shared_memory =
-            if host_ipc { None } else { Some(SharedMemory::create(bytes, &state_directory)?) };
+        let shared_memory = if host_ipc {
+            None
+        } else {
+            Some(Memory::create(&memory::shared(bytes), state_directory.join("shm"))?)
+        };
         let pid = match request.pid() {
             NamespaceMode::Host => PidMode::Host,
             NamespaceMode::Pod => {
@@ -104,7 +109,8 @@ impl Pod {
                 return Err(Error::invalid("pid", "a pod has no target"));
             }
         };
-        Ok(Self { state_directory, namespaces, shared_memory, group, hostname, pid, request })
+        let volumes = Volumes::new(state_directory.join("volumes"));
+        Ok(Self { state_directory, namespaces, shared_memory, group, hostname, pid, volumes, request })
     }
 
     /// Whether a repeated request asks for what is there.
@@ -113,13 +119,14 @@ impl Pod {
     }
 
     /// Removes the pod's files.
-    pub(crate) fn remove_files(&self) {
+    pub(crate) fn remove_files(&self) -> Result<(), Error> {
         for (file, _) in POD_FILES {
             drop(fs::remove_file(self.state_directory.join(file)));
         }
         for directory in ["containers", "layers"] {
             drop(fs::remove_dir(self.state_directory.join(directory)));
         }
+        self.volumes.remove()
     }
 }
 

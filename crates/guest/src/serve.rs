@@ -34,6 +34,8 @@ const STREAMS_LIMIT: u32 = 128;
 /// Bytes that one stream, and one connection, may have on its way to the guest.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 128 << 10;
+/// Bytes that one stream may have on its way to a caller that does not read.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// Threads for what blocks: mounts, launches, removals.
 const BLOCKING_THREADS: usize = 8;
 const BLOCKING_STACK_BYTES: usize = 256 << 10;
@@ -203,6 +205,7 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         .http2()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_concurrent_streams(STREAMS_LIMIT);
     let service = TowerToHyperService::new(service);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

@@ -16,6 +16,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::error::Error;
 use crate::exec;
+use crate::forward;
 use crate::guest::{Guest, chain, complete};
 
 /// Messages on their way to one reader.
@@ -59,9 +60,11 @@ fn status(error: &Error) -> Status {
     let code = match error {
         Error::NoContainer { .. } => Code::NotFound,
         Error::ContainerExists { .. } => Code::AlreadyExists,
-        Error::WrongState { .. } | Error::NoPod | Error::PodDiffers | Error::ShuttingDown => {
-            Code::FailedPrecondition
-        }
+        Error::WrongState { .. }
+        | Error::NoPod
+        | Error::PodDiffers
+        | Error::ShuttingDown
+        | Error::Connect { .. } => Code::FailedPrecondition,
         Error::Invalid { .. }
         | Error::UnknownUser { .. }
         | Error::UnknownGroup { .. }
@@ -198,6 +201,22 @@ impl guest_server::Guest for Service {
         };
         let work = exec::run(Arc::clone(&self.guest), start, requests);
         let responses = self.run("Exec", work).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    type PortForwardStream = BoxStream<v1::PortForwardResponse>;
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<v1::PortForwardRequest>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        let mut requests = request.into_inner();
+        let start = match first(&mut requests).await?.what {
+            Some(v1::port_forward_request::What::Start(start)) => start,
+            Some(_) | None => return Err(Status::invalid_argument("the first message is no start")),
+        };
+        let work = forward::run(Arc::clone(&self.guest), start, requests);
+        let responses = self.run("PortForward", work).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 

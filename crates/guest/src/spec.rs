@@ -6,6 +6,7 @@ mod seccomp;
 
 use std::collections::HashSet;
 use std::fmt::Display;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -20,9 +21,11 @@ use oci_spec::runtime::{
 };
 
 use crate::error::Error;
+use crate::memory::descriptor_path;
 use crate::pod::Pod;
-use crate::shared_memory::descriptor_path;
 use crate::user::Identity;
+
+use mounts::Mounts;
 
 /// Which PID namespace a container gets.
 #[derive(Debug)]
@@ -32,17 +35,18 @@ pub(crate) enum PidNamespace {
     Shared(PathBuf),
 }
 
-/// Builds the specification.
+/// Builds the specification. What it refers to by descriptor is returned with it, to be held
+/// until the container is created.
 pub(crate) fn build(
     request: &v1::CreateContainerRequest,
     pod: &Pod,
     identity: &Identity,
     pid: &PidNamespace,
     hierarchy: &Hierarchy,
-) -> Result<Spec, Error> {
+) -> Result<(Spec, Vec<OwnedFd>), Error> {
     let readonly = request.rootfs.as_ref().is_some_and(|rootfs| rootfs.readonly);
     let root = RootBuilder::default().path("rootfs").readonly(readonly).build();
-    let (mounts, propagation) = mounts::build(request, pod, readonly)?;
+    let Mounts { mounts, propagation, held } = mounts::build(request, pod, readonly)?;
     let mut linux = linux(request, pod, pid, hierarchy)?;
     linux.set_rootfs_propagation(propagation.map(str::to_owned));
     let spec = SpecBuilder::default()
@@ -55,7 +59,7 @@ pub(crate) fn build(
     // The builder's defaults are an example container's.
     let mut spec = built(spec)?;
     spec.set_hostname(None).set_annotations(None);
-    Ok(spec)
+    Ok((spec, held))
 }
 
 /// What an exec needs of a container's specification: the rest is given back.

@@ -247,6 +247,15 @@ impl Guest for FakeGuest {
         Err(Status::unimplemented("the fake runs nothing"))
     }
 
+    type PortForwardStream = Answers<v1::PortForwardResponse>;
+
+    async fn port_forward(
+        &self,
+        _request: Request<Streaming<v1::PortForwardRequest>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        Err(Status::unimplemented("the fake has no network"))
+    }
+
     async fn reopen_log(
         &self,
         _request: Request<v1::ReopenLogRequest>,

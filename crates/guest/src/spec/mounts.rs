@@ -1,6 +1,7 @@
 //! The mounts of a container.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use kina_guest_api::v1;
@@ -9,14 +10,24 @@ use oci_spec::runtime::{Mount, MountBuilder};
 
 use super::built;
 use crate::error::Error;
+use crate::memory::descriptor_path;
 use crate::pod::{POD_FILES, Pod};
 
-/// The mounts in order, and the propagation that the root needs for them.
+/// The mounts of a container, in order.
+pub(super) struct Mounts {
+    pub(super) mounts: Vec<Mount>,
+    /// What the root needs for them.
+    pub(super) propagation: Option<&'static str>,
+    /// What sources go by; to be held until they are mounted.
+    pub(super) held: Vec<OwnedFd>,
+}
+
+/// What a container gets, and what is asked for it.
 pub(super) fn build(
     request: &v1::CreateContainerRequest,
     pod: &Pod,
     readonly_root: bool,
-) -> Result<(Vec<Mount>, Option<&'static str>), Error> {
+) -> Result<Mounts, Error> {
     let mut mounts = system(request.privileged);
     let shared_memory = match &pod.shared_memory {
         Some(memory) => memory.source(),
@@ -33,18 +44,28 @@ pub(super) fn build(
     // What lies deeper is mounted later; of equals the order stays.
     asked.sort_by_key(|mount| depth(&mount.destination));
     let mut propagation = None;
+    let mut held = Vec::new();
     for mount in asked {
         let destination = destination(&mount.destination)?;
         // The caller's mount stands in for ours, and hides ours below it.
         mounts.retain(|known| !known.destination().starts_with(&destination) || is_asked(request, known));
-        mounts.push(if mount.tmpfs { tmpfs(mount, &destination)? } else { bound(mount, &destination)? });
+        mounts.push(match (&mount.volume, mount.tmpfs) {
+            (Some(asked), _) => {
+                let volume = volume(mount, asked, pod)?;
+                let source = descriptor_path(&volume);
+                held.push(volume);
+                bind_as_asked(mount, &source, &destination)?
+            }
+            (None, true) => tmpfs(mount, &destination)?,
+            (None, false) => bound(mount, &destination)?,
+        });
         propagation = match (mount.propagation(), propagation) {
             (MountPropagation::Bidirectional, _) => Some("rshared"),
             (MountPropagation::HostToContainer, None) => Some("rslave"),
             (MountPropagation::HostToContainer | MountPropagation::Private, known) => known,
         };
     }
-    Ok((mounts, propagation))
+    Ok(Mounts { mounts, propagation, held })
 }
 
 fn is_asked(request: &v1::CreateContainerRequest, known: &Mount) -> bool {
@@ -129,6 +150,22 @@ fn bound(asked: &v1::Mount, destination: &Path) -> Result<Mount, Error> {
         }
         Err(error) => return Err(Error::file("inspect mount source", source, error)),
     }
+    bind_as_asked(asked, source, destination)
+}
+
+/// Opens a volume of the pod's own.
+fn volume(asked: &v1::Mount, volume: &v1::PodVolume, pod: &Pod) -> Result<OwnedFd, Error> {
+    if asked.tmpfs || !asked.source.is_empty() {
+        return Err(Error::invalid("mounts.volume", "excludes a source and a tmpfs"));
+    }
+    if asked.propagation() != MountPropagation::Private {
+        // Nothing is mounted below it that could propagate.
+        return Err(Error::invalid("mounts.propagation", "a volume of the pod's own is private"));
+    }
+    pod.volumes.open(volume)
+}
+
+fn bind_as_asked(asked: &v1::Mount, source: &Path, destination: &Path) -> Result<Mount, Error> {
     let mut options = vec!["rbind"];
     options.push(match asked.propagation() {
         MountPropagation::Private => "rprivate",

@@ -1,36 +1,66 @@
-//! The pod's /dev/shm: one tmpfs for all its containers.
+//! Memory that a pod's containers share: a tmpfs that is attached nowhere, where the
+//! kernel allows it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::error::Error;
 
+/// What a tmpfs is to be like.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    /// The source that mount tables show.
+    pub(crate) name: &'static str,
+    /// `None`: half the machine's memory, the kernel's default.
+    pub(crate) bytes: Option<u64>,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) attributes: MountAttrFlags,
+}
+
+/// The pod's /dev/shm of that size.
+pub(crate) fn shared(bytes: u64) -> Shape {
+    Shape {
+        name: "shm",
+        bytes: Some(bytes),
+        mode: 0o1777,
+        owner: (0, 0),
+        attributes: MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    }
+}
+
 /// The tmpfs; gone when this is dropped and no container holds it.
 #[derive(Debug)]
-pub(crate) struct SharedMemory {
+pub(crate) struct Memory {
     mount: OwnedFd,
     /// Where it had to be attached.
     attached: Option<PathBuf>,
 }
 
-impl SharedMemory {
+impl Memory {
     /// Makes it. Where the kernel can copy a mount that is attached nowhere
-    /// (6.15 and later) nothing of it is seen; else it is attached below
-    /// `state_directory`.
-    pub(crate) fn create(bytes: u64, state_directory: &Path) -> Result<Self, Error> {
-        let failed = |errno: Errno| Error::system("make the pod's shared memory", errno);
-        let mount = tmpfs(bytes).map_err(failed)?;
+    /// (6.15 and later) nothing of it is seen; else it is attached at `place`.
+    pub(crate) fn create(shape: &Shape, place: PathBuf) -> Result<Self, Error> {
+        let failed = |errno: Errno| Error::system("make memory for the pod", errno);
+        let mount = tmpfs(shape).map_err(failed)?;
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let attached = match rustix::mount::open_tree(&mount, "", flags) {
             Ok(_copy) => None,
-            Err(Errno::INVAL) => Some(attach(&mount, state_directory.join("shm"))?),
+            Err(Errno::INVAL) => Some(attach(&mount, place)?),
             Err(errno) => return Err(failed(errno)),
         };
         Ok(Self { mount, attached })
+    }
+
+    /// Its root directory.
+    pub(crate) fn root(&self) -> &OwnedFd {
+        &self.mount
     }
 
     /// What a container binds, for as long as this lives. Any process of this
@@ -43,7 +73,7 @@ impl SharedMemory {
     }
 }
 
-impl Drop for SharedMemory {
+impl Drop for Memory {
     fn drop(&mut self) {
         if let Some(path) = &self.attached {
             let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
@@ -58,23 +88,22 @@ pub(crate) fn descriptor_path(descriptor: &OwnedFd) -> PathBuf {
     format!("/proc/{process}/fd/{number}").into()
 }
 
-fn tmpfs(bytes: u64) -> Result<OwnedFd, Errno> {
+fn tmpfs(shape: &Shape) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    rustix::mount::fsconfig_set_string(&context, "source", "shm")?;
-    rustix::mount::fsconfig_set_string(&context, "size", bytes.to_string())?;
-    rustix::mount::fsconfig_set_string(&context, "mode", "1777")?;
+    let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(&context, key, value);
+    set("source", shape.name)?;
+    if let Some(bytes) = shape.bytes {
+        set("size", &bytes.to_string())?;
+    }
+    set("mode", &format!("{:o}", shape.mode))?;
+    set("uid", &shape.owner.0.to_string())?;
+    set("gid", &shape.owner.1.to_string())?;
     rustix::mount::fsconfig_create(&context)?;
-    rustix::mount::fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-    )
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, shape.attributes)
 }
 
 fn attach(mount: &OwnedFd, at: PathBuf) -> Result<PathBuf, Error> {
-    let failed = |source: std::io::Error| Error::file("mount shared memory at", &at, source);
+    let failed = |source: std::io::Error| Error::file("mount memory at", &at, source);
     // Of a guest that was killed.
     let _ = rustix::mount::unmount(&at, UnmountFlags::DETACH);
     std::fs::create_dir_all(&at).map_err(failed)?;
@@ -91,7 +120,7 @@ mod tests {
     #[test]
     fn it_has_its_size_and_is_shared() {
         let directory = tempfile::tempdir().unwrap();
-        let memory = SharedMemory::create(1 << 20, directory.path()).unwrap();
+        let memory = Memory::create(&shared(1 << 20), directory.path().join("shm")).unwrap();
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let copy = || rustix::mount::open_tree(rustix::fs::CWD, memory.source(), flags).unwrap();
         let (one, two) = (copy(), copy());
@@ -105,9 +134,9 @@ mod tests {
     #[test]
     fn the_way_of_older_kernels() {
         let directory = tempfile::tempdir().unwrap();
-        let mount = tmpfs(1 << 20).unwrap();
+        let mount = tmpfs(&shared(1 << 20)).unwrap();
         let attached = Some(attach(&mount, directory.path().join("shm")).unwrap());
-        let memory = SharedMemory { mount, attached };
+        let memory = Memory { mount, attached };
         let source = memory.source();
         std::fs::write(source.join("file"), "seen").unwrap();
         drop(memory);

@@ -48,6 +48,27 @@ impl NodeNetwork {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// The command `ip` there; it must succeed.
+    pub(crate) fn ip(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["-netns", self.name.as_str()];
+        all.extend(arguments);
+        ip(&all)
+    }
+
+    /// All routes of both families and of all tables, ordered; without the mark
+    /// of those whose interface has no carrier, which comes a little after the
+    /// bridge's last pod has gone.
+    pub(crate) fn routes(&self) -> Vec<String> {
+        let shown = ["-4", "-6"].map(|family| self.ip(&[family, "route", "show", "table", "all"]));
+        let mut routes: Vec<String> = shown
+            .iter()
+            .flat_map(|text| text.lines())
+            .map(|line| line.replace(" linkdown", "").trim().to_owned())
+            .collect();
+        routes.sort();
+        routes
+    }
+
     /// Starts a program there that runs until the end of the test.
     pub(crate) fn start(&mut self, program: &str, arguments: &[&str]) {
         let mut command = self.command(program);
@@ -57,9 +78,7 @@ impl NodeNetwork {
 
     /// Names of its interfaces but for loopback, ordered.
     pub(crate) fn links(&self) -> Vec<String> {
-        let output = Command::new("ip").args(["-netns", &self.name, "-o", "link", "show"]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = self.ip(&["-o", "link", "show"]);
         let names = text.lines().filter_map(|line| line.split([':', '@']).nth(1));
         let mut names: Vec<String> = names.map(|name| name.trim().to_owned()).collect();
         names.retain(|name| name != "lo");
@@ -92,9 +111,10 @@ impl Drop for NodeNetwork {
     }
 }
 
-fn ip(arguments: &[&str]) {
+fn ip(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(arguments).output().unwrap();
     assert!(output.status.success(), "ip {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn delete(name: &str) {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
 
 use kina::config::{Config, Network};
+use kina::network::record::NetworkRecord;
 use kina::pod::record::{ContainerRecord, PodRecord};
 use kina::traces::{Scope, Trace};
 use kina_store::Store;
@@ -145,6 +146,7 @@ impl Place {
         let store = Store::open(self.config.root.join("records.redb")).unwrap();
         assert_eq!(store.table::<PodRecord>().list_each().unwrap().len(), 0);
         assert_eq!(store.table::<ContainerRecord>().list_each().unwrap().len(), 0);
+        assert_eq!(store.table::<NetworkRecord>().list_each().unwrap().len(), 0);
         drop(store);
         let names = |path: &Path| {
             let entries = fs::read_dir(path).unwrap();

@@ -3,7 +3,7 @@
 use futures::StreamExt as _;
 
 use super::bridge;
-use crate::harness::{Daemon, Options};
+use crate::harness::{Daemon, Options, wait_until};
 
 const AT_ONCE: usize = 8;
 
@@ -27,10 +27,17 @@ async fn addresses_and_links_come_back() {
     // The bridge and the chains for ports are made with the first pods. (Two
     // instances of the plugin portmap that make them at once may make one twice.)
     let first = cri.run_pod(&config(pods)).await.unwrap();
+    // The kernel adds routes to the bridge's IPv6 addresses once it has found
+    // that nobody else has them; it only looks while the bridge has a pod.
+    wait_until("the bridge's addresses", async || {
+        daemon.place.node_network.as_ref().unwrap().ip(&["-6", "address", "show", "tentative"]).is_empty()
+    })
+    .await;
     cri.stop_pod(&first).await.unwrap();
     let state = |daemon: &Daemon| {
         let network = daemon.place.node_network.as_ref().unwrap();
-        (daemon.place.addresses(), network.links(), network.sh("iptables -t nat -S; ip6tables -t nat -S"))
+        let rules = network.sh("iptables -t nat -S; ip6tables -t nat -S");
+        (daemon.place.addresses(), network.links(), rules, network.routes())
     };
     let before = state(&daemon);
     let begun = std::time::Instant::now();

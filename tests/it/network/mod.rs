@@ -3,7 +3,9 @@
 
 mod connect;
 mod kill;
+mod macvlan;
 mod many;
+mod misbehaving;
 mod status;
 
 use serde_json::{Value, json};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kina_attachment::vni::LeaseError;
 use kina_guest_api::GuestError;
 use kina_model::{ContainerId, PodId, SpecError};
 
@@ -146,6 +147,9 @@ pub enum Error {
     /// Some other operation of the network plugins failed.
     #[error("network")]
     Network(#[source] Box<kina_cni::Error>),
+    /// A pod's tunnel got no identifier, or could not give it back.
+    #[error("tunnel")]
+    Tunnel(#[source] Box<LeaseError<kina_store::Error>>),
     /// The guest refused or is gone.
     #[error("guest of pod sandbox {pod}")]
     Guest {

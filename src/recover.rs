@@ -269,6 +269,7 @@ async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), 
             }
         }
     }
+    context.network.tunnels().release_unknown(known).await?;
     context.network.detach_unknown(known).await?;
     for pod in context.node.network_namespaces().await? {
         if !known.contains(&pod) {

@@ -20,9 +20,11 @@ mod parameters;
 mod readiness;
 pub mod record;
 mod trial;
+pub mod tunnel;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,6 +45,7 @@ use self::host::NodeHost;
 pub(crate) use self::parameters::INTERFACE;
 use self::record::NetworkRecord;
 pub use self::trial::{Trial, TrialTarget};
+use self::tunnel::Tunnels;
 use crate::error::{Error, chain};
 
 /// Which of a pod's addresses is its first.
@@ -100,6 +103,7 @@ struct Inner {
     node: Arc<dyn Node>,
     store: Store,
     cni: Cni,
+    tunnels: Tunnels,
     /// What [`monitor`] has found last.
     state: watch::Sender<Arc<NetworkState>>,
     /// Makes the monitor look at once.
@@ -116,6 +120,9 @@ const DELETE_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from
 
 /// How long the plugins of a daemon that was killed may take to die.
 const STRAYS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What tunnels may be numbered with: all that VXLAN has.
+const TUNNEL_IDENTIFIERS: RangeInclusive<u32> = 1..=0x00ff_ffff;
 
 impl Network {
     /// Reads the configurations; [`Network::monitor`] keeps at it.
@@ -137,7 +144,8 @@ impl Network {
         let cni = Cni::new(Arc::new(NodeHost(Arc::clone(&node))), options);
         let (state, _) = watch::channel(Arc::default());
         let (wake, gate, strangers) = (Notify::new(), RwLock::new(()), Mutex::default());
-        let inner = Inner { config, node, store, cni, state, wake, gate, strangers };
+        let tunnels = Tunnels::new(store.clone(), TUNNEL_IDENTIFIERS);
+        let inner = Inner { config, node, store, cni, tunnels, state, wake, gate, strangers };
         let network = Self { inner: Arc::new(inner) };
         network.rescan().await;
         network
@@ -147,6 +155,12 @@ impl Network {
     #[must_use]
     pub fn config(&self) -> &NetworkConfig {
         &self.inner.config
+    }
+
+    /// The identifiers of pods' tunnels.
+    #[must_use]
+    pub fn tunnels(&self) -> &Tunnels {
+        &self.inner.tunnels
     }
 
     /// The network as of the last look. Never waits.

@@ -267,6 +267,8 @@ impl Subject {
                 Ok(volatile.and(lasting)?)
             }
             PodEffect::DeleteRecords => {
+                // As long as the pod is known, its machine may be there.
+                self.context.network.tunnels().release(&self.id).await?;
                 let mut batch = Batch::new();
                 batch.delete::<PodRecord>(self.id.as_str());
                 for container in containers {

@@ -1,6 +1,7 @@
 //! The only place where an error becomes a gRPC status. Callers get the whole
 //! chain of causes as text.
 
+use kina_attachment::vni::LeaseError;
 use kina_guest_api::{GuestError, Refusal};
 use kina_model::SpecError;
 use tonic::{Code, Status};
@@ -61,11 +62,21 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Guest { source, .. } => guest(source),
         Error::Attach(error) => network(&error.cause),
         Error::Network(source) => network(source),
+        Error::Tunnel(source) => tunnel(source),
         Error::Machine(source) => machine(source),
         Error::Node(source) => node(source),
         Error::Image(source) => image(source),
         Error::Store(source) => store(source),
         Error::Encode { .. } => Code::Internal,
+    }
+}
+
+fn tunnel(error: &LeaseError<kina_store::Error>) -> Code {
+    match error {
+        LeaseError::Exhausted { .. } => Code::ResourceExhausted,
+        LeaseError::Table { source, .. } => store(source),
+        LeaseError::OtherPeer { .. } | LeaseError::PeerTaken { .. } => Code::FailedPrecondition,
+        LeaseError::BadRange { .. } | LeaseError::Contradiction { .. } => Code::Internal,
     }
 }
 
@@ -282,6 +293,7 @@ mod tests {
             (Error::NetworkUnavailable { reason: id() }, Code::Unavailable),
             (Error::NotAttached { pod: pod() }, Code::FailedPrecondition),
             (Error::PluginsBusy, Code::Unavailable),
+            (Error::Tunnel(Box::new(LeaseError::Exhausted { count: 1 })), Code::ResourceExhausted),
             (kina_cni::Error::NoConfig { network: id() }.into(), Code::Unavailable),
             (Error::Deadline { what: "it", limit: Duration::from_secs(1) }, Code::DeadlineExceeded),
             (refused(Refusal::NotFound), Code::NotFound),

@@ -94,6 +94,7 @@ const HOUSE: &[Room] = &[
         name: "kina",
         folder: ".",
         uses: &[
+            "kina-attachment",
             "kina-cni",
             "kina-guest-api",
             "kina-image",

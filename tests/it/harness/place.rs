@@ -8,6 +8,7 @@ use std::sync::{Once, OnceLock};
 
 use kina::config::{Config, Network};
 use kina::network::record::NetworkRecord;
+use kina::network::tunnel::TunnelRecord;
 use kina::pod::record::{ContainerRecord, PodRecord};
 use kina::traces::{Scope, Trace};
 use kina_store::Store;
@@ -147,6 +148,7 @@ impl Place {
         assert_eq!(store.table::<PodRecord>().list_each().unwrap().len(), 0);
         assert_eq!(store.table::<ContainerRecord>().list_each().unwrap().len(), 0);
         assert_eq!(store.table::<NetworkRecord>().list_each().unwrap().len(), 0);
+        assert_eq!(store.table::<TunnelRecord>().list_each().unwrap().len(), 0);
         drop(store);
         let names = |path: &Path| {
             let entries = fs::read_dir(path).unwrap();

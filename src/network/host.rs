@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_cni::{ExecuteError, Executed, Execution, FoundFile, Host, HostError};
@@ -30,6 +31,10 @@ impl Host for NodeHost {
             self.0.create_directory(directory, 0o700).await?;
         }
         Ok(self.0.write_file(path, content, 0o600).await?)
+    }
+
+    fn temporary_age(&self, name: &str) -> Option<Duration> {
+        kina_node::temporary_age(name)
     }
 
     async fn remove_file(&self, path: &Path) -> Result<(), HostError> {

@@ -327,7 +327,8 @@ impl Network {
     }
 
     /// Ends the plugins that a daemon before this one had running when it was
-    /// killed. Before anything is undone: they could still be making it.
+    /// killed, and removes files that it had half written. Before anything is
+    /// undone: they could still be making it.
     ///
     /// # Errors
     /// When they do not die.
@@ -335,6 +336,12 @@ impl Network {
         let killed = self.inner.node.kill_network_plugins(STRAYS_DEADLINE).await?;
         if killed > 0 {
             warn!(killed, "plugins of an earlier daemon were still at work and have been killed");
+        }
+        match self.inner.cni.remove_leftovers().await {
+            Ok(0) => {}
+            Ok(removed) => info!(removed, "half-written files have been removed from the cache of networks"),
+            // Not worth keeping pods waiting.
+            Err(error) => warn!(error = chain(&error), "remove half-written files"),
         }
         Ok(())
     }

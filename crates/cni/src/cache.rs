@@ -1,6 +1,7 @@
 //! Cached attachments, in libcni's format.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,6 +18,9 @@ use crate::version::SpecVersion;
 
 /// Largest cached attachment in bytes: a configuration and a result.
 const MAX_FILE: usize = 8 << 20;
+
+/// Nobody writes one file for so long.
+const LEFTOVER: Duration = Duration::from_secs(600);
 
 /// The mark of libcni's format.
 const KIND: &str = "cniCacheV1";
@@ -156,6 +160,26 @@ impl Cache<'_> {
             Ok(_) => Err(damaged("it holds neither a record nor a result".into())),
             Err(error) => Err(damaged(error.into())),
         }
+    }
+
+    /// Removes temporary files of processes that were killed while they wrote.
+    pub(crate) async fn remove_leftovers(&self) -> Result<usize, Error> {
+        let directory = self.results();
+        let listed = self.host.list_directory(&directory).await;
+        let names = listed.map_err(|source| Error::List { path: directory.clone(), source })?;
+        let mut removed = 0;
+        for name in names {
+            if self.host.temporary_age(&name).is_none_or(|age| age < LEFTOVER) {
+                continue;
+            }
+            let path = directory.join(name);
+            // No directory that is merely called like one.
+            if let Ok(Some(_)) = self.host.find_file(&path).await {
+                self.host.remove_file(&path).await.map_err(|source| Error::Remove { path, source })?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     /// All recorded attachments, ordered by file name. What is no record is left

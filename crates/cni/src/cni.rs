@@ -410,6 +410,7 @@ impl Cni {
                 Err(error) => collected.errors.push(error),
             }
         }
+        collected.errors.extend(self.remove_leftovers().await.err());
         if !network.version().has_status_and_gc() {
             return Ok(collected);
         }
@@ -430,6 +431,15 @@ impl Cni {
             collected.errors.extend(told.err());
         }
         Ok(collected)
+    }
+
+    /// Removes files from the cache that processes left which were killed while
+    /// they wrote; returns how many. [`gc`](Self::gc) does so as well.
+    ///
+    /// # Errors
+    /// The cache cannot be listed, or a file not be removed.
+    pub async fn remove_leftovers(&self) -> Result<usize, Error> {
+        self.cache().remove_leftovers().await
     }
 
     /// An attachment as it was recorded by ADD; `None` if there is none, or only

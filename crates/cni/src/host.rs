@@ -74,6 +74,11 @@ pub trait Host: Send + Sync {
     /// the owner's (0600). A temporary file's name begins with a dot.
     async fn write_file(&self, path: &Path, content: &[u8]) -> Result<(), HostError>;
 
+    /// How long ago a temporary file of [`write_file`](Self::write_file) was
+    /// begun, by its name; `None` for any other name. An old one is left of a
+    /// process that was killed, and is removed.
+    fn temporary_age(&self, name: &str) -> Option<Duration>;
+
     /// Removes a file. One that does not exist is removed already.
     async fn remove_file(&self, path: &Path) -> Result<(), HostError>;
 

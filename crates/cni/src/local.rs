@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal};
@@ -17,6 +18,9 @@ use crate::host::{ExecuteError, Executed, Execution, FoundFile, Host, HostError}
 
 /// Most entries of a directory that are looked at.
 const MAX_ENTRIES: usize = 100_000;
+
+/// What names of temporary files begin with; process, time and number follow.
+const TEMPORARY_PREFIX: &str = ".cni-";
 
 /// Tells temporary files of one process apart.
 static TEMPORARY: AtomicU64 = AtomicU64::new(0);
@@ -39,6 +43,10 @@ impl Host for LocalHost {
     async fn write_file(&self, path: &Path, content: &[u8]) -> Result<(), HostError> {
         let content = content.to_vec();
         blocking(path, move |path| write_file(path, &content)).await
+    }
+
+    fn temporary_age(&self, name: &str) -> Option<Duration> {
+        temporary_age(name)
     }
 
     async fn remove_file(&self, path: &Path) -> Result<(), HostError> {
@@ -130,13 +138,22 @@ fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
 
 fn temporary_beside(path: &Path) -> Option<PathBuf> {
     // The time tells this process from an earlier one with the same number.
-    let time = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_nanos());
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos());
     let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
     // Not the file's own name, which may be as long as names can be.
-    let name = format!(".cni-{}-{time}-{number}", std::process::id());
+    let name = format!("{TEMPORARY_PREFIX}{}-{time}-{number}", std::process::id());
     path.file_name().map(|_| path.with_file_name(name))
+}
+
+fn temporary_age(name: &str) -> Option<Duration> {
+    let mut parts = name.strip_prefix(TEMPORARY_PREFIX)?.split('-').map(str::parse::<u64>);
+    let (Ok(_process), Ok(time), Ok(_number), None) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next())
+    else {
+        return None;
+    };
+    // The clock may have been set back.
+    Some(SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_nanos(time)).unwrap_or_default())
 }
 
 fn find_file(path: &Path) -> io::Result<Option<FoundFile>> {
@@ -221,4 +238,20 @@ async fn collect(stream: Option<impl AsyncRead + Unpin>, limit: usize) -> Result
 
 fn failed(error: io::Error) -> ExecuteError {
     ExecuteError::Failed(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_files_have_an_age() {
+        let own = temporary_beside(Path::new("/a/b")).unwrap();
+        let own = own.file_name().unwrap().to_str().unwrap();
+        assert!(temporary_age(own).unwrap() < Duration::from_secs(60), "{own}");
+        assert!(temporary_age(".cni-1-1000000000000000000-0").unwrap() > Duration::from_secs(60));
+        for other in ["", ".cni-", ".cni-1-2", ".cni-1-x-3", ".cni-1-2-3-4", "cni-1-2-3", ".a.1.2.3"] {
+            assert_eq!(temporary_age(other), None, "{other}");
+        }
+    }
 }

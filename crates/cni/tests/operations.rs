@@ -250,6 +250,35 @@ async fn gc_goes_on_after_failures() {
     assert_eq!(cni.cached_attachments().await.unwrap().len(), 2);
 }
 
+/// Files that a killed process was writing go, with every GC and on demand;
+/// nobody else's.
+#[tokio::test]
+async fn half_written_files_are_removed() {
+    let host = FakeHost::new();
+    host.good_plugins(&["a"]);
+    let (cni, network) = (host.cni(), network("1.0.0", &["a"]));
+    cni.add(&network, &attachment()).await.unwrap();
+    let results = {
+        let files = host.files.lock().unwrap();
+        files.keys().next().unwrap().parent().unwrap().to_owned()
+    };
+    let names = || {
+        let files = host.files.lock().unwrap();
+        files.keys().filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let write = |name: &str| host.files.lock().unwrap().insert(results.join(name), b"{".to_vec());
+    for name in [".writing-1", ".writing-3600", ".other"] {
+        write(name);
+    }
+    assert_eq!(cni.remove_leftovers().await.unwrap(), 1);
+    let left = [".other", ".writing-1", "pods-pod1-eth0"];
+    assert_eq!(names(), left);
+    write(".writing-3601");
+    let valid = [attachment().id];
+    assert!(cni.gc(&network, &valid).await.unwrap().errors.is_empty());
+    assert_eq!(names(), left);
+}
+
 #[tokio::test]
 async fn versions_are_asked_once_for_each_executable() {
     let host = FakeHost::new();

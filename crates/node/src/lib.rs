@@ -11,6 +11,7 @@ mod error;
 #[cfg(target_os = "linux")]
 mod local;
 mod probe;
+mod temporary;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub use error::Error;
 #[cfg(target_os = "linux")]
 pub use local::LocalNode;
 pub use probe::{NetworkProbe, ProbeKind, ProbeStep};
+pub use temporary::temporary_age;
 
 /// Longest path of a unix socket in bytes: `sun_path` holds 108 with its end mark.
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -259,7 +261,8 @@ pub trait Node: Send + Sync {
     /// followed) is replaced or rewritten; `None` if there is no regular file.
     async fn file_identity(&self, path: &Path) -> Result<Option<String>, Error>;
 
-    /// Replaces a file: temporary file, then rename.
+    /// Replaces a file: temporary file, then rename. Of a process that is killed
+    /// meanwhile the temporary file stays; [`temporary_age`] knows it.
     async fn write_file(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), Error>;
 
     /// What the tree below a path uses.

@@ -32,7 +32,7 @@ impl Call {
 
 #[derive(Default)]
 pub(crate) struct FakeHost {
-    files: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
+    pub(crate) files: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
     plugins: Mutex<BTreeMap<String, Arc<Behaviour>>>,
     calls: Mutex<Vec<Call>>,
 }
@@ -134,12 +134,19 @@ impl Host for FakeHost {
         Ok(())
     }
 
+    fn temporary_age(&self, name: &str) -> Option<std::time::Duration> {
+        name.strip_prefix(".writing-")?.parse().ok().map(std::time::Duration::from_secs)
+    }
+
     async fn remove_file(&self, path: &Path) -> Result<(), HostError> {
         self.files.lock().unwrap().remove(path);
         Ok(())
     }
 
     async fn find_file(&self, path: &Path) -> Result<Option<FoundFile>, HostError> {
+        if self.files.lock().unwrap().contains_key(path) {
+            return Ok(Some(FoundFile { identity: None }));
+        }
         let plugins = self.plugins.lock().unwrap();
         let name = path.strip_prefix(BIN).ok().and_then(Path::to_str);
         let found = name.and_then(|name| plugins.get(name));

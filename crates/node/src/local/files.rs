@@ -135,6 +135,7 @@ pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), E
     written.map_err(failed)
 }
 
+/// [`crate::temporary_age`] reads the name.
 fn temporary_beside(path: &Path) -> Option<PathBuf> {
     // The time tells this process from an earlier one with the same number.
     let time = std::time::SystemTime::now()

@@ -1,7 +1,7 @@
 //! The node that is this machine.
 
 mod control_groups;
-mod files;
+pub(crate) mod files;
 mod fork;
 mod layers;
 mod loop_device;

@@ -159,6 +159,21 @@ pub enum Error {
         #[source]
         source: GuestError,
     },
+    /// A container's log cannot be written.
+    #[error("log of container {container}")]
+    Log {
+        /// The container.
+        container: String,
+        /// Why.
+        #[source]
+        source: kina_log::Error,
+    },
+    /// Nothing more is written to a container's log.
+    #[error("the log of container {container} has ended")]
+    LogOver {
+        /// The container.
+        container: String,
+    },
     /// The machine driver failed.
     #[error("machine")]
     Machine(#[from] kina_machine::Error),

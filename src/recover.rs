@@ -13,11 +13,12 @@ use kina_model::{
     ContainerEffect, ContainerEvent, ContainerId, ContainerState, Exit, ExitReason, PodId, PodState, Reality,
     Running, Seen,
 };
-use kina_store::Store;
+use kina_store::{Batch, Store};
 use tracing::{info, warn};
 
 use crate::error::{Error, chain};
 use crate::pod::context::now;
+use crate::pod::logs::LogRecord;
 use crate::pod::record::{ContainerRecord, PodRecord};
 use crate::pod::{PodHandle, Recovered, RecoveredContainer, connect_guest};
 use crate::runtime::Runtime;
@@ -105,7 +106,10 @@ pub async fn run(runtime: &Runtime, mut records: Records) -> Result<(), Error> {
     // layers that the record counts as used.
     for container in records.containers.into_values().flatten() {
         context.layers.release(&container.id).await?;
-        context.store.table::<ContainerRecord>().delete(container.id.as_str()).await?;
+        let mut batch = Batch::new();
+        batch.delete::<ContainerRecord>(container.id.as_str());
+        batch.delete::<LogRecord>(container.id.as_str());
+        context.store.commit(batch).await?;
     }
     context.store.meta_put(BOOT_ID, runtime.boot_id()).await?;
     Ok(())
@@ -142,8 +146,12 @@ async fn find(
     let containers = containers
         .into_iter()
         .map(|mut container| {
+            let mut ended = None;
             let effects = if alive {
-                let seen = seen.get(container.id.as_str()).and_then(|status| as_seen(status));
+                let mut seen = seen.get(container.id.as_str()).and_then(|status| as_seen(status));
+                if container.log_path.is_some() && !driver.capabilities().guest_writes_logs {
+                    (seen, ended) = end_held_back(seen);
+                }
                 let (state, effects) = container.state.recover(seen.as_ref(), now());
                 container.state = state;
                 effects
@@ -151,7 +159,7 @@ async fn find(
                 recover_ended(&mut container, &state)
             };
             let lease = runtime.images().lease(&container.image.id);
-            RecoveredContainer { record: container, lease, effects }
+            RecoveredContainer { record: container, lease, effects, ended }
         })
         .collect();
     let recovered = Recovered {
@@ -253,6 +261,19 @@ fn as_seen(status: &v1::ContainerStatus) -> Option<Seen> {
             }))
         }
         v1::ContainerState::Unspecified => None,
+    }
+}
+
+/// Parts the end of a container from what came before: its log may not be complete,
+/// and is to be when the end is told.
+fn end_held_back(seen: Option<Seen>) -> (Option<Seen>, Option<ContainerEvent>) {
+    match seen {
+        Some(Seen::Exited(Exit { code, started_at, finished_at, reason, .. })) => {
+            let before = if started_at == 0 { Seen::Created } else { Seen::Running(Running { started_at }) };
+            let oom_killed = reason == ExitReason::OutOfMemory;
+            (Some(before), Some(ContainerEvent::ExitSeen { code, finished_at, oom_killed }))
+        }
+        other => (other, None),
     }
 }
 

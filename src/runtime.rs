@@ -481,6 +481,12 @@ impl Runtime {
     /// [`Error::ContainerState`] if it does not run.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
         let (container, pod, guest) = self.running(id, "reopen its log")?;
+        let handle = self.inner.registry.pod(pod.as_str())?;
+        let placement = handle.view().spec.placement;
+        let driver = self.inner.context.driver(placement);
+        if driver.is_some_and(|driver| !driver.capabilities().guest_writes_logs) {
+            return handle.reopen_log(container).await;
+        }
         let request = v1::ReopenLogRequest { id: container.to_string() };
         guest.reopen_log(request).await.map(|_| ()).map_err(|source| Error::Guest { pod, source })
     }

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use kina_guest_api::GuestClient;
 use kina_image::Lease;
 use kina_model::{
@@ -27,6 +28,7 @@ use tracing::{debug, info, warn};
 
 use super::context::now;
 use super::guest_watch::{self, GuestNews};
+use super::logs::ContainerLog;
 use super::record::{ContainerRecord, PodRecord};
 use super::start::{StartError, Subject};
 use super::view::{ContainerView, Identity, PodView};
@@ -57,6 +59,8 @@ pub(super) enum Command {
     StopContainer(ContainerId, Duration, Reply<()>),
     /// RemoveContainer.
     RemoveContainer(ContainerId, Reply<()>),
+    /// ReopenContainerLog.
+    ReopenLog(ContainerId, Reply<()>),
 }
 
 /// A container to make.
@@ -76,6 +80,10 @@ pub(super) struct Container {
     pub(super) layers: Vec<Digest>,
     /// Keeps the image's files; `None` if the image was lost while no daemon ran.
     pub(super) _lease: Option<Lease>,
+    /// Its log, while the daemon writes it.
+    pub(super) log: Option<ContainerLog>,
+    /// It has ended, which is told once its log is complete.
+    pub(super) ending: bool,
     /// Requests that wait for what is under way.
     pub(super) waiting: Vec<Command>,
     /// Who waits for its creation.
@@ -90,9 +98,10 @@ pub(super) struct Container {
 enum Done {
     Start(Result<(GuestClient, Ready), StartError>),
     Teardown(Result<(), String>),
-    Created(ContainerId, Result<Identity, Error>),
+    Created(ContainerId, Result<(Identity, Option<ContainerLog>), Error>),
     Started(ContainerId, Result<Nanos, Error>),
-    Stopped(Result<(), Error>, Reply<()>),
+    LogWritten(ContainerId, ContainerEvent),
+    Answer(Result<(), Error>, Reply<()>),
     Removed(ContainerId, Result<(), String>),
 }
 
@@ -136,6 +145,8 @@ pub(super) struct Beginning {
     pub(super) containers: BTreeMap<ContainerId, Container>,
     /// What is to be done with containers first.
     pub(super) container_effects: Vec<(ContainerId, Vec<ContainerEffect>)>,
+    /// Ends of containers that are to be told once their logs are complete.
+    pub(super) ended: Vec<(ContainerId, ContainerEvent)>,
     /// An adopted pod's guest, and the number of the last event known of it.
     pub(super) guest: Option<(GuestClient, u64)>,
 }
@@ -150,7 +161,7 @@ pub(super) struct Ends {
 impl Pod {
     /// Makes an actor; [`Pod::run`] runs it.
     pub(super) fn new(beginning: Beginning) -> (Self, Ends, Start) {
-        let Beginning { subject, created_at, state, effects, containers, container_effects, guest } =
+        let Beginning { subject, created_at, state, effects, containers, container_effects, ended, guest } =
             beginning;
         let (mailbox_sender, mailbox) = mpsc::channel(MAILBOX);
         let (news_sender, news) = mpsc::channel(NEWS);
@@ -179,14 +190,18 @@ impl Pod {
             failure: None,
         };
         let ends = Ends { mailbox: mailbox_sender, view, guest: guest_receiver };
-        (pod, ends, Start { effects, container_effects, guest })
+        (pod, ends, Start { effects, container_effects, ended, guest })
     }
 
     /// Lives as long as the pod does.
     pub(super) async fn run(mut self, start: Start) {
         let _guest_watch = self.guest_watch.clone().drop_guard();
         if let Some((guest, sequence)) = start.guest {
+            self.resume_logs(&guest);
             self.adopt_guest(guest, sequence);
+        }
+        for (container, event) in start.ended {
+            self.container_ended(container, event).await;
         }
         for (container, effects) in start.container_effects {
             self.perform_container(&container, effects).await;
@@ -223,7 +238,7 @@ impl Pod {
         // Who waits for a container's end sees that it is no more.
         self.publish();
         while let Some(done) = self.tasks.join_next().await {
-            if let Ok(Done::Stopped(_, reply)) = done {
+            if let Ok(Done::Answer(_, reply)) = done {
                 let _ = reply.send(Ok(()));
             }
         }
@@ -236,7 +251,9 @@ impl Pod {
             | Command::Remove(reply)
             | Command::StopContainer(_, _, reply)
             | Command::RemoveContainer(_, reply) => drop(reply.send(Ok(()))),
-            Command::AwaitStarted(reply) | Command::StartContainer(_, reply) => drop(reply.send(Err(gone()))),
+            Command::AwaitStarted(reply)
+            | Command::StartContainer(_, reply)
+            | Command::ReopenLog(_, reply) => drop(reply.send(Err(gone()))),
             Command::CreateContainer(_, reply) => drop(reply.send(Err(gone()))),
         }
     }
@@ -258,6 +275,7 @@ impl Pod {
             Command::StartContainer(id, reply) => self.start_container(id, reply).await,
             Command::StopContainer(id, timeout, reply) => self.stop_container(&id, timeout, reply),
             Command::RemoveContainer(id, reply) => self.remove_container(id, reply).await,
+            Command::ReopenLog(id, reply) => self.reopen_log(&id, reply),
         }
     }
 
@@ -378,6 +396,8 @@ impl Pod {
         self.publish_guest.send_replace(None);
         let subject = self.subject.clone();
         let containers: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        let logs: Vec<ContainerLog> =
+            self.containers.values().filter_map(|known| known.log.clone()).collect();
         let container_work = Arc::clone(&self.container_work);
         self.tasks.spawn(async move {
             let mut failures = Vec::new();
@@ -394,9 +414,16 @@ impl Pod {
                     // Whoever still works on a container notices that the guest is gone.
                     drop(container_work.write().await);
                 }
-                if let Err(failure) = subject.teardown_effect(effect, &containers).await {
-                    failures.push(failure);
-                    failed.push(effect);
+                match subject.teardown_effect(effect, &containers).await {
+                    // Nothing more comes; nothing is written when the records go.
+                    Ok(()) if effect == PodEffect::StopMachine => {
+                        join_all(logs.iter().map(|log| log.finish(Duration::ZERO))).await;
+                    }
+                    Ok(()) => {}
+                    Err(failure) => {
+                        failures.push(failure);
+                        failed.push(effect);
+                    }
                 }
             }
             Done::Teardown(if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) })
@@ -415,7 +442,7 @@ impl Pod {
         match news {
             GuestNews::Exited { id, code, finished_at, oom_killed } => {
                 let event = ContainerEvent::ExitSeen { code, finished_at, oom_killed };
-                self.container_event(&id, event).await;
+                self.container_ended(id, event).await;
             }
             GuestNews::Reconnected(guest) => {
                 self.guest = Some(guest.clone());
@@ -434,7 +461,13 @@ impl Pod {
             Done::Teardown(result) => self.teardown_ended(result).await,
             Done::Created(id, result) => self.created(&id, result).await,
             Done::Started(id, result) => self.started(&id, result).await,
-            Done::Stopped(result, reply) => drop(reply.send(result)),
+            Done::LogWritten(id, event) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.ending = false;
+                }
+                self.container_event(&id, event).await;
+            }
+            Done::Answer(result, reply) => drop(reply.send(result)),
             Done::Removed(id, result) => self.removed(&id, result).await,
         }
     }
@@ -536,6 +569,7 @@ impl Pod {
 pub(super) struct Start {
     effects: Vec<PodEffect>,
     container_effects: Vec<(ContainerId, Vec<ContainerEffect>)>,
+    ended: Vec<(ContainerId, ContainerEvent)>,
     guest: Option<(GuestClient, u64)>,
 }
 
@@ -561,3 +595,4 @@ fn view(
 }
 
 mod containers;
+mod logs;

@@ -7,10 +7,12 @@ use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
 use kina_machine::{LayerAccess, Share, ShareKind};
 use kina_model::{ContainerEffect, ContainerId, Nanos, container};
 use kina_node::LayerImage;
+use kina_store::Batch;
 use tokio::sync::watch;
 
 use super::context::pod_cgroup;
 use super::guest_request;
+use super::logs::{ContainerLog, LogRecord};
 use super::record::ContainerRecord;
 use super::start::Subject;
 use super::view::{ContainerView, Identity, PodView};
@@ -19,6 +21,10 @@ use crate::failpoint;
 
 /// How long a killed container may take to be reported as ended.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the log of a container that its guest has forgotten may take to end
+/// by itself.
+const LAST_LINES_DEADLINE: Duration = Duration::from_secs(1);
 
 impl Subject {
     fn guest_error(&self, source: GuestError) -> Error {
@@ -32,7 +38,7 @@ impl Subject {
         guest: &GuestClient,
         view: &ContainerView,
         layers: Vec<LayerImage>,
-    ) -> Result<Identity, Error> {
+    ) -> Result<(Identity, Option<ContainerLog>), Error> {
         let mut guest_layers = Vec::new();
         for effect in container::CREATE {
             match effect {
@@ -94,7 +100,7 @@ impl Subject {
         guest: &GuestClient,
         view: &ContainerView,
         layers: Vec<v1::Layer>,
-    ) -> Result<Identity, Error> {
+    ) -> Result<(Identity, Option<ContainerLog>), Error> {
         use v1::log_target::Target;
         let mut mounts = Vec::with_capacity(view.spec.mounts.len());
         for mount in &view.spec.mounts {
@@ -103,15 +109,14 @@ impl Subject {
             let source = self.driver.share(&self.id, &share).await?;
             mounts.push(guest_request::mount(mount, &source));
         }
-        let log = match &view.log_path {
-            None => Target::Discard(v1::Empty {}),
-            Some(path) if self.driver.capabilities().guest_writes_logs => {
-                if let Some(directory) = path.parent() {
-                    self.context.node.create_directory(directory, 0o755).await?;
-                }
-                Target::Path(path.display().to_string())
-            }
-            Some(_) => Target::Stream(v1::Empty {}),
+        if let Some(directory) = view.log_path.as_ref().and_then(|path| path.parent()) {
+            self.context.node.create_directory(directory, 0o755).await?;
+        }
+        let source = self.log_source(guest, view);
+        let log = match (&view.log_path, &source) {
+            (None, _) => Target::Discard(v1::Empty {}),
+            (Some(path), None) => Target::Path(path.display().to_string()),
+            (Some(_), Some(_)) => Target::Stream(v1::Empty {}),
         };
         let request =
             guest_request::create_container(view.id.as_str(), &view.spec, &view.process, layers, mounts, log);
@@ -119,12 +124,18 @@ impl Subject {
         for warning in &made.warnings {
             tracing::warn!(pod = %self.id, container = %view.id, warning, "container made with a restriction");
         }
-        Ok(Identity {
+        // Before it is started: from its first line on somebody takes its output.
+        let log = match source {
+            Some(source) => Some(ContainerLog::begin(source).await?.0),
+            None => None,
+        };
+        let identity = Identity {
             pid: made.pid,
             uid: made.uid,
             gid: made.gid,
             supplemental_groups: made.supplemental_groups,
-        })
+        };
+        Ok((identity, log))
     }
 
     /// Runs a made container; returns when it was started.
@@ -144,9 +155,14 @@ impl Subject {
         guest: Option<&GuestClient>,
         container: &ContainerId,
         effects: &[ContainerEffect],
+        log: Option<&ContainerLog>,
     ) -> Result<(), String> {
         let mut failures = Vec::new();
         for effect in effects {
+            if let (ContainerEffect::DeleteRecord, Some(log)) = (*effect, log) {
+                // It must not record anything any more.
+                log.finish(if guest.is_some() { LAST_LINES_DEADLINE } else { Duration::ZERO }).await;
+            }
             // The record is what finds the rest again: it goes only when all else is gone.
             if *effect == ContainerEffect::DeleteRecord && !failures.is_empty() {
                 break;
@@ -187,8 +203,10 @@ impl Subject {
                 Ok(self.context.node.kill_cgroup(&group, KILL_DEADLINE).await?)
             }
             ContainerEffect::DeleteRecord => {
-                self.context.store.table::<ContainerRecord>().delete(container.as_str()).await?;
-                Ok(())
+                let mut batch = Batch::new();
+                batch.delete::<ContainerRecord>(container.as_str());
+                batch.delete::<LogRecord>(container.as_str());
+                Ok(self.context.store.commit(batch).await?)
             }
             ContainerEffect::Record
             | ContainerEffect::MountLayers

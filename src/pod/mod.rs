@@ -6,6 +6,7 @@ mod containers;
 pub mod context;
 mod guest_request;
 mod guest_watch;
+pub mod logs;
 pub mod record;
 mod start;
 pub mod view;
@@ -19,7 +20,8 @@ use kina_guest_api::GuestClient;
 use kina_image::Lease;
 use kina_machine::Driver;
 use kina_model::{
-    ContainerEffect, ContainerId, ContainerSpec, Nanos, PodEffect, PodId, PodSpec, PodState, Process, pod,
+    ContainerEffect, ContainerEvent, ContainerId, ContainerSpec, Nanos, PodEffect, PodId, PodSpec, PodState,
+    Process, pod,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -85,6 +87,9 @@ pub struct RecoveredContainer {
     pub lease: Option<Lease>,
     /// What is to be done.
     pub effects: Vec<ContainerEffect>,
+    /// Its end, if the guest has seen it and it is not yet told: its log may
+    /// not be complete.
+    pub ended: Option<ContainerEvent>,
 }
 
 impl PodHandle {
@@ -103,6 +108,7 @@ impl PodHandle {
             effects: pod::START.to_vec(),
             containers: BTreeMap::new(),
             container_effects: Vec::new(),
+            ended: Vec::new(),
             guest: None,
         })
     }
@@ -112,8 +118,9 @@ impl PodHandle {
     pub fn recover(context: Arc<Context>, driver: Arc<dyn Driver>, recovered: Recovered) -> (Self, PodTask) {
         let Recovered { id, spec, created_at, state, effects, containers, guest } = recovered;
         let mut known = BTreeMap::new();
-        let mut container_effects = Vec::new();
-        for RecoveredContainer { record, lease, effects } in containers {
+        let (mut container_effects, mut all_ended) = (Vec::new(), Vec::new());
+        for RecoveredContainer { record, lease, effects, ended } in containers {
+            all_ended.extend(ended.map(|event| (record.id.clone(), event)));
             if !effects.is_empty() {
                 container_effects.push((record.id.clone(), effects));
             }
@@ -132,6 +139,8 @@ impl PodHandle {
                 view,
                 layers: record.layers,
                 _lease: lease,
+                log: None,
+                ending: false,
                 waiting: Vec::new(),
                 creators: Vec::new(),
                 starters: Vec::new(),
@@ -146,6 +155,7 @@ impl PodHandle {
             effects,
             containers: known,
             container_effects,
+            ended: all_ended,
             guest,
         })
     }
@@ -256,6 +266,16 @@ impl PodHandle {
     /// [`Error::Deadline`] if it survives.
     pub async fn stop_container(&self, id: ContainerId, timeout: Duration) -> Result<(), Error> {
         gone_is_done(self.ask(|reply| Command::StopContainer(id, timeout, reply)).await)
+    }
+
+    /// Goes on with the file that the container's log path names now. For
+    /// containers whose log is not written by their guest.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] if nothing more is written,
+    /// [`Error::Log`].
+    pub async fn reopen_log(&self, id: ContainerId) -> Result<(), Error> {
+        self.ask(|reply| Command::ReopenLog(id, reply)).await
     }
 
     /// Ends a container and forgets it.

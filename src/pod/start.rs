@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, pod_cgroup};
 use super::guest_request;
+use super::logs::LogRecord;
 use super::record::{ContainerRecord, PodRecord};
 use crate::error::{Error, chain};
 use crate::failpoint;
@@ -273,6 +274,7 @@ impl Subject {
                 batch.delete::<PodRecord>(self.id.as_str());
                 for container in containers {
                     batch.delete::<ContainerRecord>(container.as_str());
+                    batch.delete::<LogRecord>(container.as_str());
                 }
                 Ok(self.context.store.commit(batch).await?)
             }

@@ -50,6 +50,7 @@ pub(super) fn code(error: &Error) -> Code {
         Error::PodState { .. }
         | Error::ContainerState { .. }
         | Error::ContainerFailed { .. }
+        | Error::LogOver { .. }
         | Error::NotAttached { .. } => Code::FailedPrecondition,
         Error::StartFailed { .. }
         | Error::TeardownFailed { .. }
@@ -67,7 +68,7 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Node(source) => node(source),
         Error::Image(source) => image(source),
         Error::Store(source) => store(source),
-        Error::Encode { .. } => Code::Internal,
+        Error::Encode { .. } | Error::Log { .. } => Code::Internal,
     }
 }
 

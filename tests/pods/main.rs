@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod lifecycle;
+mod logs;
+mod logs_killed;
 mod network;
 mod recovery;
 mod support;

@@ -9,6 +9,7 @@ use kina::config::Config;
 use kina::pod::view::PodView;
 use kina::runtime::Runtime;
 use kina_machine::fake::FakeDriver;
+use kina_machine::{Capabilities, Driver};
 use kina_model::{
     ContainerMetadata, ContainerSpec, ContainerState, PidMode, Placement, PodMetadata, PodNamespaces,
     PodSpec, Resources, Security,
@@ -38,6 +39,14 @@ impl World {
             driver: FakeDriver::new(move |pod, stream| accept.accept(pod, stream)),
             guests,
         }
+    }
+
+    /// One whose guests may not write logs themselves.
+    pub(crate) fn with_log_streams() -> Self {
+        let world = Self::new();
+        let capabilities = world.driver.capabilities().clone();
+        let capabilities = Capabilities { guest_writes_logs: false, ..capabilities };
+        Self { driver: world.driver.with_capabilities(capabilities), ..world }
     }
 
     pub(crate) fn network(&self) -> kina::config::Network {
@@ -113,7 +122,6 @@ impl World {
     }
 
     pub(crate) async fn assert_no_machines(&self) {
-        use kina_machine::Driver;
         assert_eq!(self.driver.list().await.unwrap(), []);
     }
 }

@@ -186,6 +186,13 @@ impl FakeDriver {
         Gate { hold }
     }
 
+    /// Cuts every stream to a pod's guest. The machine does not notice.
+    pub fn cut(&self, pod: &PodId) {
+        if let Some(machine) = self.table().machines.get_mut(pod) {
+            machine.streams = JoinSet::new();
+        }
+    }
+
     /// Ends a running machine as if its guest had crashed: its streams break
     /// and [`Driver::wait`] returns. Whether there was one.
     pub fn kill(&self, pod: &PodId) -> bool {

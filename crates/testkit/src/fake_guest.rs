@@ -1,17 +1,19 @@
 //! Guests in memory, speaking the real protocol over the streams of
 //! [`kina_machine::fake::FakeDriver`]. Containers are entries of a table; the
-//! test says when one exits.
+//! test says when one exits, and what it prints.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kina_guest_api::v1;
 use kina_guest_api::v1::guest_server::{Guest, GuestServer};
+use kina_log::RecordBuffer;
 use kina_model::PodId;
-use tokio::io::DuplexStream;
-use tokio::sync::watch;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt};
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 /// The guests of all pods. Clones share them.
@@ -21,6 +23,7 @@ pub struct FakeGuests {
     refusals: Arc<Mutex<BTreeMap<&'static str, u32>>>,
     silent: Arc<Mutex<bool>>,
     version: Arc<Mutex<Option<u32>>>,
+    lies: Arc<Mutex<VecDeque<Vec<v1::ReadLogResponse>>>>,
 }
 
 struct State {
@@ -28,9 +31,16 @@ struct State {
     sequence: watch::Sender<u64>,
 }
 
+/// A byte stream to a fake guest.
+pub trait FakeStream: AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static> FakeStream for T {}
+
 #[derive(Default)]
 struct Table {
     containers: BTreeMap<String, v1::ContainerStatus>,
+    /// Of containers made with `log.stream`.
+    logs: BTreeMap<String, Arc<RecordBuffer>>,
     events: Vec<v1::Event>,
 }
 
@@ -40,7 +50,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl FakeGuests {
     /// Serves one stream; for [`kina_machine::fake::FakeDriver::new`].
-    pub fn accept(&self, pod: PodId, stream: DuplexStream) {
+    pub fn accept(&self, pod: PodId, stream: impl FakeStream) {
         if *lock(&self.silent) {
             // Held open, never answered.
             tokio::spawn(async move {
@@ -54,10 +64,32 @@ impl FakeGuests {
                 Arc::new(State { table: Mutex::default(), sequence: watch::Sender::new(0) })
             }));
         let (refusals, version) = (Arc::clone(&self.refusals), *lock(&self.version));
-        let guest = FakeGuest { pod, state, refusals, version };
+        let guest = FakeGuest { pod, state, refusals, version, lies: Arc::clone(&self.lies) };
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
         let server = tonic::transport::Server::builder().add_service(GuestServer::new(guest));
         tokio::spawn(server.serve_with_incoming(incoming.chain(tokio_stream::pending())));
+    }
+
+    /// What is printed by a container of a pod, made with a log that is read:
+    /// whole records. Waits while nobody takes them.
+    pub async fn print(&self, pod: &PodId, container: &str, records: &[u8]) {
+        let log = lock(&self.world)
+            .get(pod)
+            .and_then(|state| lock(&state.table).logs.get(container).cloned())
+            .expect("a container whose log is read");
+        log.append(records).await.expect("it has not ended");
+    }
+
+    /// Bytes that a container's log keeps because nobody has taken them.
+    pub fn kept(&self, pod: &PodId, container: &str) -> u64 {
+        let world = lock(&self.world);
+        let log = world.get(pod).and_then(|state| lock(&state.table).logs.get(container).cloned());
+        log.map_or(0, |log| log.end() - log.start())
+    }
+
+    /// The next ReadLog is answered with this, whatever was printed.
+    pub fn lie(&self, answers: Vec<v1::ReadLogResponse>) {
+        lock(&self.lies).push_back(answers);
     }
 
     /// The next `count` calls of that name are refused.
@@ -104,6 +136,9 @@ impl State {
             }
             _ => return,
         }
+        if let Some(log) = table.logs.get(container) {
+            log.close();
+        }
         let exited = v1::ContainerExited { id: container.to_owned(), exit: Some(exit) };
         table.events.push(v1::Event { sequence, what: Some(v1::event::What::Exited(exited)) });
         self.sequence.send_replace(sequence);
@@ -115,6 +150,7 @@ struct FakeGuest {
     state: Arc<State>,
     refusals: Arc<Mutex<BTreeMap<&'static str, u32>>>,
     version: Option<u32>,
+    lies: Arc<Mutex<VecDeque<Vec<v1::ReadLogResponse>>>>,
 }
 
 impl FakeGuest {
@@ -168,7 +204,12 @@ impl Guest for FakeGuest {
             created_at_nanos: 1_000,
             ..v1::ContainerStatus::default()
         };
-        lock(&self.state.table).containers.insert(request.id, status);
+        let mut table = lock(&self.state.table);
+        let target = request.log.and_then(|log| log.target);
+        if let Some(v1::log_target::Target::Stream(_)) = target {
+            table.logs.insert(request.id.clone(), Arc::default());
+        }
+        table.containers.insert(request.id, status);
         Ok(Response::new(v1::CreateContainerResponse { pid: 7, ..v1::CreateContainerResponse::default() }))
     }
 
@@ -205,7 +246,12 @@ impl Guest for FakeGuest {
         request: Request<v1::DeleteContainerRequest>,
     ) -> Result<Response<v1::DeleteContainerResponse>, Status> {
         self.may("delete_container")?;
-        lock(&self.state.table).containers.remove(&request.into_inner().id);
+        let id = request.into_inner().id;
+        let mut table = lock(&self.state.table);
+        table.containers.remove(&id);
+        if let Some(log) = table.logs.remove(&id) {
+            log.close();
+        }
         Ok(Response::new(v1::DeleteContainerResponse {}))
     }
 
@@ -267,9 +313,22 @@ impl Guest for FakeGuest {
 
     async fn read_log(
         &self,
-        _request: Request<Streaming<v1::ReadLogRequest>>,
+        request: Request<Streaming<v1::ReadLogRequest>>,
     ) -> Result<Response<Self::ReadLogStream>, Status> {
-        Err(Status::unimplemented("the fake has no logs"))
+        self.may("read_log")?;
+        let mut requests = request.into_inner();
+        let start = requests.message().await?.ok_or_else(|| Status::invalid_argument("no first message"))?;
+        if let Some(lie) = lock(&self.lies).pop_front() {
+            let answers = tokio_stream::iter(lie.into_iter().map(Ok));
+            // Held open: not even its end is told.
+            return Ok(Response::new(Box::pin(answers.chain(tokio_stream::pending()))));
+        }
+        let log = lock(&self.state.table).logs.get(&start.id).cloned();
+        let log = log.ok_or_else(|| Status::not_found("container"))?;
+        log.acknowledge(start.acknowledged).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(serve_log(log, start.offset, requests, sender));
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
 
     async fn shutdown(
@@ -277,5 +336,41 @@ impl Guest for FakeGuest {
         _request: Request<v1::ShutdownRequest>,
     ) -> Result<Response<v1::ShutdownResponse>, Status> {
         Ok(Response::new(v1::ShutdownResponse {}))
+    }
+}
+
+/// Sends records and takes acknowledgements until the reader goes away.
+async fn serve_log(
+    log: Arc<RecordBuffer>,
+    mut offset: u64,
+    mut requests: Streaming<v1::ReadLogRequest>,
+    sender: mpsc::Sender<Result<v1::ReadLogResponse, Status>>,
+) {
+    let mut ended = false;
+    loop {
+        let answer = tokio::select! {
+            request = requests.message() => match request {
+                Ok(Some(request)) => match log.acknowledge(request.acknowledged) {
+                    Ok(()) => continue,
+                    Err(error) => Err(Status::invalid_argument(error.to_string())),
+                },
+                Ok(None) | Err(_) => return,
+            },
+            next = log.next(offset, 64 << 10), if !ended => match next {
+                Ok(Some(chunk)) => {
+                    offset = chunk.end();
+                    Ok(v1::ReadLogResponse { offset: chunk.offset, records: chunk.bytes, end: false })
+                }
+                Ok(None) => {
+                    ended = true;
+                    Ok(v1::ReadLogResponse { offset, records: Vec::new(), end: true })
+                }
+                Err(error) => Err(Status::invalid_argument(error.to_string())),
+            },
+        };
+        let failed = answer.is_err();
+        if sender.send(answer).await.is_err() || failed {
+            return;
+        }
     }
 }

@@ -70,6 +70,8 @@ impl Pod {
             view: view.clone(),
             layers: image.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
             _lease: Some(lease),
+            log: None,
+            ending: false,
             waiting: Vec::new(),
             creators: vec![reply],
             starters: Vec::new(),
@@ -89,13 +91,18 @@ impl Pod {
         });
     }
 
-    pub(super) async fn created(&mut self, id: &ContainerId, result: Result<Identity, Error>) {
+    pub(super) async fn created(
+        &mut self,
+        id: &ContainerId,
+        result: Result<(Identity, Option<ContainerLog>), Error>,
+    ) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
         match result {
-            Ok(identity) => {
+            Ok((identity, log)) => {
                 container.view.identity = Some(identity);
+                container.log = log;
                 self.container_event(id, ContainerEvent::Created).await;
                 if let Some(container) = self.containers.get_mut(id) {
                     for reply in std::mem::take(&mut container.creators) {
@@ -191,7 +198,7 @@ impl Pod {
                 let (subject, guest) = (self.subject.clone(), guest.clone());
                 let (view, pod) = (container.view.clone(), self.publish.subscribe());
                 self.tasks.spawn(async move {
-                    Done::Stopped(subject.stop_container(&guest, &view, timeout, pod).await, reply)
+                    Done::Answer(subject.stop_container(&guest, &view, timeout, pod).await, reply)
                 });
             }
             (ContainerState::Creating | ContainerState::Starting, _) => {
@@ -310,6 +317,7 @@ impl Pod {
         }
         let rest: Vec<ContainerEffect> = rest.collect();
         let work = Arc::clone(&self.container_work).read_owned();
+        let log = self.containers.get(id).and_then(|container| container.log.clone());
         let (subject, guest, id) = (self.subject.clone(), self.guest.clone(), id.clone());
         match (rest.first(), guest) {
             (None, _) => {}
@@ -323,7 +331,7 @@ impl Pod {
             (Some(_), guest) => {
                 self.tasks.spawn(async move {
                     let _work = work.await;
-                    let result = subject.remove_container(guest.as_ref(), &id, &rest).await;
+                    let result = subject.remove_container(guest.as_ref(), &id, &rest, log.as_ref()).await;
                     Done::Removed(id, result)
                 });
             }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -7,6 +9,8 @@ use crate::v1;
 
 /// Acknowledgements on their way; a reader that outruns it waits.
 const ACKNOWLEDGEMENT_QUEUE: usize = 4;
+/// See [`LogReader::close`].
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 const CALL: &str = "ReadLog";
 
 /// The records of one container; see [`GuestClient::read_log`].
@@ -79,6 +83,17 @@ impl LogReader {
             return Ok(None);
         }
         Ok(Some(response))
+    }
+
+    /// Lets what was acknowledged still arrive: for a reader that has read all,
+    /// so that the guest need not keep the rest. Clones of the acknowledger must
+    /// be gone. Takes a second at most.
+    pub async fn close(self) {
+        let Self { mut inner, acknowledger, .. } = self;
+        drop(acknowledger);
+        // The guest ends its side once it has seen the end of this one.
+        let ended = async { while let Some(Ok(_)) = inner.next().await {} };
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, ended).await;
     }
 
     /// Where the next records start.

@@ -5,6 +5,7 @@
 //! A connection is dialled once and never again behind the caller's back: when
 //! it is lost, calls in flight and later ones fail with [`GuestError::Gone`].
 
+mod attach;
 mod error;
 mod exec;
 mod forward;
@@ -27,6 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::v1::guest_client::GuestClient as Calls;
 use crate::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, v1};
 
+pub use attach::{ATTACH_DEADLINE, AttachInput, AttachResponses, AttachSession};
 pub use error::{GuestError, Refusal};
 pub use exec::{ExecInput, ExecOutput, ExecResponses, ExecSession};
 pub use forward::{PORT_FORWARD_DEADLINE, PortForward, PortForwardInput, PortForwardOutput};

@@ -16,11 +16,11 @@ pub mod v1 {
 mod client;
 
 pub use client::{
-    ATTEMPT_DEADLINE, CREATE_DEADLINE, Connect, DELETE_DEADLINE, EXEC_START_DEADLINE, EXEC_TIMEOUT_MARGIN,
-    Events, ExecInput, ExecOutput, ExecResponses, ExecSession, GuestClient, GuestError, GuestStream,
-    LIST_DEADLINE, LogAcknowledger, LogReader, MESSAGE_LIMIT_BYTES, PORT_FORWARD_DEADLINE, PortForward,
-    PortForwardInput, PortForwardOutput, REOPEN_DEADLINE, Refusal, SETUP_POD_DEADLINE, SHUTDOWN_MARGIN,
-    SIGNAL_DEADLINE, START_DEADLINE, connect,
+    ATTACH_DEADLINE, ATTEMPT_DEADLINE, AttachInput, AttachResponses, AttachSession, CREATE_DEADLINE, Connect,
+    DELETE_DEADLINE, EXEC_START_DEADLINE, EXEC_TIMEOUT_MARGIN, Events, ExecInput, ExecOutput, ExecResponses,
+    ExecSession, GuestClient, GuestError, GuestStream, LIST_DEADLINE, LogAcknowledger, LogReader,
+    MESSAGE_LIMIT_BYTES, PORT_FORWARD_DEADLINE, PortForward, PortForwardInput, PortForwardOutput,
+    REOPEN_DEADLINE, Refusal, SETUP_POD_DEADLINE, SHUTDOWN_MARGIN, SIGNAL_DEADLINE, START_DEADLINE, connect,
 };
 
 /// Where the guest of a machine with a kernel of its own keeps the pod's state:

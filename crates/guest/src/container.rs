@@ -21,6 +21,7 @@ use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::attach::{Audience, Input, Tee};
 use crate::error::Error;
 use crate::layers::LayerUse;
 use crate::process::Descriptor;
@@ -55,8 +56,8 @@ pub(crate) struct Made {
     pub(crate) writable: WritableLayer,
     pub(crate) layers: Mutex<Vec<LayerUse>>,
     pub(crate) pumps: Mutex<Vec<JoinHandle<()>>>,
-    /// Its standard input, where one was asked for; kept open.
-    pub(crate) stdin: Mutex<Option<OwnedFd>>,
+    pub(crate) input: Arc<Input>,
+    pub(crate) audience: Arc<Audience>,
 }
 
 #[derive(Debug)]
@@ -265,8 +266,13 @@ pub(crate) fn open_log(id: &str, target: Option<&v1::LogTarget>) -> Result<Sink,
     }
 }
 
-/// Copies a container's outputs to its log until they end. Must be called in the runtime.
-pub(crate) fn start_pumps(outputs: Vec<(Stream, OwnedFd)>, log: &Sink) -> Result<Vec<JoinHandle<()>>, Error> {
+/// Copies a container's outputs to its log and its audience until they end. Must be
+/// called in the runtime.
+pub(crate) fn start_pumps(
+    outputs: Vec<(Stream, OwnedFd)>,
+    log: &Sink,
+    audience: &Arc<Audience>,
+) -> Result<Vec<JoinHandle<()>>, Error> {
     let metrics = Arc::new(PumpMetrics::default());
     let outputs = outputs
         .into_iter()
@@ -276,12 +282,17 @@ pub(crate) fn start_pumps(outputs: Vec<(Stream, OwnedFd)>, log: &Sink) -> Result
     let left = Arc::new(std::sync::atomic::AtomicUsize::new(outputs.len()));
     let pump = |(stream, output): (Stream, Descriptor)| {
         let (log, metrics, left) = (log.clone(), Arc::clone(&metrics), Arc::clone(&left));
+        let audience = Arc::clone(audience);
+        let output = Tee::new(stream, output, Arc::clone(&audience));
         tokio::spawn(async move {
             // A read that fails ends the output like its end does.
             drop(kina_log::pump(output, stream, &log, &metrics).await);
             let last = left.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1;
-            if let (true, Sink::Stream(buffer)) = (last, &log) {
-                buffer.close();
+            if last {
+                audience.set_silent();
+                if let Sink::Stream(buffer) = &log {
+                    buffer.close();
+                }
             }
         })
     };

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::guest::{Guest, blocking};
 use crate::process::{self, Descriptor};
 use crate::spec;
-use crate::streams::Streams;
+use crate::streams::{self, Streams};
 
 /// Answers on their way to the caller; further output waits in the pipe.
 const RESPONSES: usize = 4;
@@ -253,7 +253,7 @@ async fn feed(
             Some(Request::StdinEnd(_)) if !terminal => stdin = None,
             Some(Request::Resize(size)) if terminal => {
                 if let Some(terminal) = &stdin {
-                    resize(terminal, size);
+                    streams::resize(terminal, size);
                 }
             }
             Some(Request::Signal(number)) => drop(process::signal(&pidfd, number)),
@@ -264,16 +264,4 @@ async fn feed(
         // Closing one of the terminal's descriptors would say nothing to the process.
         std::future::pending::<()>().await;
     }
-}
-
-fn resize(terminal: &Descriptor, size: v1::WindowSize) {
-    let clamp = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
-    let size = rustix::termios::Winsize {
-        ws_row: clamp(size.rows),
-        ws_col: clamp(size.columns),
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // A size is a courtesy.
-    let _ = rustix::termios::tcsetwinsize(terminal, size);
 }

@@ -14,6 +14,7 @@ use kina_launch::{Created, Launcher, Plan, RootFs};
 use kina_log::{Sink, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::attach::{Input, InputEnds};
 use crate::container::{Container, Made, ToStart, now_nanos, open_log, start_pumps};
 use crate::error::Error;
 use crate::events::Events;
@@ -32,6 +33,8 @@ const CONTAINERS_LIMIT: usize = 256;
 const EXECS_LIMIT: usize = 128;
 /// Forwarded connections at one time.
 const FORWARDS_LIMIT: usize = 128;
+/// Attached clients at one time, of all containers.
+const ATTACHES_LIMIT: usize = 128;
 const ID_LIMIT: usize = 128;
 /// How long killed processes may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +55,7 @@ pub(crate) struct Guest {
     pub(crate) launcher: Arc<Launcher>,
     execs: Arc<Semaphore>,
     forwards: Arc<Semaphore>,
+    attaches: Arc<Semaphore>,
     pod: tokio::sync::Mutex<Option<Arc<Pod>>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     layers: Arc<LayerStore>,
@@ -72,6 +76,7 @@ impl Guest {
             launcher: Arc::new(launcher),
             execs: Arc::new(Semaphore::new(EXECS_LIMIT)),
             forwards: Arc::new(Semaphore::new(FORWARDS_LIMIT)),
+            attaches: Arc::new(Semaphore::new(ATTACHES_LIMIT)),
             pod: tokio::sync::Mutex::default(),
             containers: Mutex::default(),
             layers: Arc::default(),
@@ -97,6 +102,11 @@ impl Guest {
     /// Takes the place of a forwarded connection.
     pub(crate) fn take_forward(&self) -> Result<OwnedSemaphorePermit, Error> {
         take(&self.forwards, "forwarded connections", FORWARDS_LIMIT)
+    }
+
+    /// Takes the place of an attached client.
+    pub(crate) fn take_attach(&self) -> Result<OwnedSemaphorePermit, Error> {
+        take(&self.attaches, "attached clients", ATTACHES_LIMIT)
     }
 
     /// A container by id.
@@ -165,9 +175,13 @@ impl Guest {
         let pid = self.pid_namespace(&request, &pod)?;
         let guest = Arc::clone(self);
         let built = blocking("create a container", move || guest.build(&request, &pod, pid)).await?;
-        let Built { made, start, outputs, response } = built;
-        match start_pumps(outputs, &made.log) {
-            Ok(pumps) => *made.pumps() = pumps,
+        let Built { mut made, start, outputs, input, response } = built;
+        let pumps = start_pumps(outputs, &made.log, &made.audience);
+        match pumps.and_then(|pumps| Ok((pumps, Input::new(input)?))) {
+            Ok((pumps, input)) => {
+                *made.pumps() = pumps;
+                made.input = Arc::new(input);
+            }
             Err(error) => {
                 drop(start);
                 drop(process::wait(&made.pidfd).await);
@@ -238,7 +252,13 @@ impl Guest {
             .map_err(|source| Error::Launch { id: id.clone(), source })?;
         let Created { pid, pidfd, start, terminal, warnings } = launched;
         let mut outputs = streams.outputs;
-        outputs.extend(terminal.map(|terminal| (Stream::Stdout, terminal)));
+        let mut input = InputEnds { stdin: streams.stdin, terminal: None, once: request.stdin_once };
+        if let Some(terminal) = terminal {
+            let copy = || terminal.try_clone().map_err(|e| Error::system("duplicate a terminal", e));
+            input.stdin = request.stdin.then(copy).transpose()?;
+            input.terminal = Some(copy()?);
+            outputs.push((Stream::Stdout, terminal));
+        }
         let pid = pid.unsigned_abs();
         let stop_signal = if request.stop_signal == 0 { 15 } else { request.stop_signal };
         Ok(Built {
@@ -254,10 +274,12 @@ impl Guest {
                 writable: undo.keep(),
                 layers: Mutex::new(layers),
                 pumps: Mutex::default(),
-                stdin: Mutex::new(streams.stdin),
+                input: Arc::default(),
+                audience: Arc::default(),
             },
             start,
             outputs,
+            input,
             response: v1::CreateContainerResponse {
                 pid,
                 uid: identity.uid,
@@ -359,6 +381,7 @@ impl Guest {
         for pump in made.pumps().drain(..) {
             pump.abort();
         }
+        made.audience.set_silent();
         if let Sink::Stream(buffer) = &made.log {
             buffer.close();
         }
@@ -369,7 +392,6 @@ impl Guest {
             group.delete(CGROUP_PATIENCE).map_err(|source| cgroup_error(group, source))?;
             made.writable.remove()?;
             made.layers.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            drop(made.stdin.lock().unwrap_or_else(PoisonError::into_inner).take());
             Ok(())
         })
         .await?;
@@ -493,6 +515,7 @@ struct Built {
     made: Made,
     start: kina_launch::StartHandle,
     outputs: Vec<(Stream, OwnedFd)>,
+    input: InputEnds,
     response: v1::CreateContainerResponse,
 }
 
@@ -567,6 +590,7 @@ async fn watch_end(guest: Arc<Guest>, container: Arc<Container>) {
     }
     let exit = v1::Exit { code, finished_at_nanos, oom_killed };
     container.set_exited(exit);
+    made.audience.set_exited();
     if oom_killed {
         let id = container.id.clone();
         guest.events.emit(v1::event::What::Oom(v1::ContainerOom { id }));

@@ -20,6 +20,7 @@
 #![cfg(target_os = "linux")]
 
 mod arguments;
+mod attach;
 mod container;
 mod demo;
 mod error;

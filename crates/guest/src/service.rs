@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::attach;
 use crate::error::Error;
 use crate::exec;
 use crate::forward;
@@ -201,6 +202,22 @@ impl guest_server::Guest for Service {
         };
         let work = exec::run(Arc::clone(&self.guest), start, requests);
         let responses = self.run("Exec", work).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    type AttachStream = BoxStream<v1::AttachResponse>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let mut requests = request.into_inner();
+        let start = match first(&mut requests).await?.what {
+            Some(v1::attach_request::What::Start(start)) => start,
+            Some(_) | None => return Err(Status::invalid_argument("the first message is no start")),
+        };
+        let attached = attach::run(&self.guest, &start, requests);
+        let responses = attached.map_err(|error| self.refuse("Attach", &error))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 

@@ -1,7 +1,8 @@
 //! The standard streams of a process that the guest starts.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use kina_guest_api::v1;
 use kina_launch::Stdio;
 use kina_log::Stream;
 use rustix::pipe::PipeFlags;
@@ -34,6 +35,18 @@ impl Streams {
             stdin: kept,
         })
     }
+}
+
+/// Changes a terminal's size, which is a courtesy: it may fail.
+pub(crate) fn resize(terminal: impl AsFd, size: v1::WindowSize) {
+    let clamp = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+    let size = rustix::termios::Winsize {
+        ws_row: clamp(size.rows),
+        ws_col: clamp(size.columns),
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let _ = rustix::termios::tcsetwinsize(terminal, size);
 }
 
 /// A pipe: what is read from, what is written to.

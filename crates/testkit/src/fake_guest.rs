@@ -293,6 +293,15 @@ impl Guest for FakeGuest {
         Err(Status::unimplemented("the fake runs nothing"))
     }
 
+    type AttachStream = Answers<v1::AttachResponse>;
+
+    async fn attach(
+        &self,
+        _request: Request<Streaming<v1::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        Err(Status::unimplemented("the fake runs nothing"))
+    }
+
     type PortForwardStream = Answers<v1::PortForwardResponse>;
 
     async fn port_forward(

@@ -81,6 +81,13 @@ pub const TARGETS: &[Target] = &[
         words: &["Bearer ", "Basic ", "realm=", "service=", "scope=", "\\\"", "\"", ",", "Negotiate "],
     },
     Target {
+        name: "vsock",
+        about: "a virtual machine's packets between clients that come and go; nothing is lost or left",
+        run: kina_vsock::fuzz,
+        seeds: seeds::vsock,
+        words: &[],
+    },
+    Target {
         name: "hosts",
         about: "hosts.toml files; URLs and paths that come out are whole",
         run: kina_image::fuzzing::hosts_file,

@@ -257,3 +257,18 @@ pub(crate) fn hosts() -> Vec<Vec<u8>> {
         "",
     ])
 }
+
+/// Steps of a trial: a client asks and is answered, both sides talk, one of them
+/// ends it or goes; packets of all kinds; time that passes.
+pub(crate) fn vsock() -> Vec<Vec<u8>> {
+    const OPEN: &[u8] = &[0, 0, 0, 80, 9, 1, 100, 5, 0, 0, 100, 0, 0];
+    let after_open = |steps: &[u8]| [OPEN, steps].concat();
+    vec![
+        OPEN.to_vec(),
+        after_open(&[1, 0, 90, 9, 3, 50, 50, 50, 6, 0, 0, 70, 100, 0, 0, 2, 0, 127]),
+        after_open(&[6, 0, 0, 250, 100, 0, 0, 2, 0, 255, 9, 9, 200, 3, 0, 7, 0, 200, 100, 0, 3]),
+        after_open(&[1, 0, 255, 4, 0, 9, 31, 200, 200, 200, 11, 255, 11, 255]),
+        after_open(&[7, 0, 230, 0, 0, 0, 7, 0, 250, 0, 250, 0, 8, 3, 0, 0, 0, 0, 0, 0, 0, 2]),
+        vec![0, 0, 210, 1, 0, 4, 0, 1, 230, 0, 2, 250, 11, 100, 2, 1, 127],
+    ]
+}

@@ -51,3 +51,10 @@ pub use device::{Config, Device};
 const GREETING: &str = "OK ";
 /// What a device says before the reason why there is none.
 const REFUSAL: &str = "ERROR ";
+
+/// Lets clients and a guest do what `steps` say, as `device::trial` reads them.
+/// Panics when something does not hold that must.
+#[cfg(all(target_os = "linux", feature = "fuzzing"))]
+pub fn fuzz(steps: &[u8]) {
+    device::trial::run(steps);
+}

@@ -133,7 +133,7 @@ const HOUSE: &[Room] = &[
     Room {
         name: "kina-fuzz",
         folder: "crates/fuzz",
-        uses: &["kina-erofs", "kina-image", "kina-spdy"],
+        uses: &["kina-erofs", "kina-image", "kina-spdy", "kina-vsock"],
         may: &[],
     },
     Room { name: "xtask", folder: "crates/xtask", uses: &[], may: &[Platform, Anyhow] },

@@ -5,6 +5,9 @@ mod rings;
 mod stream;
 mod switch;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod trial;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;

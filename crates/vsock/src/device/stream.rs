@@ -159,6 +159,12 @@ impl Stream {
         known && self.guest_port == guest_port
     }
 
+    /// Bytes that wait for the client.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Whether the socket must say when it has room.
     pub(crate) fn waits_for_room(&self) -> bool {
         !self.buffer.is_empty()

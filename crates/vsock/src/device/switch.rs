@@ -239,6 +239,20 @@ impl Switch {
         self.ready.clear();
         self.resets.clear();
     }
+
+    /// Panics when something that must hold does not.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn check(&self) {
+        assert!(self.streams.len() <= self.limit);
+        assert!(self.resets.len() <= self.limit + STRAY_LIMIT + self.streams.len());
+        assert!(self.ready.len() <= self.streams.len());
+        assert!(self.streams.values().all(|stream| stream.buffered() <= WINDOW as usize));
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn count(&self) -> usize {
+        self.streams.len()
+    }
 }
 
 /// What a socket shall tell of.

@@ -211,7 +211,7 @@ impl<'a> Stages<'a> {
         let boot = machine.progress();
         let mut stages = Self { machine, table: String::new() };
         for (at, what) in [
-            (Some(boot.initramfs), "initramfs made"),
+            (Some(boot.files), "kernel and initramfs there"),
             (Some(boot.devices), "devices listen"),
             (boot.kernel, "kernel's first line"),
             (boot.init, "first process"),

@@ -7,25 +7,34 @@
 //!
 //! It runs twice. From the kernel's initramfs it loads modules and moves to a
 //! tmpfs, since a container's pivot_root refuses the initramfs; then it starts
-//! over from there.
+//! over from there. Its own file stays where it is, in memory once.
+//!
+//! A machine that lacks what its command line promises (a shared directory, its
+//! disk) switches itself off: the console has the reason.
+
+mod options;
 
 use std::ffi::CStr;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::mount::MsFlags;
 
+use options::{Mounted, Options};
+
 /// Where the root moves to.
 const NEW_ROOT: &str = "/new";
-/// Where the machine's shared directory appears.
-const SHARE: &str = "/share";
 /// Modules to load, in order, one path below /modules a line.
 const MODULE_LIST: &str = "/modules/list";
-/// The port when the command line names none.
-const DEFAULT_PORT: &str = "1024";
+/// How long the disk's device may take to appear, and between two looks at it.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
+const DISK_PAUSE: Duration = Duration::from_millis(5);
+/// The longest line of the guest that a probe looks at.
+const PROBE_LINE_LIMIT: u64 = 4096;
 
 /// Whether the kernel has started this process as the machine's first.
 pub(crate) fn started_by_kernel(program: Option<&str>) -> bool {
@@ -91,7 +100,10 @@ fn move_root() -> io::Result<()> {
     let none = None::<&str>;
     fs::create_dir_all(NEW_ROOT)?;
     nix::mount::mount(Some("root"), NEW_ROOT, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
-    fs::copy("/init", format!("{NEW_ROOT}/init"))?;
+    // Not a copy: that would take time and memory.
+    let init = format!("{NEW_ROOT}/init");
+    fs::File::create(&init)?;
+    nix::mount::mount(Some("/init"), init.as_str(), none, MsFlags::MS_BIND, none)?;
     for directory in ["proc", "sys", "dev"] {
         let to = format!("{NEW_ROOT}/{directory}");
         fs::create_dir(&to)?;
@@ -100,7 +112,6 @@ fn move_root() -> io::Result<()> {
     }
     // The initramfs is memory; what is not needed any more is given back.
     drop(fs::remove_dir_all("/modules"));
-    drop(fs::remove_file("/init"));
     nix::unistd::chdir(NEW_ROOT)?;
     nix::mount::mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
     nix::unistd::chroot(".")?;
@@ -130,17 +141,77 @@ pub(crate) fn run() -> io::Error {
         complain("loopback", error);
     }
     let options = Options::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
-    if let Some(tag) = &options.share {
-        mount("virtiofs", tag, SHARE, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, None);
+    if mount_promised(&options) {
+        if options.probe {
+            probe(&options);
+        } else {
+            serve(&options);
+        }
     }
-    match Command::new("/proc/self/exe").args(options.serve()).spawn() {
+    switch_off()
+}
+
+/// Mounts what the command line names; whether all of it is there.
+fn mount_promised(options: &Options) -> bool {
+    let shares = options.shares.iter().all(|Mounted { source, at }| {
+        mount("virtiofs", source, at, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, None)
+    });
+    shares
+        && options.disk.as_ref().is_none_or(|Mounted { source, at }| {
+            appears(source) && mount("ext4", source, at, MsFlags::MS_NOATIME, None)
+        })
+}
+
+/// Waits for a device: its driver may still be looking at it.
+fn appears(device: &str) -> bool {
+    let end = Instant::now() + DISK_PATIENCE;
+    while !Path::new(device).exists() {
+        if Instant::now() >= end {
+            complain(device, format!("no such device after {DISK_PATIENCE:?}"));
+            return false;
+        }
+        std::thread::sleep(DISK_PAUSE);
+    }
+    true
+}
+
+/// Runs the guest to its end.
+fn serve(options: &Options) {
+    match start(options, Stdio::inherit()) {
         Ok(guest) => {
             let status = reap_until(guest.id());
             complain("the guest has ended", status);
         }
         Err(error) => complain("start the guest", error),
     }
-    switch_off()
+}
+
+/// Runs the guest until it listens, and tells the console how the boot went.
+fn probe(options: &Options) {
+    let mut guest = match start(options, Stdio::piped()) {
+        Ok(guest) => guest,
+        Err(error) => return complain("start the guest", error),
+    };
+    let Some(stderr) = guest.stderr.take() else {
+        return;
+    };
+    let mut output = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while let Ok(1..) = output.by_ref().take(PROBE_LINE_LIMIT).read_until(b'\n', &mut line) {
+        drop(io::stderr().write_all(&line));
+        if String::from_utf8_lossy(&line).contains("listens on") {
+            let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            let uptime = Duration::try_from(since).unwrap_or_default();
+            let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+            complain("probe", options::report(uptime, &meminfo));
+            return;
+        }
+        line.clear();
+    }
+}
+
+fn start(options: &Options, stderr: Stdio) -> io::Result<Child> {
+    Command::new("/proc/self/exe").args(options.serve()).stderr(stderr).spawn()
 }
 
 /// Waits for everything that ends, until the guest does.
@@ -167,53 +238,5 @@ fn switch_off() -> io::Error {
     match nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF) {
         Ok(never) => match never {},
         Err(errno) => errno.into(),
-    }
-}
-
-/// What the kernel's command line says to kina.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Options {
-    pod: Option<String>,
-    port: Option<String>,
-    share: Option<String>,
-}
-
-impl Options {
-    fn parse(line: &str) -> Self {
-        let mut options = Self::default();
-        for word in line.split_whitespace() {
-            let field = match word.split_once('=') {
-                Some(("kina.pod", value)) => (&mut options.pod, value),
-                Some(("kina.vsock", value)) => (&mut options.port, value),
-                Some(("kina.share", value)) => (&mut options.share, value),
-                Some(_) | None => continue,
-            };
-            *field.0 = Some(field.1.to_owned());
-        }
-        options
-    }
-
-    fn serve(&self) -> Vec<String> {
-        let port = self.port.as_deref().unwrap_or(DEFAULT_PORT);
-        vec![
-            "serve".to_owned(),
-            "--pod".to_owned(),
-            self.pod.clone().unwrap_or_default(),
-            "--listen".to_owned(),
-            format!("vsock:{port}"),
-        ]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_read() {
-        let options = Options::parse("console=ttyS0 kina.pod=p1 kina.vsock=77 kina.share=layers quiet\n");
-        assert_eq!(options.share.as_deref(), Some("layers"));
-        assert_eq!(options.serve().join(" "), "serve --pod p1 --listen vsock:77");
-        assert_eq!(Options::parse("").serve().last().map(String::as_str), Some("vsock:1024"));
     }
 }

@@ -3,7 +3,9 @@
 //! process in it.
 #![cfg(target_os = "linux")]
 
+pub mod accelerator;
 pub mod boot;
 mod error;
 
+pub use accelerator::Accelerator;
 pub use error::Error;

@@ -10,7 +10,7 @@ const CHARACTER: u32 = 0o020_000;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind<'a> {
+pub(super) enum Kind<'a> {
     /// A directory.
     Directory,
     /// A file with that content.
@@ -27,14 +27,14 @@ pub enum Kind<'a> {
 /// An archive in the making. Everything belongs to root and is of 1970, so that
 /// the same content gives the same bytes.
 #[derive(Debug, Default)]
-pub struct Archive {
+pub(super) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
 impl Archive {
     /// An archive without entries.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::default()
     }
 
@@ -43,7 +43,7 @@ impl Archive {
     ///
     /// # Panics
     /// When a file has 4 GiB or more, which the form cannot say.
-    pub fn add(&mut self, path: &str, permissions: u32, kind: Kind<'_>) {
+    pub(super) fn add(&mut self, path: &str, permissions: u32, kind: Kind<'_>) {
         self.entries += 1;
         let number = self.entries;
         match kind {
@@ -56,7 +56,7 @@ impl Archive {
     }
 
     /// The whole archive.
-    pub fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         self.entry(0, TRAILER, 0, 1, (0, 0), &[]);
         self.bytes
     }

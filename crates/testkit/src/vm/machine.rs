@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kina_guest_api::GuestClient;
+use kina_machine_qemu::Accelerator;
+use kina_machine_qemu::boot::{BootFiles, CommandLine};
 use tempfile::TempDir;
 
-use super::initramfs::{MODULES, initramfs};
 use super::process::wait_until;
-use super::{Prerequisites, Process, VsockConnector, clock};
+use super::{Prerequisites, Process, VsockConnector};
 
 /// The port that the guest listens on.
 pub const GUEST_PORT: u32 = 1024;
@@ -45,8 +46,8 @@ pub struct Config {
 /// When a boot came where, counted from the call of [`Machine::boot`].
 #[derive(Clone, Debug, Default)]
 pub struct Boot {
-    /// The initramfs was made.
-    pub initramfs: Duration,
+    /// Kernel and initramfs were there.
+    pub files: Duration,
     /// The devices' processes listened, and QEMU was started.
     pub devices: Duration,
     /// The kernel's first line.
@@ -64,10 +65,11 @@ pub struct Machine {
     qemu: Process,
     devices: [Process; 2],
     console: Console,
-    initramfs_made: Duration,
+    files_ready: Duration,
     devices_ready: Duration,
     begin: Instant,
     directory: TempDir,
+    _files: BootFiles,
 }
 
 impl Machine {
@@ -83,9 +85,8 @@ impl Machine {
             .tempdir_in("/tmp")
             .context("make a folder for the machine's sockets")?;
         let at = |name: &str| directory.path().join(name);
-        let image = initramfs(&prerequisites.guest, &prerequisites.modules, MODULES)?;
-        std::fs::write(at("initramfs"), image).context("write the initramfs")?;
-        let initramfs_made = begin.elapsed();
+        let files = prerequisites.boot_files()?;
+        let files_ready = begin.elapsed();
 
         let mut share = Process::start(
             "virtiofsd",
@@ -117,11 +118,20 @@ impl Machine {
             })?;
         }
         let devices_ready = begin.elapsed();
-        let mut command = qemu(prerequisites, config, directory.path());
+        let mut command = qemu(prerequisites, &files, config, directory.path())?;
         let mut qemu = Process::start("qemu", command.stdout(Stdio::piped()).stderr(Stdio::inherit()))?;
         let output = qemu.take_output().context("QEMU has no standard output")?;
         let console = Console::watch(output)?;
-        Ok(Self { qemu, devices: [share, vsock], console, initramfs_made, devices_ready, begin, directory })
+        Ok(Self {
+            qemu,
+            devices: [share, vsock],
+            console,
+            files_ready,
+            devices_ready,
+            begin,
+            directory,
+            _files: files,
+        })
     }
 
     /// Dials the guest, which comes up meanwhile.
@@ -160,7 +170,7 @@ impl Machine {
     pub fn progress(&self) -> Boot {
         let at = |words: &str| Some(self.console.when(words)?.saturating_duration_since(self.begin));
         Boot {
-            initramfs: self.initramfs_made,
+            files: self.files_ready,
             devices: self.devices_ready,
             kernel: at("Linux version"),
             init: at("Run /init"),
@@ -197,31 +207,38 @@ impl Machine {
 }
 
 /// The emulator's command line.
-fn qemu(prerequisites: &Prerequisites, config: &Config, directory: &Path) -> Command {
+fn qemu(
+    prerequisites: &Prerequisites,
+    files: &BootFiles,
+    config: &Config,
+    directory: &Path,
+) -> Result<Command> {
     let at = |name: &str| directory.join(name).display().to_string();
-    let kernel = format!(
-        // The counter's frequency is given: against the emulated timer the kernel
-        // measures it in vain now and then, and hangs.
-        "console=ttyS0 panic=-1 tsc_early_khz={} no_timer_check \
-         kina.pod={} kina.vsock={GUEST_PORT} kina.share={SHARE_TAG}",
-        clock::counter_khz(),
-        config.pod_id,
-    );
+    let accelerator = Accelerator::Tcg;
+    let line = CommandLine::new(accelerator)
+        .verbose()
+        .pod(&config.pod_id)
+        .port(GUEST_PORT)
+        .share(SHARE_TAG, SHARE_IN_GUEST)
+        .build()?;
     let mut command = Command::new(&prerequisites.qemu);
     command
-        .args(["-machine", "microvm,accel=tcg,memory-backend=memory", "-cpu", "max", "-smp", "1"])
+        .args(["-machine", &format!("{},memory-backend=memory", accelerator.machine())])
+        .args(["-cpu", accelerator.cpu(), "-smp", "1"])
         .args(["-m", &format!("{}M", config.memory_mib)])
         // The devices' processes map the memory.
         .args(["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", config.memory_mib)])
-        .args(["-nographic", "-no-user-config", "-no-reboot", "-monitor", "none"])
+        .args(["-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"])
         .arg("-kernel")
-        .arg(&prerequisites.kernel)
-        .args(["-initrd", &at("initramfs"), "-append", &kernel])
+        .arg(&files.kernel)
+        .arg("-initrd")
+        .arg(&files.initramfs)
+        .args(["-append", &line])
         .args(["-chardev", &format!("socket,id=vsock,path={}", at("vsock"))])
         .args(["-device", "vhost-user-vsock-device,chardev=vsock"])
         .args(["-chardev", &format!("socket,id=share,path={}", at("share"))])
         .args(["-device", &format!("vhost-user-fs-device,chardev=share,tag={SHARE_TAG}")]);
-    command
+    Ok(command)
 }
 
 /// Whether a socket with that path accepts connections. Asking by connecting

@@ -1,5 +1,5 @@
 //! Machines in software: QEMU without KVM, a kernel of Debian's, and the guest
-//! as the first process of an initramfs made here.
+//! as the first process of an initramfs of `kina-machine-qemu`'s.
 //!
 //! ```text
 //! test ──▶ Machine ──┬─▶ qemu             microvm, TCG, memory in a memfd
@@ -11,14 +11,11 @@
 //! What it takes is installed by `cargo xtask setup test` and found by the
 //! variables that xtask sets, or below the target folder ([`Prerequisites`]).
 
-mod clock;
-mod initramfs;
 mod machine;
 mod prerequisites;
 mod process;
 mod vsock;
 
-pub use initramfs::{MODULES, initramfs};
 pub use machine::{Boot, Config, GUEST_PORT, Machine, SHARE_IN_GUEST};
 pub use prerequisites::Prerequisites;
 pub use process::Process;

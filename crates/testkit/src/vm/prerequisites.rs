@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use kina_machine_qemu::boot::{self, BootConfig, BootFiles, KernelFiles};
 
 /// What it takes to boot a machine.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Prerequisites {
     pub vsock_device: PathBuf,
     /// The static guest.
     pub guest: PathBuf,
+    /// Where made boot files are kept.
+    pub cache: PathBuf,
 }
 
 impl Prerequisites {
@@ -45,7 +48,23 @@ impl Prerequisites {
                 "guest/x86_64-unknown-linux-gnu/guest/kina-guest",
                 "cargo xtask guest",
             )?,
+            cache: target.join("boot"),
         })
+    }
+
+    /// What machines boot from, made where it is not there yet.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn boot_files(&self) -> Result<BootFiles> {
+        let kernel = KernelFiles { image: self.kernel.clone(), modules: self.modules.clone() };
+        let config = BootConfig {
+            kernel: Some(kernel),
+            modules: Vec::new(),
+            guest: self.guest.clone(),
+            cache: self.cache.clone(),
+        };
+        boot::prepare(&config).context("make what machines boot from")
     }
 }
 

@@ -34,6 +34,14 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// A path cannot appear at a second place.
+    #[error("{path} is {kind}: only directories and regular files can be shared")]
+    NotBindable {
+        /// The path.
+        path: PathBuf,
+        /// What it is, as the end of a sentence.
+        kind: &'static str,
+    },
     /// A tree that was to be removed has something mounted in it.
     #[error("{path} is a mount point inside a tree that is to be removed")]
     MountInside {
@@ -152,6 +160,7 @@ impl Error {
             Self::NoLocalNode
             | Self::TooLarge { .. }
             | Self::NotAFile { .. }
+            | Self::NotBindable { .. }
             | Self::MountInside { .. }
             | Self::Moved { .. }
             | Self::SocketPath { .. }

@@ -13,6 +13,8 @@ mod local;
 mod probe;
 mod temporary;
 
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,6 +128,100 @@ pub struct GuestProgram {
     pub cgroup: String,
 }
 
+/// A program to start on the node that outlives its starter.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// Path of the executable.
+    pub path: PathBuf,
+    /// Arguments, without the program's own name.
+    pub args: Vec<OsString>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Absolute path of the cgroup that it is in; made if it is missing.
+    pub cgroup: String,
+    /// Its network.
+    pub network: DaemonNetwork,
+    /// The user that it becomes; the starter's without.
+    pub user: Option<Account>,
+    /// Whether it can no longer gain privileges by executing something.
+    pub no_new_privileges: bool,
+    /// Where its standard output and error go: a file, written at its end, or a
+    /// named pipe, whose reader is waited for. `/dev/null` without.
+    pub output: Option<PathBuf>,
+    /// Descriptors that it finds from number 3 on, in this order. Only a node
+    /// that is this machine can hand them over.
+    pub inherit: Vec<Arc<OwnedFd>>,
+    /// How likely the kernel takes it when memory runs out, from -1000 to 1000;
+    /// as its starter without, or where the kernel refuses.
+    pub oom_score_adjust: Option<i32>,
+}
+
+impl Daemon {
+    /// A program without arguments, with the usual search path as its
+    /// environment, as its starter in everything else.
+    #[must_use]
+    pub fn new(path: PathBuf, cgroup: String) -> Self {
+        const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        Self {
+            path,
+            args: Vec::new(),
+            env: vec![("PATH".to_owned(), PATH.to_owned())],
+            cgroup,
+            network: DaemonNetwork::Node,
+            user: None,
+            no_new_privileges: false,
+            output: None,
+            inherit: Vec::new(),
+            oom_score_adjust: None,
+        }
+    }
+}
+
+/// The network that a daemon is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DaemonNetwork {
+    /// The node's.
+    Node,
+    /// The namespace pinned at this path.
+    Namespace(PathBuf),
+    /// A new one with nothing in it.
+    Empty,
+}
+
+/// A user by number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups, all of them.
+    pub groups: Vec<u32>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// Something of the node to appear at a second place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// What: a directory or regular file. Symlinks are followed.
+    pub source: PathBuf,
+    /// Where. What is missing there is made: an empty file or directory below a
+    /// directory that exists. No symlink is followed in its last part.
+    pub target: PathBuf,
+    /// Whether nothing can be changed through it, by root neither.
+    pub readonly: bool,
+    /// Whether what is mounted below the source appears too.
+    pub recursive: bool,
+}
+
 /// A process on the node, told apart from a later one with the same number by
 /// its start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,6 +301,14 @@ pub trait Node: Send + Sync {
     /// its cgroup, surviving the daemon. Returns once it has been executed.
     async fn spawn_guest(&self, guest: &GuestProgram) -> Result<ProcessIdentity, Error>;
 
+    /// Starts a daemon: in its own session and its cgroup, surviving its
+    /// starter. Returns once it has been executed.
+    async fn start(&self, daemon: &Daemon) -> Result<ProcessIdentity, Error>;
+
+    /// How a daemon has ended that this very instance started; `None` for
+    /// others, as only a parent is told, and for one that runs.
+    async fn exit_status(&self, process: ProcessIdentity) -> Option<ExitStatus>;
+
     /// A fresh stream to a guest's unix socket.
     async fn dial(&self, socket: &Path) -> Result<tokio::net::UnixStream, Error>;
 
@@ -220,6 +324,10 @@ pub trait Node: Send + Sync {
     /// Kills every process below a cgroup, waits until none is left (no longer
     /// than `deadline`) and removes the cgroup.
     async fn kill_cgroup(&self, path: &str, deadline: Duration) -> Result<(), Error>;
+
+    /// How many processes the kernel has killed in a cgroup because memory ran
+    /// out; 0 for one that does not exist, or whose kernel does not count.
+    async fn out_of_memory_kills(&self, path: &str) -> Result<u64, Error>;
 
     /// Removes a cgroup if nothing is in it, neither a process nor a cgroup.
     async fn remove_idle_cgroup(&self, path: &str) -> Result<(), Error>;
@@ -238,6 +346,20 @@ pub trait Node: Send + Sync {
     /// Removes a file or a whole tree, never crossing a mount point or
     /// following a symlink.
     async fn remove_tree(&self, path: &Path) -> Result<(), Error>;
+
+    /// Mounts a file or directory at a second place. It does not spread to other
+    /// mount namespaces, and what is unmounted below the source is so below the
+    /// target. A target with something mounted on it is left as it is.
+    async fn bind(&self, bind: &Bind) -> Result<(), Error>;
+
+    /// Unmounts all that is mounted at and below a path, also what is in use.
+    async fn unbind(&self, path: &Path) -> Result<(), Error>;
+
+    /// Gives a file a second name. The same again succeeds.
+    async fn hard_link(&self, source: &Path, target: &Path) -> Result<(), Error>;
+
+    /// Makes a named pipe. One that is there already is left as it is.
+    async fn create_pipe(&self, path: &Path, mode: u32) -> Result<(), Error>;
 
     /// Whether there is something at a path (symlinks are followed).
     async fn exists(&self, path: &Path) -> Result<bool, Error>;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kina_model::PodId;
 use kina_node::{
-    Error, FilesystemUsage, GuestProgram, LayerImage, NetworkProbe, Node, Output, ProbeStep, ProcessIdentity,
-    ProcessUsage, Program,
+    Bind, Daemon, Error, ExitStatus, FilesystemUsage, GuestProgram, LayerImage, NetworkProbe, Node, Output,
+    ProbeStep, ProcessIdentity, ProcessUsage, Program,
 };
 use tokio::sync::mpsc;
 
@@ -172,6 +172,14 @@ impl Node for FakeNode {
         Err(failure("spawn guest", &guest.program, io::ErrorKind::Unsupported.into()))
     }
 
+    async fn start(&self, daemon: &Daemon) -> Result<ProcessIdentity, Error> {
+        Err(failure("start", &daemon.path, io::ErrorKind::Unsupported.into()))
+    }
+
+    async fn exit_status(&self, _process: ProcessIdentity) -> Option<ExitStatus> {
+        None
+    }
+
     async fn dial(&self, socket: &Path) -> Result<tokio::net::UnixStream, Error> {
         Err(failure("dial", socket, io::ErrorKind::Unsupported.into()))
     }
@@ -190,6 +198,10 @@ impl Node for FakeNode {
 
     async fn kill_cgroup(&self, _path: &str, _deadline: Duration) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn out_of_memory_kills(&self, _path: &str) -> Result<u64, Error> {
+        Ok(0)
     }
 
     async fn remove_idle_cgroup(&self, _path: &str) -> Result<(), Error> {
@@ -216,6 +228,22 @@ impl Node for FakeNode {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure("remove tree", path, error)),
             _ => Ok(()),
         }
+    }
+
+    async fn bind(&self, bind: &Bind) -> Result<(), Error> {
+        Err(failure("bind", &bind.source, io::ErrorKind::Unsupported.into()))
+    }
+
+    async fn unbind(&self, _path: &Path) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn hard_link(&self, source: &Path, target: &Path) -> Result<(), Error> {
+        std::fs::hard_link(source, target).map_err(|error| failure("link", source, error))
+    }
+
+    async fn create_pipe(&self, path: &Path, _mode: u32) -> Result<(), Error> {
+        Err(failure("make named pipe", path, io::ErrorKind::Unsupported.into()))
     }
 
     async fn exists(&self, path: &Path) -> Result<bool, Error> {

@@ -3,7 +3,10 @@ use std::time::Duration;
 use kina_model::PodId;
 
 use super::{DEADLINE, Subject, contains, directory, ok, printed, refused};
-use crate::{Error, GuestProgram, LayerImage, MAX_SOCKET_PATH, ProcessIdentity};
+use crate::{
+    Account, Daemon, DaemonNetwork, Error, ExitStatus, GuestProgram, LayerImage, MAX_SOCKET_PATH,
+    ProcessIdentity,
+};
 
 /// A namespace is of the pod's own, has loopback up, and stays until removed.
 ///
@@ -156,5 +159,87 @@ pub async fn guests_are_daemons(subject: &dyn Subject) {
     assert!(ok("processes", node.cgroup_processes(&format!("{cgroup}/guest")).await).is_empty());
     let groups = ok("cgroups", node.cgroups(subject.cgroup(), "conformance-").await);
     assert!(!groups.contains(&cgroup), "{groups:?}");
+    ok("remove", node.remove_tree(&root).await);
+}
+
+/// A daemon has the cgroup, network, user, output and environment that it was
+/// given, and how it ended can be asked.
+///
+/// # Panics
+/// When the node breaks the rule.
+pub async fn daemons_get_what_they_are_given(subject: &dyn Subject) {
+    let node = subject.node();
+    let root = directory(subject, "daemons").await;
+    let (pod, output) = (PodId::random(), root.join("output"));
+    let cgroup = format!("{}/daemon-{pod}", subject.cgroup());
+    let namespace = ok("create", node.create_network_namespace(&pod).await);
+    let script = "cat /proc/self/status; echo net $(readlink /proc/self/ns/net); echo env $A; echo >&2 error; \
+        echo given $1; exec sleep 1000";
+    let daemon = Daemon {
+        args: ["-c", script, "sh", "an argument"].map(Into::into).into(),
+        env: vec![("A".to_owned(), "1 2".to_owned()), ("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
+        network: DaemonNetwork::Namespace(namespace.clone()),
+        user: Some(Account { uid: 61_001, gid: 61_002, groups: vec![61_003, 61_004] }),
+        no_new_privileges: true,
+        output: Some(output.clone()),
+        ..Daemon::new("/bin/sh".into(), cgroup.clone())
+    };
+    let process = ok("start", node.start(&daemon).await);
+    let wait = format!("until grep -q given {0}; do sleep 0.01; done; cat {0}", output.display());
+    let seen = printed(subject, &wait).await;
+    let lines: Vec<String> = seen.lines().map(|line| line.replace('\t', " ").trim().to_owned()).collect();
+    let net =
+        printed(subject, &format!("nsenter --net={} readlink /proc/self/ns/net", namespace.display())).await;
+    for expected in [
+        "Uid: 61001 61001 61001 61001",
+        "Gid: 61002 61002 61002 61002",
+        "Groups: 61003 61004",
+        "NoNewPrivs: 1",
+        "CapEff: 0000000000000000",
+        "error",
+        "env 1 2",
+        "given an argument",
+        &format!("net {net}"),
+    ] {
+        assert!(lines.iter().any(|line| line == expected), "no line {expected:?} in {seen}");
+    }
+    let inside = ok("processes", node.cgroup_processes(&cgroup).await);
+    assert!(inside.contains(&process), "{inside:?}");
+    assert_eq!(ok("kills", node.out_of_memory_kills(&cgroup).await), 0);
+    ok("kill", node.kill_cgroup(&cgroup, DEADLINE).await);
+    ok("wait", node.wait_process(process).await);
+    assert_eq!(node.exit_status(process).await, Some(ExitStatus::Signal(9)));
+    assert_eq!(ok("kills", node.out_of_memory_kills(&cgroup).await), 0);
+
+    // Nothing but loopback.
+    let alone = Daemon {
+        args: ["-c".into(), "exit $(grep -c : /proc/self/net/dev)".into()].into(),
+        network: DaemonNetwork::Empty,
+        ..Daemon::new("/bin/sh".into(), cgroup.clone())
+    };
+    let process = ok("start", node.start(&alone).await);
+    ok("wait", node.wait_process(process).await);
+    assert_eq!(node.exit_status(process).await, Some(ExitStatus::Code(1)));
+    let nobody = ProcessIdentity { start_ticks: process.start_ticks + 1, ..process };
+    assert_eq!(node.exit_status(nobody).await, None);
+    ok("kill", node.kill_cgroup(&cgroup, DEADLINE).await);
+
+    // A pipe's reader is waited for, and gets all of it.
+    let pipe = root.join("pipe");
+    for _ in 0..2 {
+        ok("make a pipe", node.create_pipe(&pipe, 0o600).await);
+    }
+    refused("a pipe on a file", node.create_pipe(&output, 0o600).await);
+    let writer = Daemon {
+        args: ["-c".into(), "echo into the pipe".into()].into(),
+        output: Some(pipe.clone()),
+        ..Daemon::new("/bin/sh".into(), cgroup.clone())
+    };
+    let cat = format!("cat {}", pipe.display());
+    let (started, read) = tokio::join!(node.start(&writer), printed(subject, &cat));
+    ok("start", started);
+    assert_eq!(read, "into the pipe");
+    ok("kill", node.kill_cgroup(&cgroup, DEADLINE).await);
+    ok("remove", node.remove_network_namespace(&pod).await);
     ok("remove", node.remove_tree(&root).await);
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{DEADLINE, Subject, directory, ok, printed, refused, run, shell};
-use crate::{Error, Program};
+use crate::{Bind, Error, Program};
 
 /// Files are read within a limit and replaced whole; what is not there is said
 /// so.
@@ -160,4 +160,78 @@ async fn assert_gone(subject: &dyn Subject, pids: &str) {
         }
         assert!(begin.elapsed() < DEADLINE, "processes {pids} live on: {states}");
     }
+}
+
+/// Binds show their source, read-only where asked, and go with what is below
+/// them; only files and directories are bound. Links are of one file.
+///
+/// # Panics
+/// When the node breaks the rule.
+pub async fn binds_come_and_go(subject: &dyn Subject) {
+    let node = subject.node();
+    let root = directory(subject, "binds").await;
+    let at = |name: &str| root.join(name);
+    let script = "mkdir -p from/below to; echo one > from/file; ln -s from link; mount -t tmpfs tmpfs from/below; \
+        echo two > from/below/file";
+    printed(subject, &format!("cd {} && {script}", root.display())).await;
+    let bind = |source: &str, target: &str, readonly: bool, recursive: bool| Bind {
+        source: at(source),
+        target: at(target),
+        readonly,
+        recursive,
+    };
+    // Itself first, so that nothing spreads from it.
+    ok("bind", node.bind(&bind("to", "to", false, false)).await);
+    for _ in 0..2 {
+        ok("bind", node.bind(&bind("link", "to/all", true, true)).await);
+        ok("bind", node.bind(&bind("from", "to/top", false, false)).await);
+        ok("bind", node.bind(&bind("from/file", "to/file", true, false)).await);
+    }
+    let count = format!("grep -c {}/to /proc/self/mountinfo", root.display());
+    assert_eq!(printed(subject, &count).await, "5", "mounts: to, all, all/below, top, file");
+    assert_eq!(ok("read", node.read_file(&at("to/all/file"), 10).await), b"one\n");
+    assert_eq!(ok("read", node.read_file(&at("to/all/below/file"), 10).await), b"two\n");
+    assert!(!ok("exists", node.exists(&at("to/top/below/file")).await), "a bind that is not recursive");
+    for readonly in ["to/all/file", "to/all/below/file", "to/file"] {
+        let script = format!("echo x > {}", at(readonly).display());
+        assert_ne!(run(subject, &script).await.code, 0, "{readonly} can be written");
+    }
+    ok("write", node.write_file(&at("to/top/new"), b"", 0o600).await);
+    assert!(ok("exists", node.exists(&at("from/new")).await));
+
+    printed(
+        subject,
+        &format!("cd {} && mkfifo pipe && mknod node c 1 3 && mknod block b 7 99", root.display()),
+    )
+    .await;
+    for (path, kind) in
+        [("pipe", "a named pipe"), ("node", "a character device"), ("block", "a block device")]
+    {
+        match refused(kind, node.bind(&bind(path, "to/other", false, false)).await) {
+            Error::NotBindable { path: named, kind: said } => assert_eq!((named, said), (at(path), kind)),
+            error => panic!("{kind}: {error}"),
+        }
+    }
+    assert!(refused("nothing", node.bind(&bind("none", "to/other", false, false)).await).is_not_found());
+    refused("a file on a directory", node.bind(&bind("from/file", "from", false, false)).await);
+    assert!(!ok("exists", node.exists(&at("to/other")).await), "a refusal leaves something");
+
+    ok("unbind", node.unbind(&at("to/all")).await);
+    assert!(!ok("exists", node.exists(&at("to/all/file")).await));
+    assert!(ok("exists", node.exists(&at("to/file")).await));
+    for _ in 0..2 {
+        ok("unbind", node.unbind(&at("to")).await);
+    }
+    assert_eq!(run(subject, &count).await.stdout, b"0\n");
+    assert_eq!(ok("read", node.read_file(&at("from/below/file"), 10).await), b"two\n", "the source went too");
+
+    for _ in 0..2 {
+        ok("link", node.hard_link(&at("from/file"), &at("second")).await);
+    }
+    assert_eq!(printed(subject, &format!("stat -c %h {}", at("second").display())).await, "2");
+    refused("a link onto another file", node.hard_link(&at("from/new"), &at("second")).await);
+    let across = refused("a link across", node.hard_link(&at("from/below/file"), &at("third")).await);
+    assert_eq!(across.io_kind(), Some(ErrorKind::CrossesDevices));
+    ok("unbind", node.unbind(&root).await);
+    ok("remove", node.remove_tree(&root).await);
 }

@@ -16,8 +16,13 @@ use kina_model::PodId;
 
 use crate::{Error, LayerImage, Node, Output, Program};
 
-pub use effects::{guests_are_daemons, layers_are_mounted_once, network_namespaces_are_pinned};
-pub use files::{files_are_read_and_replaced, programs_are_bounded, trees_are_measured_and_removed};
+pub use effects::{
+    daemons_get_what_they_are_given, guests_are_daemons, layers_are_mounted_once,
+    network_namespaces_are_pinned,
+};
+pub use files::{
+    binds_come_and_go, files_are_read_and_replaced, programs_are_bounded, trees_are_measured_and_removed,
+};
 
 /// A node with what the suite needs around it.
 #[async_trait]
@@ -49,6 +54,8 @@ pub async fn all(subject: &dyn Subject) {
     network_namespaces_are_pinned(subject).await;
     layers_are_mounted_once(subject).await;
     guests_are_daemons(subject).await;
+    daemons_get_what_they_are_given(subject).await;
+    binds_come_and_go(subject).await;
 }
 
 /// The boot id has the kernel's form and does not change.

@@ -113,6 +113,16 @@ impl ControlGroups {
         group.delete(left).map_err(|source| failed("remove", path, source))
     }
 
+    /// See [`crate::Node::out_of_memory_kills`].
+    pub(crate) fn out_of_memory_kills(&self, path: &str) -> Result<u64, Error> {
+        let group = self.group(path)?;
+        if !group.directories().any(|directory| directory.exists()) {
+            return Ok(0);
+        }
+        let count = group.oom_kill_count();
+        Ok(count.map_err(|source| failed("count kills in", path, source))?.unwrap_or(0))
+    }
+
     /// See [`crate::Node::cgroup_processes`]. Blocks.
     pub(crate) fn processes(&self, path: &str) -> Result<Vec<ProcessIdentity>, Error> {
         let group = self.group(path)?;

@@ -1,5 +1,6 @@
 //! The node that is this machine.
 
+mod bind;
 mod control_groups;
 pub(crate) mod files;
 mod fork;
@@ -26,8 +27,8 @@ use kina_model::PodId;
 use tokio::sync::mpsc;
 
 use crate::{
-    Error, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig, MAX_SOCKET_PATH, NetworkProbe, Node,
-    Output, ProbeStep, ProcessIdentity, ProcessUsage, Program,
+    Bind, Daemon, Error, ExitStatus, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig,
+    MAX_SOCKET_PATH, NetworkProbe, Node, Output, ProbeStep, ProcessIdentity, ProcessUsage, Program,
 };
 
 /// The node that is this machine.
@@ -43,6 +44,7 @@ struct Inner {
     config: LocalNodeConfig,
     layers: layers::Layers,
     control_groups: control_groups::ControlGroups,
+    started: spawn::Started,
     // One change of a pod's namespace at a time. Taken by blocking code only,
     // for the length of that change.
     namespaces: Mutex<HashMap<PodId, Weak<Mutex<()>>>>,
@@ -58,6 +60,7 @@ impl LocalNode {
                 config,
                 layers,
                 control_groups: control_groups::ControlGroups::default(),
+                started: spawn::Started::default(),
                 namespaces: Mutex::new(HashMap::new()),
             }),
         }
@@ -195,7 +198,22 @@ impl Node for LocalNode {
     async fn spawn_guest(&self, guest: &GuestProgram) -> Result<ProcessIdentity, Error> {
         check_socket(&guest.socket)?;
         let guest = guest.clone();
-        self.blocking("start guest", move |inner| spawn::spawn(&inner.control_groups, &guest)).await
+        self.blocking("start guest", move |inner| {
+            spawn::spawn_guest(&inner.control_groups, &inner.started, &guest)
+        })
+        .await
+    }
+
+    async fn start(&self, daemon: &Daemon) -> Result<ProcessIdentity, Error> {
+        let daemon = daemon.clone();
+        self.blocking("start daemon", move |inner| {
+            spawn::start(&inner.control_groups, &inner.started, &daemon)
+        })
+        .await
+    }
+
+    async fn exit_status(&self, process: ProcessIdentity) -> Option<ExitStatus> {
+        self.inner.started.exit_status(process).await
     }
 
     async fn dial(&self, socket: &Path) -> Result<tokio::net::UnixStream, Error> {
@@ -222,6 +240,10 @@ impl Node for LocalNode {
         self.blocking("kill cgroup", move |inner| inner.control_groups.kill(&path, deadline)).await
     }
 
+    async fn out_of_memory_kills(&self, path: &str) -> Result<u64, Error> {
+        self.inner.control_groups.out_of_memory_kills(path)
+    }
+
     async fn remove_idle_cgroup(&self, path: &str) -> Result<(), Error> {
         self.inner.control_groups.remove_idle(path)
     }
@@ -241,6 +263,24 @@ impl Node for LocalNode {
     async fn remove_tree(&self, path: &Path) -> Result<(), Error> {
         let path = path.to_owned();
         self.blocking("remove tree", move |_| tree::remove(&path)).await
+    }
+
+    async fn bind(&self, bind: &Bind) -> Result<(), Error> {
+        let bind = bind.clone();
+        self.blocking("bind", move |_| bind::bind(&bind)).await
+    }
+
+    async fn unbind(&self, path: &Path) -> Result<(), Error> {
+        let path = path.to_owned();
+        self.blocking("unbind", move |_| bind::unbind(&path)).await
+    }
+
+    async fn hard_link(&self, source: &Path, target: &Path) -> Result<(), Error> {
+        files::hard_link(source, target)
+    }
+
+    async fn create_pipe(&self, path: &Path, mode: u32) -> Result<(), Error> {
+        files::create_pipe(path, mode)
     }
 
     async fn exists(&self, path: &Path) -> Result<bool, Error> {

@@ -194,6 +194,8 @@ fn node(error: &kina_node::Error) -> Code {
     match error {
         Error::Io { source, .. } => io(source.kind()),
         Error::NoLocalNode => Code::Unimplemented,
+        // A path of the pod's specification.
+        Error::NotBindable { .. } => Code::InvalidArgument,
         Error::LoopDevices { .. } => Code::ResourceExhausted,
         Error::ProgramDeadline { .. } => Code::DeadlineExceeded,
         Error::Survivors { .. } | Error::Interrupted { .. } => Code::Unavailable,

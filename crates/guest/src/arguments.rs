@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use crate::console::Console;
+
 /// The commands, for people who typed something else.
 pub(crate) const USAGE: &str = "\
 usage: kina-guest serve --pod ID --listen unix:PATH|vsock:PORT [--cgroup PATH] [--log PATH]
+       kina-guest console --from PIPE --to FILE --limit BYTES
        kina-guest demo serve PORT | fetch URL [--every MILLISECONDS] | sleep
        kina-guest --version";
 
@@ -16,6 +19,8 @@ pub(crate) enum Command {
     Pause,
     /// The first process of a machine, after its root was moved.
     Init,
+    /// On the node: keeps the end of what a virtual machine says.
+    Console(Console),
     Demo(Vec<String>),
     Version,
 }
@@ -56,6 +61,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command, String> {
         "serve" => parse_serve(rest).map(Command::Serve),
         "pause" => Ok(Command::Pause),
         "init" => Ok(Command::Init),
+        "console" => parse_console(rest).map(Command::Console),
         "demo" => Ok(Command::Demo(rest.to_vec())),
         "--version" => Ok(Command::Version),
         other => Err(format!("no such command: {other:?}")),
@@ -80,6 +86,25 @@ fn parse_serve(arguments: &[String]) -> Result<Serve, String> {
         listen: listen.ok_or("--listen is missing")?,
         cgroup,
         log,
+    })
+}
+
+fn parse_console(arguments: &[String]) -> Result<Console, String> {
+    let (mut from, mut to, mut limit) = (None, None, None);
+    let mut rest = arguments.iter();
+    while let Some(option) = rest.next() {
+        let value = rest.next().ok_or_else(|| format!("{option} needs a value"))?;
+        match option.as_str() {
+            "--from" => from = Some(PathBuf::from(value)),
+            "--to" => to = Some(PathBuf::from(value)),
+            "--limit" => limit = Some(value.parse().map_err(|_| format!("no number of bytes: {value:?}"))?),
+            other => return Err(format!("no such option: {other:?}")),
+        }
+    }
+    Ok(Console {
+        from: from.ok_or("--from is missing")?,
+        to: to.ok_or("--to is missing")?,
+        limit: limit.ok_or("--limit is missing")?,
     })
 }
 
@@ -118,6 +143,8 @@ mod tests {
             ("serve --pod p --listen unix:relative", "relative"),
             ("serve --pod p --listen vsock:x", "x"),
             ("serve --pod p --what x", "--what"),
+            ("console --from /p --to /f", "--limit"),
+            ("console --from /p --to /f --limit x", "x"),
         ] {
             let error = parse(&words(line)).unwrap_err();
             assert!(error.contains(word), "{line}: {error}");

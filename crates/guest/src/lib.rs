@@ -21,6 +21,7 @@
 
 mod arguments;
 mod attach;
+mod console;
 mod container;
 mod demo;
 mod error;
@@ -72,6 +73,10 @@ pub fn main() -> ExitCode {
         Ok(Command::Serve(options)) => serve::run(&options),
         Ok(Command::Pause) => pause::run(),
         Ok(Command::Init) => fail(&init::run()),
+        Ok(Command::Console(options)) => match console::run(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
         Ok(Command::Demo(arguments)) => demo::run(&arguments),
         Ok(Command::Version) => {
             let version = env!("CARGO_PKG_VERSION");

@@ -114,7 +114,7 @@ impl Subject for Place {
         if answer == b'x' { Ok(()) } else { Err(io::Error::from(io::ErrorKind::InvalidData)) }
     }
 
-    async fn ask_to_end(&self, mut stream: Box<dyn Stream>) -> io::Result<()> {
+    async fn ask_to_end(&self, _pod: &PodId, mut stream: Box<dyn Stream>) -> io::Result<()> {
         stream.write_all(&[4]).await
     }
 

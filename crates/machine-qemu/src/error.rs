@@ -137,4 +137,56 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The machine's directory is not where this driver looks for it later.
+    #[error("machine directory {path} is not {expected}")]
+    Directory {
+        /// The directory given.
+        path: PathBuf,
+        /// What it must be.
+        expected: PathBuf,
+    },
+    /// The machine exists with another cgroup.
+    #[error("the machine exists in cgroup {existing}, not in {asked}")]
+    Cgroup {
+        /// Its cgroup.
+        existing: String,
+        /// The cgroup asked for.
+        asked: String,
+    },
+    /// The record of a machine cannot be read.
+    #[error("machine record {path} is damaged")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// All users are taken.
+    #[error("each of the {} users from {} on has a machine: allow more", users.len(), users.start)]
+    Users {
+        /// The users.
+        users: std::ops::Range<u32>,
+    },
+    /// A disk cannot be made.
+    #[error("{program} ended with status {code} when making {path}: {words}")]
+    Disk {
+        /// The disk, or what disks are copied from.
+        path: PathBuf,
+        /// The program.
+        program: PathBuf,
+        /// Its exit code.
+        code: i32,
+        /// What it said.
+        words: String,
+    },
+    /// The node refused an effect.
+    #[error("{operation}")]
+    Node {
+        /// What was being done.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<kina_node::Error>,
+    },
 }

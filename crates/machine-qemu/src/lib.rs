@@ -1,11 +1,48 @@
-//! The machine driver that boots a virtual machine for every pod: QEMU with a
-//! kernel of the node's, an initramfs made here, and `kina-guest` as the first
-//! process in it.
+//! The machine driver that boots a virtual machine for every pod: QEMU's
+//! `microvm` with a kernel of the node's, an initramfs made here, and
+//! `kina-guest` as the first process in it.
+//!
+//! ```text
+//! <pods>/<pod id>/machine/machine.json   the driver's record; the machine exists while it does
+//!                         share/         what the guest sees at /share, a mount of its own
+//!                         guest.sock     where streams to the guest begin
+//!                         console.log    the end of what the machine's processes said
+//! <storage>/layers/                      hard links of the pod's layer images
+//!           disk.ext4                    what the guest writes to, sparse
+//! <pod cgroup>/machine                   QEMU and what serves it:
+//!     qemu        an own user that can open nothing of kina's: what it uses it is
+//!                 given as descriptors; seccomp; in the pod's network namespace
+//!     virtiofsd   root's rights over files, for the shared tree only (chroot)
+//!     kina-vsock  the guest's streams
+//!     console     `kina-guest console`, which bounds what is kept of the console
+//! ```
+//!
+//! **Network.** A tap in the pod's namespace is joined with the interface that
+//! plugins made there (`kina-attachment`); QEMU is given the tap's queue, opened,
+//! and has no other network.
+//!
+//! **Shares.** One tree for each machine, to which layers and volumes are added
+//! while it runs, and from which volumes are taken. Layers are mounted read-only
+//! in it, since other pods use the same files. Nothing else is visible.
+//!
+//! **Daemons come and go.** All processes outlive the daemon. What runs is asked
+//! of the kernel: the recorded processes by their identity, unrecorded ones (the
+//! daemon was killed while it started a machine) by the cgroup that the record
+//! named beforehand; starting such a machine kills them and begins anew.
+//!
+//! **Ends.** A machine has ended when QEMU has, or when a process has that it
+//! cannot do without: the rest is killed then. Why is said from what the node
+//! knows (its out-of-memory kills, how QEMU ended where this daemon started it),
+//! then from the console (the kernel's panic).
 #![cfg(target_os = "linux")]
 
 pub mod accelerator;
 pub mod boot;
+mod config;
+mod driver;
 mod error;
 
-pub use accelerator::Accelerator;
+pub use accelerator::{Accelerator, Choice};
+pub use config::{QemuConfig, Unavailable};
+pub use driver::QemuDriver;
 pub use error::Error;

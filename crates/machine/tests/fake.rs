@@ -61,7 +61,7 @@ impl Subject for Fakes {
         Ok(())
     }
 
-    async fn ask_to_end(&self, mut stream: Box<dyn Stream>) -> io::Result<()> {
+    async fn ask_to_end(&self, _pod: &PodId, mut stream: Box<dyn Stream>) -> io::Result<()> {
         stream.write_all(&[END]).await
     }
 

@@ -78,6 +78,7 @@ const HOUSE: &[Room] = &[
             "kina-machine",
             "kina-model",
             "kina-node",
+            "kina-vsock",
         ],
         may: &[Platform, Unsafe],
     },

@@ -148,7 +148,7 @@ pub async fn a_graceful_end_is_not_waited_out(subject: &dyn Subject) {
     let case = Case::new(subject);
     case.create_and_start().await;
     let stream = case.answered().await;
-    if let Err(error) = case.within("ask to end", subject.ask_to_end(stream)).await {
+    if let Err(error) = case.within("ask to end", subject.ask_to_end(&case.pod, stream)).await {
         panic!("the guest cannot be asked to end: {error}");
     }
     let grace = subject.deadline() * 4;

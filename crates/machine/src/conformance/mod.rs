@@ -43,8 +43,9 @@ pub trait Subject: Send + Sync {
     /// Exchanges something with the guest over a fresh stream.
     async fn probe(&self, stream: &mut dyn Stream) -> io::Result<()>;
 
-    /// Asks the guest over a fresh stream to end by itself; does not wait for it.
-    async fn ask_to_end(&self, stream: Box<dyn Stream>) -> io::Result<()>;
+    /// Asks the guest of a pod to end by itself, over a fresh stream or this one,
+    /// on which it has answered; does not wait for it.
+    async fn ask_to_end(&self, pod: &PodId, stream: Box<dyn Stream>) -> io::Result<()>;
 
     /// Ends a running machine behind the driver's back, as a crash does.
     async fn crash(&self, pod: &PodId);

@@ -1,0 +1,176 @@
+//! The command lines of a machine's processes.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use kina_attachment::Mac;
+
+use crate::Accelerator;
+
+/// The number of the first descriptor that a daemon inherits.
+const FIRST_DESCRIPTOR: usize = 3;
+
+/// The shared tree's name between QEMU and the guest.
+pub(super) const SHARE_TAG: &str = "share";
+
+/// What QEMU is given; each `Descriptor` is one that it inherits.
+pub(super) struct Qemu<'a> {
+    pub(super) accelerator: Accelerator,
+    pub(super) cpus: u32,
+    pub(super) memory_mib: u64,
+    /// The kernel's command line.
+    pub(super) kernel_line: &'a str,
+    pub(super) kernel: Descriptor,
+    pub(super) initramfs: Descriptor,
+    /// Connected to virtiofsd.
+    pub(super) share: Descriptor,
+    /// Connected to the vsock device.
+    pub(super) vsock: Descriptor,
+    pub(super) disk: Option<Descriptor>,
+    pub(super) card: Option<Card>,
+}
+
+/// A network card.
+pub(super) struct Card {
+    pub(super) tap: Descriptor,
+    pub(super) mac: Mac,
+    pub(super) mtu: u32,
+}
+
+/// An inherited descriptor, by its place among them.
+#[derive(Clone, Copy)]
+pub(super) struct Descriptor(pub(super) usize);
+
+impl Descriptor {
+    fn number(self) -> usize {
+        FIRST_DESCRIPTOR + self.0
+    }
+
+    fn path(self) -> String {
+        format!("/proc/self/fd/{}", self.number())
+    }
+}
+
+/// Everything that QEMU uses it is given as a descriptor, but for programs and
+/// libraries: the user that it runs as can open nothing of kina's.
+pub(super) fn qemu(qemu: &Qemu<'_>) -> Vec<OsString> {
+    let mut args: Vec<String> = Vec::new();
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    option("-machine", format!("{},memory-backend=memory", qemu.accelerator.machine()));
+    option("-cpu", qemu.accelerator.cpu().to_owned());
+    option("-smp", qemu.cpus.to_string());
+    option("-m", format!("{}M", qemu.memory_mib));
+    // The devices' processes map the memory.
+    option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", qemu.memory_mib));
+    option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    option("-display", "none".to_owned());
+    option("-serial", "stdio".to_owned());
+    option("-kernel", qemu.kernel.path());
+    option("-initrd", qemu.initramfs.path());
+    option("-append", qemu.kernel_line.to_owned());
+    option("-chardev", format!("socket,id=vsock,fd={}", qemu.vsock.number()));
+    option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
+    option("-chardev", format!("socket,id=share,fd={}", qemu.share.number()));
+    option("-device", format!("vhost-user-fs-device,chardev=share,tag={SHARE_TAG}"));
+    if let Some(disk) = qemu.disk {
+        option("-add-fd", format!("fd={},set=1", disk.number()));
+        let block = "driver=raw,node-name=disk,discard=unmap,file.driver=file,file.filename=/dev/fdset/1,\
+                     file.discard=unmap,file.locking=off";
+        option("-blockdev", block.to_owned());
+        // A node whose disk is full shows in the guest as an error, not as a halt.
+        option("-device", "virtio-blk-device,drive=disk,werror=report,rerror=report".to_owned());
+    }
+    if let Some(card) = &qemu.card {
+        option("-netdev", format!("tap,id=card,fd={}", card.tap.number()));
+        option("-device", format!("virtio-net-device,netdev=card,mac={},host_mtu={}", card.mac, card.mtu));
+    }
+    args.extend(["-no-user-config", "-nodefaults", "-no-reboot"].map(str::to_owned));
+    args.into_iter().map(OsString::from).collect()
+}
+
+/// virtiofsd keeps root's rights over files, as pods have files of many
+/// owners, and gives up the rest by itself. `descriptors` is how many files it
+/// may have open.
+pub(super) fn virtiofsd(tree: &Path, socket: &Path, descriptors: u64) -> Vec<OsString> {
+    let descriptors = descriptors.to_string();
+    let mut args: Vec<OsString> = vec!["--shared-dir".into(), tree.into()];
+    args.extend(["--socket-path".into(), socket.into()]);
+    let fixed = [
+        // What is bound into the tree later is seen there, too.
+        "--sandbox",
+        "chroot",
+        // Two mounts in it may have files with the same number.
+        "--announce-submounts",
+        "--xattr",
+        "--cache",
+        "auto",
+        "--log-level",
+        "error",
+        "--rlimit-nofile",
+        &descriptors,
+    ];
+    args.extend(fixed.map(OsString::from));
+    args
+}
+
+/// The vsock device.
+pub(super) fn vsock(device: &Path, host: &Path) -> Vec<OsString> {
+    vec!["--vhost".into(), device.into(), "--host".into(), host.into()]
+}
+
+/// The keeper of the console: reads `pipe`, keeps the end of it in `file`.
+pub(super) fn console(pipe: &Path, file: &Path, limit: usize) -> Vec<OsString> {
+    let limit = limit.to_string();
+    vec![
+        "console".into(),
+        "--from".into(),
+        pipe.into(),
+        "--to".into(),
+        file.into(),
+        "--limit".into(),
+        limit.into(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(disk: bool, card: bool) -> String {
+        let args = qemu(&Qemu {
+            accelerator: Accelerator::Kvm,
+            cpus: 2,
+            memory_mib: 300,
+            kernel_line: "quiet kina.pod=p",
+            kernel: Descriptor(0),
+            initramfs: Descriptor(1),
+            share: Descriptor(2),
+            vsock: Descriptor(3),
+            disk: disk.then_some(Descriptor(4)),
+            card: card.then(|| Card { tap: Descriptor(5), mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1400 }),
+        });
+        let args: Vec<String> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
+        args.join(" ")
+    }
+
+    #[test]
+    fn qemu_gets_what_is_there() {
+        let all = line(true, true);
+        for part in [
+            "-smp 2 -m 300M",
+            "size=300M,share=on",
+            "-sandbox on,",
+            "-kernel /proc/self/fd/3 -initrd /proc/self/fd/4 -append quiet kina.pod=p",
+            "-chardev socket,id=vsock,fd=6",
+            "-chardev socket,id=share,fd=5",
+            "-add-fd fd=7,set=1",
+            "werror=report,rerror=report",
+            "-netdev tap,id=card,fd=8 -device virtio-net-device,netdev=card,mac=02:00:00:00:00:01,host_mtu=1400",
+            "-nodefaults",
+        ] {
+            assert!(all.contains(part), "no {part:?} in {all}");
+        }
+        let least = line(false, false);
+        assert!(!least.contains("-blockdev") && !least.contains("-netdev"), "{least}");
+    }
+}

@@ -1,0 +1,139 @@
+//! The tree that a machine sees.
+//!
+//! ```text
+//! <storage>/layers/<name>              hard links of the pod's layer images
+//! <machine>/share/layers               that directory, read-only
+//! <machine>/share/volumes/<container>/<share>   the volumes of its containers
+//! ```
+//!
+//! The tree is a mount of its own, to which nothing spreads from it and back.
+//! The layers are mounted read-only, since other pods have the same files: what
+//! the guest's root asks for there, the node's kernel refuses to virtiofsd.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kina_model::ContainerId;
+use kina_node::{Bind, Error as NodeError, Node};
+use sha2::{Digest, Sha256};
+
+/// Where the guest sees the tree.
+pub(super) const IN_GUEST: &str = "/share";
+
+/// Digits of a share's name, of the digest of what it is: enough to tell one
+/// container's apart.
+const NAME_DIGITS: usize = 24;
+
+/// A machine's tree.
+pub(super) struct Tree<'a> {
+    node: &'a dyn Node,
+    /// The tree's root on the node.
+    root: PathBuf,
+    /// The hard links.
+    layers: PathBuf,
+}
+
+impl<'a> Tree<'a> {
+    pub(super) fn new(node: &'a dyn Node, directory: &Path, storage: &Path) -> Self {
+        Self { node, root: directory.join("share"), layers: storage.join("layers") }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes the empty tree; again is free.
+    pub(super) async fn create(&self) -> Result<(), NodeError> {
+        self.node.create_directory(&self.root, 0o755).await?;
+        self.node.create_directory(&self.layers, 0o755).await?;
+        let itself =
+            Bind { source: self.root.clone(), target: self.root.clone(), readonly: false, recursive: false };
+        self.node.bind(&itself).await?;
+        self.node.create_directory(&self.root.join("volumes"), 0o755).await?;
+        let layers = Bind {
+            source: self.layers.clone(),
+            target: self.root.join("layers"),
+            readonly: true,
+            recursive: false,
+        };
+        self.node.bind(&layers).await
+    }
+
+    /// Shows a layer image, and returns where the guest sees it.
+    pub(super) async fn layer(&self, image: &Path) -> Result<PathBuf, NodeError> {
+        let name =
+            image.file_name().ok_or_else(|| NodeError::io("share", image, io::ErrorKind::InvalidInput))?;
+        match self.node.hard_link(image, &self.layers.join(name)).await {
+            Ok(()) => {}
+            Err(error) if error.io_kind() == Some(io::ErrorKind::CrossesDevices) => {
+                // Another file system: the file itself then, in place of an empty one.
+                self.node.write_file(&self.layers.join(name), &[], 0o600).await?;
+                let bind = Bind {
+                    source: image.to_owned(),
+                    target: self.root.join("layers").join(name),
+                    readonly: true,
+                    recursive: false,
+                };
+                self.node.bind(&bind).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(Path::new(IN_GUEST).join("layers").join(name))
+    }
+
+    /// Shows a volume of a container, and returns where the guest sees it.
+    pub(super) async fn volume(
+        &self,
+        container: &ContainerId,
+        source: &Path,
+        readonly: bool,
+    ) -> Result<PathBuf, NodeError> {
+        let directory = self.volumes(container);
+        self.node.create_directory(&directory, 0o755).await?;
+        let name = name(source, readonly);
+        let bind =
+            Bind { source: source.to_owned(), target: directory.join(&name), readonly, recursive: true };
+        self.node.bind(&bind).await?;
+        Ok(Path::new(IN_GUEST).join("volumes").join(container.as_str()).join(name))
+    }
+
+    /// Takes the volumes of a container back.
+    pub(super) async fn unshare(&self, container: &ContainerId) -> Result<(), NodeError> {
+        let directory = self.volumes(container);
+        self.node.unbind(&directory).await?;
+        self.node.remove_tree(&directory).await
+    }
+
+    /// Removes the tree with all that is mounted in it. The links stay.
+    pub(super) async fn remove(&self) -> Result<(), NodeError> {
+        self.node.unbind(&self.root).await?;
+        self.node.remove_tree(&self.root).await
+    }
+
+    fn volumes(&self, container: &ContainerId) -> PathBuf {
+        self.root.join("volumes").join(container.as_str())
+    }
+}
+
+/// The same share has the same name.
+fn name(source: &Path, readonly: bool) -> String {
+    let mut digest = Sha256::new();
+    digest.update([u8::from(readonly)]);
+    digest.update(source.as_os_str().as_encoded_bytes());
+    let mut name = hex::encode(digest.finalize());
+    name.truncate(NAME_DIGITS);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_shares_apart() {
+        assert_eq!(name(Path::new("/a"), true), name(Path::new("/a"), true));
+        assert_ne!(name(Path::new("/a"), true), name(Path::new("/a"), false));
+        assert_ne!(name(Path::new("/a"), true), name(Path::new("/b"), true));
+        assert_eq!(name(Path::new("/a"), true).len(), NAME_DIGITS);
+    }
+}

@@ -53,7 +53,8 @@ pub enum Address {
         /// The port in the guest.
         port: u32,
     },
-    /// Behind the kernel's device.
+    /// Behind the kernel's device. No machine that tests run on has one: what is
+    /// tested is the choice, not this path.
     Kernel {
         /// The machine's context id; 3 or more.
         cid: u32,

@@ -23,8 +23,8 @@
 //! program waits for `DIR/vsock` before it starts QEMU. Both sockets belong to the
 //! program's user alone. It ends with status 0 when QEMU has gone, and with a
 //! message and status 1 when QEMU does not come within a minute. It does not take a
-//! second QEMU. When it is killed QEMU goes on without saying anything, and the guest's
-//! streams are silent: watch the process.
+//! second QEMU. When it is killed its clients see the end of their streams, but QEMU
+//! goes on without a word and the guest's streams fall silent: watch the process.
 //!
 //! **The host's protocol** is that of other emulators' vsock sockets: the client
 //! writes `CONNECT <port>\n`; the answer is `OK <number>\n`, after which the stream is

@@ -26,4 +26,4 @@ pub use error::Error;
 pub use group::Group;
 pub use hierarchy::{Hierarchy, Layout};
 pub use resources::{HugepageLimit, Resources, ThrottleDevice};
-pub use stats::{OomWatch, Stats};
+pub use stats::{OomWatch, Pressure, Stall, Stats};

@@ -12,12 +12,30 @@ use crate::{Error, Group};
 pub struct Stats {
     /// Processor time used, in nanoseconds.
     pub cpu_usage_ns: Option<u64>,
+    /// Of that, in programs and in the kernel, in nanoseconds.
+    pub cpu_user_ns: Option<u64>,
+    /// See there.
+    pub cpu_system_ns: Option<u64>,
+    /// Periods of the processor limit in which something ran.
+    pub cpu_periods: Option<u64>,
+    /// Of them, those in which the limit was reached.
+    pub cpu_throttled_periods: Option<u64>,
+    /// How long processes waited because of the limit, in nanoseconds.
+    pub cpu_throttled_ns: Option<u64>,
     /// Bytes of memory charged, page cache included.
     pub memory_usage: Option<u64>,
     /// Bytes that cannot easily be reclaimed: usage without inactive page cache.
     pub memory_working_set: Option<u64>,
     /// Bytes of anonymous memory.
     pub memory_rss: Option<u64>,
+    /// Bytes of page cache.
+    pub memory_cache: Option<u64>,
+    /// Of them, those that are mapped.
+    pub memory_mapped_file: Option<u64>,
+    /// Bytes that are swapped out.
+    pub memory_swap: Option<u64>,
+    /// How often the limit was reached.
+    pub memory_failures: Option<u64>,
     /// The limit in bytes; `None` also if there is no limit.
     pub memory_limit: Option<u64>,
     /// Page faults.
@@ -26,6 +44,35 @@ pub struct Stats {
     pub major_page_faults: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// How processes had to wait for a processor; here and below only where the kernel keeps it, in
+    /// the cgroup2 hierarchy.
+    pub cpu_pressure: Option<Pressure>,
+    /// How they had to wait for memory.
+    pub memory_pressure: Option<Pressure>,
+    /// How they had to wait for IO.
+    pub io_pressure: Option<Pressure>,
+}
+
+/// How much time was lost to waiting (the kernel's PSI).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// While some process waited.
+    pub some: Stall,
+    /// While all of them did; older kernels do not keep it for processors.
+    pub full: Option<Stall>,
+}
+
+/// Time in which processes waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stall {
+    /// Of the last 10 seconds, in hundredths of a percent.
+    pub average_10: u32,
+    /// Of the last minute, in hundredths of a percent.
+    pub average_60: u32,
+    /// Of the last five minutes, in hundredths of a percent.
+    pub average_300: u32,
+    /// Since the group was made, in microseconds.
+    pub total_micros: u64,
 }
 
 /// Becomes readable when the group runs out of memory, and also when it is removed: read
@@ -97,11 +144,7 @@ impl Group {
     /// [`Error::Read`] if the group is gone, [`Error::Content`].
     pub fn stats(&self) -> Result<Stats, Error> {
         let mut stats = Stats::default();
-        if let Some(directory) = self.v1_directory("cpuacct") {
-            stats.cpu_usage_ns = Some(number(&directory.join("cpuacct.usage"))?);
-        } else if let Some(path) = self.control("cpu", "", "cpu.stat") {
-            stats.cpu_usage_ns = Some(keyed(&path, "usage_usec")?.saturating_mul(1000));
-        }
+        self.processor_stats(&mut stats)?;
         let v1 = self.is_v1("memory");
         let files = if v1 {
             ["memory.usage_in_bytes", "memory.limit_in_bytes"]
@@ -109,9 +152,16 @@ impl Group {
             ["memory.current", "memory.max"]
         };
         let keys = if v1 {
-            ["total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault"]
+            [
+                "total_inactive_file",
+                "total_rss",
+                "total_pgfault",
+                "total_pgmajfault",
+                "total_cache",
+                "total_mapped_file",
+            ]
         } else {
-            ["inactive_file", "anon", "pgfault", "pgmajfault"]
+            ["inactive_file", "anon", "pgfault", "pgmajfault", "file", "file_mapped"]
         };
         if let Some(path) = self.control("memory", files[0], files[0]) {
             let usage = number(&path)?;
@@ -123,6 +173,15 @@ impl Group {
             stats.memory_rss = value(keys[1]);
             stats.page_faults = value(keys[2]);
             stats.major_page_faults = value(keys[3]);
+            stats.memory_cache = value(keys[4]);
+            stats.memory_mapped_file = value(keys[5]);
+            let beside = |file: &str| path.with_file_name(file);
+            (stats.memory_swap, stats.memory_failures) = if v1 {
+                (value("total_swap"), number(&beside("memory.failcnt")).ok())
+            } else {
+                let events = keyed(&beside("memory.events"), "max").ok();
+                (number(&beside("memory.swap.current")).ok(), events)
+            };
             let limit = read(&path.with_file_name(files[1]))?;
             // v1 shows "no limit" as the largest page-aligned number.
             stats.memory_limit = limit.trim().parse().ok().filter(|limit| *limit < 1 << 62);
@@ -130,7 +189,37 @@ impl Group {
         if let Some(path) = self.control("pids", "pids.current", "pids.current") {
             stats.pids = Some(number(&path)?);
         }
+        stats.cpu_pressure = self.pressure("cpu.pressure");
+        stats.memory_pressure = self.pressure("memory.pressure");
+        stats.io_pressure = self.pressure("io.pressure");
         Ok(stats)
+    }
+
+    fn processor_stats(&self, stats: &mut Stats) -> Result<(), Error> {
+        if let Some(directory) = self.v1_directory("cpuacct") {
+            stats.cpu_usage_ns = Some(number(&directory.join("cpuacct.usage"))?);
+            stats.cpu_user_ns = number(&directory.join("cpuacct.usage_user")).ok();
+            stats.cpu_system_ns = number(&directory.join("cpuacct.usage_sys")).ok();
+        }
+        let Some(path) = self.control("cpu", "cpu.stat", "cpu.stat") else {
+            return Ok(());
+        };
+        let text = read(&path)?;
+        let nanoseconds = |key| find(&text, key).map(|micros| micros.saturating_mul(1000));
+        stats.cpu_periods = find(&text, "nr_periods");
+        stats.cpu_throttled_periods = find(&text, "nr_throttled");
+        stats.cpu_throttled_ns = find(&text, "throttled_time").or_else(|| nanoseconds("throttled_usec"));
+        if stats.cpu_usage_ns.is_none() {
+            stats.cpu_usage_ns = nanoseconds("usage_usec");
+            stats.cpu_user_ns = nanoseconds("user_usec");
+            stats.cpu_system_ns = nanoseconds("system_usec");
+        }
+        Ok(())
+    }
+
+    /// `None` also where the kernel has it switched off: then reading is refused.
+    fn pressure(&self, file: &str) -> Option<Pressure> {
+        pressure(&read(&self.unified_directory()?.join(file)).ok()?)
     }
 }
 
@@ -147,6 +236,26 @@ fn sum_oom_kills(directory: &Path, depth: usize) -> Result<u64, Error> {
         }
     }
     Ok(sum)
+}
+
+fn pressure(text: &str) -> Option<Pressure> {
+    let line = |kind: &str| text.lines().find_map(|line| line.strip_prefix(kind)).and_then(stall);
+    Some(Pressure { some: line("some ")?, full: line("full ") })
+}
+
+/// `avg10=1.23 avg60=0.00 avg300=0.00 total=45`
+fn stall(line: &str) -> Option<Stall> {
+    let value = |key: &str| line.split(' ').find_map(|field| field.strip_prefix(key));
+    let average = |key| {
+        let (whole, hundredths) = value(key)?.split_once('.')?;
+        Some(whole.parse::<u32>().ok()?.saturating_mul(100).saturating_add(hundredths.parse().ok()?))
+    };
+    Some(Stall {
+        average_10: average("avg10=")?,
+        average_60: average("avg60=")?,
+        average_300: average("avg300=")?,
+        total_micros: value("total=")?.parse().ok()?,
+    })
 }
 
 fn number(path: &Path) -> Result<u64, Error> {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kina_cgroup::{Error, Group, Hierarchy, Layout, Resources, ThrottleDevice};
+use kina_cgroup::{Error, Group, Hierarchy, Layout, Pressure, Resources, Stall, ThrottleDevice};
 
 struct Fake {
     root: tempfile::TempDir,
@@ -116,11 +116,24 @@ fn what_v2_cannot_do_is_named() {
 fn usage_is_read() {
     let fake = fake(&[]);
     for (file, content) in [
-        ("cpu.stat", "usage_usec 12\nuser_usec 7\n"),
+        (
+            "cpu.stat",
+            "usage_usec 12\nuser_usec 7\nsystem_usec 5\nnr_periods 9\nnr_throttled 2\nthrottled_usec 3\n",
+        ),
+        ("cpu.pressure", "some avg10=98.06 avg60=1.00 avg300=0.25 total=77\n"),
+        (
+            "memory.pressure",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=1.50 avg60=0.00 avg300=0.00 total=8\n",
+        ),
+        ("io.pressure", "nonsense\n"),
+        ("memory.swap.current", "4096\n"),
         ("memory.current", "5000\n"),
         ("memory.max", "max\n"),
-        ("memory.stat", "anon 3000\nfile 2000\ninactive_file 1500\npgfault 4\npgmajfault 1\n"),
-        ("memory.events", "low 0\noom 2\noom_kill 1\n"),
+        (
+            "memory.stat",
+            "anon 3000\nfile 2000\nfile_mapped 900\ninactive_file 1500\npgfault 4\npgmajfault 1\n",
+        ),
+        ("memory.events", "low 0\nmax 6\noom 2\noom_kill 1\n"),
         ("pids.current", "3\n"),
     ] {
         fs::write(fake.place("pod/c").join(file), content).unwrap();
@@ -132,5 +145,15 @@ fn usage_is_read() {
     assert_eq!(stats.memory_rss, Some(3000));
     assert_eq!(stats.memory_limit, None);
     assert_eq!(stats.pids, Some(3));
+    assert_eq!((stats.cpu_user_ns, stats.cpu_system_ns), (Some(7_000), Some(5_000)));
+    let throttled = (stats.cpu_periods, stats.cpu_throttled_periods, stats.cpu_throttled_ns);
+    assert_eq!(throttled, (Some(9), Some(2), Some(3_000)));
+    assert_eq!((stats.memory_cache, stats.memory_mapped_file), (Some(2000), Some(900)));
+    assert_eq!((stats.memory_swap, stats.memory_failures), (Some(4096), Some(6)));
+    let cpu = Stall { average_10: 9806, average_60: 100, average_300: 25, total_micros: 77 };
+    assert_eq!(stats.cpu_pressure, Some(Pressure { some: cpu, full: None }));
+    let full = Stall { average_10: 150, total_micros: 8, ..Stall::default() };
+    assert_eq!(stats.memory_pressure, Some(Pressure { some: Stall::default(), full: Some(full) }));
+    assert_eq!(stats.io_pressure, None);
     assert_eq!(fake.group.oom_kill_count().unwrap(), Some(1));
 }

@@ -51,6 +51,10 @@ pub const SIGNAL_DEADLINE: Duration = Duration::from_secs(10);
 pub const DELETE_DEADLINE: Duration = Duration::from_secs(120);
 /// The deadline of ListContainers, and of the first answer of Events.
 pub const LIST_DEADLINE: Duration = Duration::from_secs(10);
+/// The deadline of UpdateContainer.
+pub const UPDATE_DEADLINE: Duration = Duration::from_secs(10);
+/// The deadline of Stats; measuring writable layers is the long part.
+pub const STATS_DEADLINE: Duration = Duration::from_secs(15);
 /// The deadline of ReopenLog.
 pub const REOPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// From Exec's request to its `started`.
@@ -237,6 +241,18 @@ impl GuestClient {
     control_call!(
         /// Opens a container's log file anew. May be repeated.
         reopen_log, "ReopenLog", ReopenLogRequest -> ReopenLogResponse, REOPEN_DEADLINE
+    );
+
+    control_call!(
+        /// Changes the limits of a container that has not ended. May be repeated.
+        update_container, "UpdateContainer",
+        UpdateContainerRequest -> UpdateContainerResponse, UPDATE_DEADLINE
+    );
+
+    control_call!(
+        /// What the pod and its containers use now. The guest's figures: one that is hostile
+        /// may say anything.
+        stats, "Stats", StatsRequest -> StatsResponse, STATS_DEADLINE
     );
 
     /// The state of every container.

@@ -20,7 +20,8 @@ pub use client::{
     DELETE_DEADLINE, EXEC_START_DEADLINE, EXEC_TIMEOUT_MARGIN, Events, ExecInput, ExecOutput, ExecResponses,
     ExecSession, GuestClient, GuestError, GuestStream, LIST_DEADLINE, LogAcknowledger, LogReader,
     MESSAGE_LIMIT_BYTES, PORT_FORWARD_DEADLINE, PortForward, PortForwardInput, PortForwardOutput,
-    REOPEN_DEADLINE, Refusal, SETUP_POD_DEADLINE, SHUTDOWN_MARGIN, SIGNAL_DEADLINE, START_DEADLINE, connect,
+    REOPEN_DEADLINE, Refusal, SETUP_POD_DEADLINE, SHUTDOWN_MARGIN, SIGNAL_DEADLINE, START_DEADLINE,
+    STATS_DEADLINE, UPDATE_DEADLINE, connect,
 };
 
 /// Where the guest of a machine with a kernel of its own keeps the pod's state:

@@ -195,6 +195,11 @@ impl Container {
         if self.is_running() { self.made(operation) } else { Err(self.wrong_state(operation)) }
     }
 
+    /// Refuses what makes no sense for a container at its end.
+    pub(crate) fn require_alive(&self, operation: &'static str) -> Result<&Made, Error> {
+        if self.has_exited() { Err(self.wrong_state(operation)) } else { self.made(operation) }
+    }
+
     /// Refuses to delete a container whose program runs.
     pub(crate) fn require_inactive(&self, operation: &'static str) -> Result<(), Error> {
         if self.is_active() { Err(self.wrong_state(operation)) } else { Ok(()) }

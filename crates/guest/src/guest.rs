@@ -2,30 +2,26 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kina_cgroup::{Group, Hierarchy};
 use kina_guest_api::v1;
-use kina_launch::{Created, Launcher, Plan, RootFs};
-use kina_log::{Sink, Stream};
+use kina_launch::Launcher;
+use kina_log::Sink;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::attach::{Input, InputEnds};
-use crate::container::{Container, Made, ToStart, now_nanos, open_log, start_pumps};
+use crate::attach::Input;
+use crate::build::{Built, undo};
+use crate::container::{Container, ToStart, now_nanos, start_pumps};
 use crate::error::Error;
 use crate::events::Events;
 use crate::journal::Journal;
-use crate::layers::{LayerStore, LayerUse};
+use crate::layers::LayerStore;
 use crate::pod::{PidMode, Pod};
 use crate::process::{self, SignalError};
-use crate::rootfs::{self, WritableLayer};
-use crate::spec::{self, PidNamespace};
-use crate::streams::Streams;
-use crate::user::Accounts;
+use crate::spec::PidNamespace;
 
 /// No pod has more containers.
 const CONTAINERS_LIMIT: usize = 256;
@@ -41,7 +37,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an ended container's output may take to be stored before its end is told.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a cgroup may be busy after its last process.
-const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything that the guest knows.
 #[derive(Debug)]
@@ -56,9 +52,11 @@ pub(crate) struct Guest {
     execs: Arc<Semaphore>,
     forwards: Arc<Semaphore>,
     attaches: Arc<Semaphore>,
+    /// Held while usage is measured.
+    pub(crate) measuring: tokio::sync::Mutex<()>,
     pod: tokio::sync::Mutex<Option<Arc<Pod>>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    layers: Arc<LayerStore>,
+    pub(crate) layers: Arc<LayerStore>,
     closing: AtomicBool,
     /// True when the guest is to end.
     finished: watch::Sender<bool>,
@@ -77,6 +75,7 @@ impl Guest {
             execs: Arc::new(Semaphore::new(EXECS_LIMIT)),
             forwards: Arc::new(Semaphore::new(FORWARDS_LIMIT)),
             attaches: Arc::new(Semaphore::new(ATTACHES_LIMIT)),
+            measuring: tokio::sync::Mutex::default(),
             pod: tokio::sync::Mutex::default(),
             containers: Mutex::default(),
             layers: Arc::default(),
@@ -107,6 +106,11 @@ impl Guest {
     /// Takes the place of an attached client.
     pub(crate) fn take_attach(&self) -> Result<OwnedSemaphorePermit, Error> {
         take(&self.attaches, "attached clients", ATTACHES_LIMIT)
+    }
+
+    /// Every container.
+    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
+        self.containers().values().cloned().collect()
     }
 
     /// A container by id.
@@ -214,95 +218,6 @@ impl Guest {
                 PidNamespace::Shared(format!("/proc/{}/ns/pid", made.pid).into())
             }
         })
-    }
-
-    /// The blocking part of a creation. What it made is undone when a step fails.
-    fn build(
-        &self,
-        request: &v1::CreateContainerRequest,
-        pod: &Pod,
-        pid: PidNamespace,
-    ) -> Result<Built, Error> {
-        let id = &request.id;
-        let request_rootfs = request.rootfs.as_ref().ok_or_else(|| Error::invalid("rootfs", "is missing"))?;
-        let request_process =
-            request.process.as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
-        let log = open_log(id, request.log.as_ref())?;
-        let group = child_group(&pod.group, id)?;
-        let mut layers = Vec::new();
-        let mut lower = Vec::new();
-        for layer in &request_rootfs.layers {
-            lower.push(self.layer(pod, layer, &mut layers)?);
-        }
-        let directory = pod.state_directory.join("containers").join(id);
-        let mut undo = Undo::new(group.clone(), WritableLayer::create(directory)?);
-        let root = rootfs::assemble(id, &lower, undo.writable())?;
-        let identity = Accounts::read(&root)?.resolve(request_process.user.as_ref())?;
-        let owns_pid_namespace = matches!(pid, PidNamespace::Own);
-        let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy)?;
-        let streams = Streams::open(request_process.terminal, request.stdin)?;
-        let launched = self
-            .launcher
-            .create(Plan {
-                spec: spec.clone(),
-                rootfs: RootFs::Detached(root),
-                stdio: streams.child,
-                cgroup: Some(group.clone()),
-            })
-            .map_err(|source| Error::Launch { id: id.clone(), source })?;
-        let Created { pid, pidfd, start, terminal, warnings } = launched;
-        let mut outputs = streams.outputs;
-        let mut input = InputEnds { stdin: streams.stdin, terminal: None, once: request.stdin_once };
-        if let Some(terminal) = terminal {
-            let copy = || terminal.try_clone().map_err(|e| Error::system("duplicate a terminal", e));
-            input.stdin = request.stdin.then(copy).transpose()?;
-            input.terminal = Some(copy()?);
-            outputs.push((Stream::Stdout, terminal));
-        }
-        let pid = pid.unsigned_abs();
-        let stop_signal = if request.stop_signal == 0 { 15 } else { request.stop_signal };
-        Ok(Built {
-            made: Made {
-                pid,
-                pidfd,
-                spec: spec::for_exec(spec),
-                group,
-                stop_signal,
-                log,
-                created_at_nanos: now_nanos(),
-                owns_pid_namespace,
-                writable: undo.keep(),
-                layers: Mutex::new(layers),
-                pumps: Mutex::default(),
-                input: Arc::default(),
-                audience: Arc::default(),
-            },
-            start,
-            outputs,
-            input,
-            response: v1::CreateContainerResponse {
-                pid,
-                uid: identity.uid,
-                gid: identity.gid,
-                supplemental_groups: identity.groups,
-                warnings: warnings.iter().map(ToString::to_string).collect(),
-            },
-        })
-    }
-
-    /// Where a layer is mounted; mounts it when it comes as an image.
-    fn layer(&self, pod: &Pod, layer: &v1::Layer, uses: &mut Vec<LayerUse>) -> Result<PathBuf, Error> {
-        match &layer.source {
-            Some(v1::layer::Source::Mounted(path)) => Ok(path.into()),
-            Some(v1::layer::Source::Image(image)) => {
-                let directory = pod.state_directory.join("layers");
-                let used = self.layers.mount(&directory, &layer.diff_id, Path::new(image))?;
-                let path = used.path().to_owned();
-                uses.push(used);
-                Ok(path)
-            }
-            None => Err(Error::invalid("rootfs.layers", "one has no source")),
-        }
     }
 
     /// Runs a created container's program.
@@ -427,7 +342,7 @@ impl Guest {
             return;
         }
         self.journal.line(format_args!("shutting down, grace {grace:?}"));
-        let containers: Vec<_> = self.containers().values().cloned().collect();
+        let containers = self.all();
         let each = containers.iter().map(|container| self.end(container, grace));
         futures::future::join_all(each).await;
         let pod = self.pod.lock().await.take();
@@ -510,53 +425,6 @@ fn take(places: &Arc<Semaphore>, what: &'static str, limit: usize) -> Result<Own
     Arc::clone(places).try_acquire_owned().map_err(|_| Error::TooMany { what, limit })
 }
 
-/// The outcome of a container's build.
-struct Built {
-    made: Made,
-    start: kina_launch::StartHandle,
-    outputs: Vec<(Stream, OwnedFd)>,
-    input: InputEnds,
-    response: v1::CreateContainerResponse,
-}
-
-/// Removes a container's cgroup and writable layer unless it is kept.
-struct Undo {
-    group: Group,
-    writable: Option<WritableLayer>,
-}
-
-impl Undo {
-    fn new(group: Group, writable: WritableLayer) -> Self {
-        Self { group, writable: Some(writable) }
-    }
-
-    fn writable(&self) -> &WritableLayer {
-        self.writable.as_ref().expect("it is only taken at the end, by keep")
-    }
-
-    fn keep(&mut self) -> WritableLayer {
-        self.writable.take().expect("it is kept once")
-    }
-}
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        if let Some(writable) = self.writable.take() {
-            // The error that led here is the one to tell.
-            drop(self.group.delete(CGROUP_PATIENCE));
-            drop(writable.remove());
-        }
-    }
-}
-
-async fn undo(made: Made) {
-    let undone = blocking("undo a creation", move || {
-        drop(made.group.delete(CGROUP_PATIENCE));
-        made.writable.remove()
-    });
-    drop(undone.await);
-}
-
 /// Notices a container's end and tells it, once all of it has ended and its log
 /// is complete.
 async fn watch_end(guest: Arc<Guest>, container: Arc<Container>) {
@@ -619,7 +487,7 @@ pub(crate) fn cgroup_error(group: &Group, source: kina_cgroup::Error) -> Error {
     Error::Cgroup { path: group.path().to_owned(), source }
 }
 
-fn child_group(parent: &Group, name: &str) -> Result<Group, Error> {
+pub(crate) fn child_group(parent: &Group, name: &str) -> Result<Group, Error> {
     let path = format!("{}/{name}", parent.path().trim_end_matches('/'));
     parent.hierarchy().group(&path).map_err(|source| Error::Cgroup { path, source })
 }

@@ -21,9 +21,11 @@
 
 mod arguments;
 mod attach;
+mod build;
 mod console;
 mod container;
 mod demo;
+mod disk_usage;
 mod error;
 mod events;
 mod exec;
@@ -39,6 +41,7 @@ mod network;
 mod pause;
 mod pod;
 mod process;
+mod resources;
 mod rootfs;
 mod serve;
 mod service;

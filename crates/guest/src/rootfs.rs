@@ -7,12 +7,15 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use kina_guest_api::v1;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
+use crate::disk_usage::DiskUsage;
 use crate::error::Error;
 use crate::namespaces::in_thread;
 
@@ -27,12 +30,13 @@ const OPTIONS_LIMIT: usize = 4095;
 #[derive(Debug)]
 pub(crate) struct WritableLayer {
     directory: PathBuf,
+    usage: DiskUsage,
 }
 
 impl WritableLayer {
     /// Makes the directories; what an earlier attempt left behind is removed.
     pub(crate) fn create(directory: PathBuf) -> Result<Self, Error> {
-        let layer = Self { directory };
+        let layer = Self { directory, usage: DiskUsage::default() };
         layer.remove()?;
         for part in [layer.directory.clone(), layer.upper(), layer.work()] {
             DirBuilder::new()
@@ -50,6 +54,11 @@ impl WritableLayer {
 
     fn work(&self) -> PathBuf {
         self.directory.join("work")
+    }
+
+    /// What the container has written, or had a moment ago. Measures until `end`.
+    pub(crate) fn usage(&self, end: Instant) -> v1::DiskUsage {
+        self.usage.of(&self.upper(), end)
     }
 
     /// Removes it with all that the container has written.

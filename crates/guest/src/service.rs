@@ -79,6 +79,13 @@ fn status(error: &Error) -> Status {
         },
         Error::Cgroup { source, .. } => match source {
             kina_cgroup::Error::Unsupported { .. } => Code::Unimplemented,
+            kina_cgroup::Error::InvalidValue { .. } => Code::InvalidArgument,
+            kina_cgroup::Error::Set { source, .. } => match source.kind() {
+                std::io::ErrorKind::InvalidInput => Code::InvalidArgument,
+                // Less memory than is used, say.
+                std::io::ErrorKind::ResourceBusy => Code::FailedPrecondition,
+                _ => Code::Internal,
+            },
             _ => Code::Internal,
         },
         Error::Network { source, .. } => match source {
@@ -168,6 +175,21 @@ impl guest_server::Guest for Service {
         let work = Arc::clone(&self.guest).delete(request.into_inner().id);
         self.run("DeleteContainer", work).await?;
         Ok(Response::new(v1::DeleteContainerResponse {}))
+    }
+
+    async fn update_container(
+        &self,
+        request: Request<v1::UpdateContainerRequest>,
+    ) -> Result<Response<v1::UpdateContainerResponse>, Status> {
+        let v1::UpdateContainerRequest { id, resources } = request.into_inner();
+        let work = Arc::clone(&self.guest).update(id, resources.unwrap_or_default());
+        self.run("UpdateContainer", work).await?;
+        Ok(Response::new(v1::UpdateContainerResponse {}))
+    }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        let work = Arc::clone(&self.guest).stats(request.into_inner().ids);
+        self.run("Stats", work).await.map(Response::new)
     }
 
     async fn list_containers(

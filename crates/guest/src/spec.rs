@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use kina_cgroup::{Hierarchy, Layout};
+use kina_cgroup::{Hierarchy, Layout, Resources};
 use kina_guest_api::v1;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -283,6 +283,12 @@ fn namespaces(pod: &Pod, pid: &PidNamespace, cgroup: bool) -> Result<Vec<LinuxNa
         }
     }
     Ok(namespaces)
+}
+
+/// The limits that are set, for a container that exists.
+pub(crate) fn limits(asked: &v1::Resources) -> Result<Resources, Error> {
+    kina_launch::resources(&resources(Some(asked))?)
+        .map_err(|source| Error::invalid("resources", source.to_string()))
 }
 
 fn resources(asked: Option<&v1::Resources>) -> Result<LinuxResources, Error> {

@@ -136,6 +136,9 @@ async fn the_machines_card_becomes_the_pods_interface() {
         let from = if target.is_ipv6() { "fd88::2" } else { "10.88.7.2" };
         assert_eq!(heard.await.unwrap(), ("hello\n".to_owned(), ip(from)));
     }
+    let stats = guest.client.stats(v1::StatsRequest::default()).await.unwrap();
+    let [eth0] = &stats.interfaces[..] else { panic!("{:?}", stats.interfaces) };
+    assert!(eth0.name == "eth0" && eth0.rx_bytes > 0 && eth0.tx_packets > 0, "{eth0:?}");
 }
 
 #[tokio::test]

@@ -255,6 +255,26 @@ impl Guest for FakeGuest {
         Ok(Response::new(v1::DeleteContainerResponse {}))
     }
 
+    async fn update_container(
+        &self,
+        request: Request<v1::UpdateContainerRequest>,
+    ) -> Result<Response<v1::UpdateContainerResponse>, Status> {
+        let id = request.into_inner().id;
+        if !lock(&self.state.table).containers.contains_key(&id) {
+            return Err(Status::not_found(format!("no container {id}")));
+        }
+        Ok(Response::new(v1::UpdateContainerResponse {}))
+    }
+
+    async fn stats(
+        &self,
+        _request: Request<v1::StatsRequest>,
+    ) -> Result<Response<v1::StatsResponse>, Status> {
+        let used = |id: &String| v1::ContainerStats { id: id.clone(), ..v1::ContainerStats::default() };
+        let containers = lock(&self.state.table).containers.keys().map(used).collect();
+        Ok(Response::new(v1::StatsResponse { containers, ..v1::StatsResponse::default() }))
+    }
+
     async fn list_containers(
         &self,
         _request: Request<v1::ListContainersRequest>,

@@ -1,0 +1,160 @@
+//! A container's making, up to just before its program runs.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use kina_cgroup::Group;
+use kina_guest_api::v1;
+use kina_launch::{Created, Plan, RootFs};
+use kina_log::Stream;
+
+use crate::attach::InputEnds;
+use crate::container::{Made, now_nanos, open_log};
+use crate::error::Error;
+use crate::guest::{CGROUP_PATIENCE, Guest, blocking, child_group};
+use crate::layers::LayerUse;
+use crate::pod::Pod;
+use crate::rootfs::{self, WritableLayer};
+use crate::spec::{self, PidNamespace};
+use crate::streams::Streams;
+use crate::user::Accounts;
+
+impl Guest {
+    /// The blocking part of a creation. What it made is undone when a step fails.
+    pub(crate) fn build(
+        &self,
+        request: &v1::CreateContainerRequest,
+        pod: &Pod,
+        pid: PidNamespace,
+    ) -> Result<Built, Error> {
+        let id = &request.id;
+        let request_rootfs = request.rootfs.as_ref().ok_or_else(|| Error::invalid("rootfs", "is missing"))?;
+        let request_process =
+            request.process.as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
+        let log = open_log(id, request.log.as_ref())?;
+        let group = child_group(&pod.group, id)?;
+        let mut layers = Vec::new();
+        let mut lower = Vec::new();
+        for layer in &request_rootfs.layers {
+            lower.push(self.layer(pod, layer, &mut layers)?);
+        }
+        let directory = pod.state_directory.join("containers").join(id);
+        let mut undo = Undo::new(group.clone(), WritableLayer::create(directory)?);
+        let root = rootfs::assemble(id, &lower, undo.writable())?;
+        let identity = Accounts::read(&root)?.resolve(request_process.user.as_ref())?;
+        let owns_pid_namespace = matches!(pid, PidNamespace::Own);
+        let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy)?;
+        let streams = Streams::open(request_process.terminal, request.stdin)?;
+        let launched = self
+            .launcher
+            .create(Plan {
+                spec: spec.clone(),
+                rootfs: RootFs::Detached(root),
+                stdio: streams.child,
+                cgroup: Some(group.clone()),
+            })
+            .map_err(|source| Error::Launch { id: id.clone(), source })?;
+        let Created { pid, pidfd, start, terminal, warnings } = launched;
+        let mut outputs = streams.outputs;
+        let mut input = InputEnds { stdin: streams.stdin, terminal: None, once: request.stdin_once };
+        if let Some(terminal) = terminal {
+            let copy = || terminal.try_clone().map_err(|e| Error::system("duplicate a terminal", e));
+            input.stdin = request.stdin.then(copy).transpose()?;
+            input.terminal = Some(copy()?);
+            outputs.push((Stream::Stdout, terminal));
+        }
+        let pid = pid.unsigned_abs();
+        let stop_signal = if request.stop_signal == 0 { 15 } else { request.stop_signal };
+        Ok(Built {
+            made: Made {
+                pid,
+                pidfd,
+                spec: spec::for_exec(spec),
+                group,
+                stop_signal,
+                log,
+                created_at_nanos: now_nanos(),
+                owns_pid_namespace,
+                writable: undo.keep(),
+                layers: Mutex::new(layers),
+                pumps: Mutex::default(),
+                input: Arc::default(),
+                audience: Arc::default(),
+            },
+            start,
+            outputs,
+            input,
+            response: v1::CreateContainerResponse {
+                pid,
+                uid: identity.uid,
+                gid: identity.gid,
+                supplemental_groups: identity.groups,
+                warnings: warnings.iter().map(ToString::to_string).collect(),
+            },
+        })
+    }
+
+    /// Where a layer is mounted; mounts it when it comes as an image.
+    fn layer(&self, pod: &Pod, layer: &v1::Layer, uses: &mut Vec<LayerUse>) -> Result<PathBuf, Error> {
+        match &layer.source {
+            Some(v1::layer::Source::Mounted(path)) => Ok(path.into()),
+            Some(v1::layer::Source::Image(image)) => {
+                let directory = pod.state_directory.join("layers");
+                let used = self.layers.mount(&directory, &layer.diff_id, Path::new(image))?;
+                let path = used.path().to_owned();
+                uses.push(used);
+                Ok(path)
+            }
+            None => Err(Error::invalid("rootfs.layers", "one has no source")),
+        }
+    }
+}
+
+/// The outcome of a container's build.
+pub(crate) struct Built {
+    pub(crate) made: Made,
+    pub(crate) start: kina_launch::StartHandle,
+    pub(crate) outputs: Vec<(Stream, OwnedFd)>,
+    pub(crate) input: InputEnds,
+    pub(crate) response: v1::CreateContainerResponse,
+}
+
+/// Removes a container's cgroup and writable layer unless it is kept.
+struct Undo {
+    group: Group,
+    writable: Option<WritableLayer>,
+}
+
+impl Undo {
+    fn new(group: Group, writable: WritableLayer) -> Self {
+        Self { group, writable: Some(writable) }
+    }
+
+    fn writable(&self) -> &WritableLayer {
+        self.writable.as_ref().expect("it is only taken at the end, by keep")
+    }
+
+    fn keep(&mut self) -> WritableLayer {
+        self.writable.take().expect("it is kept once")
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(writable) = self.writable.take() {
+            // The error that led here is the one to tell.
+            drop(self.group.delete(CGROUP_PATIENCE));
+            drop(writable.remove());
+        }
+    }
+}
+
+/// Frees what a container holds that will not be.
+pub(crate) async fn undo(made: Made) {
+    let undone = blocking("undo a creation", move || {
+        drop(made.group.delete(CGROUP_PATIENCE));
+        made.writable.remove()
+    });
+    drop(undone.await);
+}

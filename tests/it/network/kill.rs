@@ -89,3 +89,28 @@ async fn during_del() {
     daemon.place.check_network();
     daemon.leave_nothing().await;
 }
+
+/// What a daemon leaves that is killed while it writes the cache goes, once
+/// nobody can be writing it any more. Others' files stay.
+#[tokio::test]
+async fn half_written_files() {
+    let mut daemon = Daemon::start().await;
+    daemon.stop().await;
+    let results = daemon.place.path("cni/results");
+    std::fs::create_dir_all(&results).unwrap();
+    let nanos = |age: u64| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        (now - std::time::Duration::from_secs(age)).as_nanos()
+    };
+    let old = format!(".pods-p-eth0.1.{}.0", nanos(3600));
+    let kept = [".pods-p-eth0.swp".to_owned(), format!(".pods-p-eth0.1.{}.0", nanos(1))];
+    for name in kept.iter().chain([&old]) {
+        std::fs::write(results.join(name), "{").unwrap();
+    }
+    daemon.start_again(Options::default()).await;
+    assert!(!results.join(&old).exists());
+    for name in &kept {
+        std::fs::remove_file(results.join(name)).unwrap();
+    }
+    daemon.leave_nothing().await;
+}

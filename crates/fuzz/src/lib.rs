@@ -122,6 +122,20 @@ pub const TARGETS: &[Target] = &[
         seeds: spdy::connection_seeds,
         words: &[],
     },
+    Target {
+        name: "streaming-url",
+        about: "paths with tokens and queries with ports of streaming URLs",
+        run: kina_streaming::fuzzing::url,
+        seeds: seeds::streaming_url,
+        words: &["/exec/", "/attach/", "/portforward/", "?", "port=", "&", ",", "%2C", "65535", seeds::TOKEN],
+    },
+    Target {
+        name: "websocket",
+        about: "messages of WebSocket channels, and sizes of terminals; what is understood reads as the same",
+        run: kina_streaming::fuzzing::message,
+        seeds: seeds::websocket,
+        words: &["{\"Width\":", "\"Height\":", "}", "80", "65536", "-1", "null", "Zm9v", "===="],
+    },
 ];
 
 /// The target of a name.

@@ -272,3 +272,29 @@ pub(crate) fn vsock() -> Vec<Vec<u8>> {
         vec![0, 0, 210, 1, 0, 4, 0, 1, 230, 0, 2, 250, 11, 100, 2, 1, 127],
     ]
 }
+
+pub(crate) const TOKEN: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ-_01234";
+
+pub(crate) fn streaming_url() -> Vec<Vec<u8>> {
+    bytes(&[
+        &format!("/exec/{TOKEN}"),
+        &format!("/portforward/{TOKEN}?port=80&port=443,8080&x=%2C"),
+        &format!("/attach/../exec/{TOKEN}"),
+        "/exec/",
+        "?port=0",
+        "",
+    ])
+}
+
+pub(crate) fn websocket() -> Vec<Vec<u8>> {
+    let texts: &[&[u8]] = &[
+        b"\0input",
+        b"\x04{\"Width\":80,\"Height\":24}\n",
+        b"0Zm9v",
+        b"\xff\0",
+        b"\xff",
+        b"{\"Width\":1",
+        b"",
+    ];
+    texts.iter().map(|text| text.to_vec()).collect()
+}

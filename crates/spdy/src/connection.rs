@@ -181,6 +181,12 @@ impl Incoming {
         self.stream.headers()
     }
 
+    /// Its number in the connection.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.stream.number()
+    }
+
     /// Takes it.
     #[must_use]
     pub fn accept(self) -> Stream {

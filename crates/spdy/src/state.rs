@@ -490,20 +490,20 @@ impl State {
     }
 
     pub(crate) fn poll_opened(&mut self, stream: u32, context: &Context<'_>) -> Poll<Result<(), OpenError>> {
-        if let Some(reason) = &self.closed {
-            return Poll::Ready(Err(OpenError::Closed(reason.clone())));
+        let entry = self.streams.get_mut(&stream);
+        match (entry, &self.closed) {
+            // What came before the connection's end can still be read.
+            (Some(Entry { replied: true, .. }), _) => Poll::Ready(Ok(())),
+            (_, Some(reason)) => Poll::Ready(Err(OpenError::Closed(reason.clone()))),
+            (None, None) => Poll::Ready(Err(OpenError::Closed(Closed::Here))),
+            (Some(Entry { reset: Some(status), .. }), None) => {
+                Poll::Ready(Err(OpenError::Refused { status: *status }))
+            }
+            (Some(entry), None) => {
+                entry.reader = Some(context.waker().clone());
+                Poll::Pending
+            }
         }
-        let Some(entry) = self.streams.get_mut(&stream) else {
-            return Poll::Ready(Err(OpenError::Closed(Closed::Here)));
-        };
-        if let (Some(status), false) = (entry.reset, entry.replied) {
-            return Poll::Ready(Err(OpenError::Refused { status }));
-        }
-        if entry.replied {
-            return Poll::Ready(Ok(()));
-        }
-        entry.reader = Some(context.waker().clone());
-        Poll::Pending
     }
 
     /// Reads into `buffer`; the driver may go on reading then.
@@ -608,8 +608,9 @@ impl State {
         }
     }
 
-    /// The handle of a stream goes away. What was shut down is still sent; else the stream is reset.
-    pub(crate) fn abandon(&mut self, stream: u32, status: ResetStatus) {
+    /// The handle of a stream goes away. What was shut down, or `finishes` now, is still sent; else the stream
+    /// is reset.
+    pub(crate) fn abandon(&mut self, stream: u32, status: ResetStatus, finishes: bool) {
         let Some(entry) = self.streams.get_mut(&stream) else { return };
         entry.abandoned = true;
         self.held -= entry.inbound.len();
@@ -619,6 +620,10 @@ impl State {
             return self.remove(stream, None);
         }
         match entry.sending {
+            Sending::Open if finishes => {
+                entry.sending = Sending::Ending;
+                self.enqueue(stream);
+            }
             Sending::Open => self.remove(stream, Some(status)),
             Sending::Ending => {}
             Sending::Ended => {

@@ -15,7 +15,8 @@ use crate::state::Shared;
 /// A stream: bytes in both directions.
 ///
 /// Shutting it down ends the sending direction after what was written. Dropping it after that still sends
-/// all; dropping it before resets the stream with [`ResetStatus::CANCEL`].
+/// all; dropping it before resets the stream with [`ResetStatus::CANCEL`], unless it
+/// [finishes on drop](Self::finish_on_drop).
 ///
 /// A read fails with `ConnectionReset` when the peer reset the stream, after what came before was read, and
 /// with `ConnectionAborted` when the connection ended before the stream did.
@@ -25,11 +26,12 @@ pub struct Stream {
     headers: Headers,
     /// What the peer is told when the stream is dropped.
     status: ResetStatus,
+    finishes: bool,
 }
 
 impl Stream {
     pub(crate) fn new(shared: Arc<Shared>, number: u32, headers: Headers) -> Self {
-        Self { shared, number, headers, status: ResetStatus::CANCEL }
+        Self { shared, number, headers, status: ResetStatus::CANCEL, finishes: false }
     }
 
     /// The headers that it was opened with.
@@ -44,9 +46,17 @@ impl Stream {
         self.number
     }
 
+    /// The stream with another meaning of dropping it: what was written is sent, and then its end.
+    #[must_use]
+    pub fn finish_on_drop(mut self) -> Self {
+        self.finishes = true;
+        self
+    }
+
     /// Ends it at once. What was shut down before is still sent.
     pub fn reset(mut self, status: ResetStatus) {
         self.status = status;
+        self.finishes = false;
     }
 
     pub(crate) fn reply(&self) {
@@ -57,7 +67,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.shared.lock().abandon(self.number, self.status);
+        self.shared.lock().abandon(self.number, self.status, self.finishes);
         self.shared.work.notify_one();
         self.shared.room.notify_one();
     }

@@ -59,6 +59,18 @@ async fn bytes_go_both_ways_and_each_way_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn a_stream_that_finishes_on_drop_is_not_cut() {
+    let (client, server) = pair();
+    let (mut near, far) = stream(&client, &server, "x").await;
+    let mut far = far.finish_on_drop();
+    far.write_all(&[7; 50_000]).await.unwrap();
+    drop(far);
+    let mut data = Vec::new();
+    near.read_to_end(&mut data).await.unwrap();
+    assert_eq!(data.len(), 50_000);
+}
+
+#[tokio::test]
 async fn either_side_opens_streams() {
     let (client, server) = pair();
     let (opened, accepted) =
@@ -90,6 +102,28 @@ async fn what_is_left_of_streams_is_nothing() {
         }
     };
     timeout(SOON, left).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_whose_connection_ends_at_once_is_read() {
+    let (client, server) = pair();
+    let serve = async {
+        let mut far = server.accept().await.unwrap().accept();
+        far.write_all(b"all").await.unwrap();
+        far.shutdown().await.unwrap();
+        drop(far);
+        server.close().await
+    };
+    let opening = client.open(Headers::new());
+    let mut opening = std::pin::pin!(opening);
+    // Everything has come and gone before the client looks.
+    let (first, ()) = tokio::join!(timeout(Duration::ZERO, opening.as_mut()), async {});
+    assert!(first.is_err());
+    let (_, ended) = tokio::join!(serve, client.closed());
+    drop(ended);
+    let mut text = String::new();
+    opening.await.unwrap().read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "all");
 }
 
 #[tokio::test]

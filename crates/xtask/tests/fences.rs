@@ -56,6 +56,7 @@ const HOUSE: &[Room] = &[
         uses: &["kina-cgroup", "kina-model"],
         may: &[Platform, Unsafe],
     },
+    Room { name: "kina-streaming", folder: "crates/streaming", uses: &["kina-spdy"], may: &[] },
     Room {
         name: "kina-machine",
         folder: "crates/machine",
@@ -134,7 +135,7 @@ const HOUSE: &[Room] = &[
     Room {
         name: "kina-fuzz",
         folder: "crates/fuzz",
-        uses: &["kina-erofs", "kina-image", "kina-spdy", "kina-vsock"],
+        uses: &["kina-erofs", "kina-image", "kina-spdy", "kina-streaming", "kina-vsock"],
         may: &[],
     },
     Room { name: "xtask", folder: "crates/xtask", uses: &[], may: &[Platform, Anyhow] },

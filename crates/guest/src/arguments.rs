@@ -17,8 +17,6 @@ pub(crate) enum Command {
     Serve(Serve),
     /// The first process of a pod's PID namespace.
     Pause,
-    /// The first process of a machine, after its root was moved.
-    Init,
     /// On the node: keeps the end of what a virtual machine says.
     Console(Console),
     Demo(Vec<String>),
@@ -60,7 +58,6 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command, String> {
     match command.as_str() {
         "serve" => parse_serve(rest).map(Command::Serve),
         "pause" => Ok(Command::Pause),
-        "init" => Ok(Command::Init),
         "console" => parse_console(rest).map(Command::Console),
         "demo" => Ok(Command::Demo(rest.to_vec())),
         "--version" => Ok(Command::Version),

@@ -5,16 +5,15 @@
 //! Orphans are kept apart from the guest's own children by that: the guest
 //! waits for its children only, and this process for everything else.
 //!
-//! It runs twice. From the kernel's initramfs it loads modules and moves to a
-//! tmpfs, since a container's pivot_root refuses the initramfs; then it starts
-//! over from there. Its own file stays where it is, in memory once.
+//! From the kernel's initramfs it loads modules and moves to a tmpfs, since a
+//! container's pivot_root refuses the initramfs. Its own file stays where it is,
+//! in memory once, and is started from there as `/proc/self/exe`.
 //!
 //! A machine that lacks what its command line promises (a shared directory, its
 //! disk) switches itself off: the console has the reason.
 
 mod options;
 
-use std::ffi::CStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -60,21 +59,16 @@ fn mount(kind: &str, source: &str, at: &str, flags: MsFlags, options: Option<&st
     }
 }
 
-/// The first run, in the initramfs. Only returns when it fails.
-pub(crate) fn leave_initramfs() -> io::Error {
+/// Runs the machine, from the initramfs to its end. Returns only when that
+/// fails, or even switching off does.
+pub(crate) fn run() -> io::Error {
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount("proc", "proc", "/proc", plain, None);
     mount("sysfs", "sysfs", "/sys", plain, None);
     mount("devtmpfs", "devtmpfs", "/dev", MsFlags::MS_NOSUID, Some("mode=755"));
     load_modules();
     match move_root() {
-        Ok(()) => {
-            let arguments = [c"/init", c"init"];
-            match nix::unistd::execve(c"/init", &arguments, &[] as &[&CStr]) {
-                Ok(never) => match never {},
-                Err(errno) => errno.into(),
-            }
-        }
+        Ok(()) => run_machine(),
         Err(error) => error,
     }
 }
@@ -100,10 +94,6 @@ fn move_root() -> io::Result<()> {
     let none = None::<&str>;
     fs::create_dir_all(NEW_ROOT)?;
     nix::mount::mount(Some("root"), NEW_ROOT, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
-    // Not a copy: that would take time and memory.
-    let init = format!("{NEW_ROOT}/init");
-    fs::File::create(&init)?;
-    nix::mount::mount(Some("/init"), init.as_str(), none, MsFlags::MS_BIND, none)?;
     for directory in ["proc", "sys", "dev"] {
         let to = format!("{NEW_ROOT}/{directory}");
         fs::create_dir(&to)?;
@@ -119,9 +109,8 @@ fn move_root() -> io::Result<()> {
     Ok(())
 }
 
-/// The second run: the machine's first process proper. Returns only when even
-/// switching off fails.
-pub(crate) fn run() -> io::Error {
+/// The machine's first process proper, on the tmpfs.
+fn run_machine() -> io::Error {
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     for directory in ["/tmp", "/etc"] {
         drop(fs::create_dir_all(directory));
@@ -211,7 +200,7 @@ fn probe(options: &Options) {
 }
 
 fn start(options: &Options, stderr: Stdio) -> io::Result<Child> {
-    Command::new("/proc/self/exe").args(options.serve()).stderr(stderr).spawn()
+    Command::new("/proc/self/exe").args(options.serve()).env_clear().stderr(stderr).spawn()
 }
 
 /// Waits for everything that ends, until the guest does.

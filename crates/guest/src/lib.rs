@@ -69,13 +69,12 @@ pub fn main() -> ExitCode {
     if rest.first().is_some_and(|command| command == "launch") {
         kina_launch::helper_main();
     }
-    if init::started_by_kernel(program) && rest.first().is_none_or(|command| command != "init") {
-        return fail(&init::leave_initramfs());
+    if init::started_by_kernel(program) {
+        return fail(&init::run());
     }
     match arguments::parse(rest) {
         Ok(Command::Serve(options)) => serve::run(&options),
         Ok(Command::Pause) => pause::run(),
-        Ok(Command::Init) => fail(&init::run()),
         Ok(Command::Console(options)) => match console::run(&options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),

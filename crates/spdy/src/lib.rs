@@ -45,6 +45,7 @@
 mod connection;
 mod dictionary;
 mod driver;
+mod entry;
 mod error;
 mod frame;
 mod header;

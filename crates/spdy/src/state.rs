@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::connection::Limits;
+use crate::entry::{Entry, Sending};
 use crate::error::{Closed, OpenError, ProtocolError};
 use crate::frame::{Decoded, Encoder, Frame, GoAwayStatus, ResetStatus};
 use crate::header::Headers;
@@ -67,65 +68,6 @@ impl Shared {
 enum Goodbye {
     Due(GoAwayStatus),
     Sent,
-}
-
-/// The sending direction of a stream.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Sending {
-    Open,
-    /// Shut down; what is queued and the end are still to be written.
-    Ending,
-    Ended,
-}
-
-/// One stream.
-#[derive(Debug)]
-struct Entry {
-    inbound: BytesMut,
-    outbound: BytesMut,
-    /// The peer will send no more.
-    heard_all: bool,
-    sending: Sending,
-    /// The peer ended it at once.
-    reset: Option<ResetStatus>,
-    /// The peer has answered (streams opened here).
-    replied: bool,
-    /// Its handle is gone.
-    abandoned: bool,
-    /// It stands in [`State::ready`].
-    queued: bool,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
-}
-
-impl Entry {
-    fn new(heard_all: bool, sending: Sending) -> Self {
-        Self {
-            inbound: BytesMut::new(),
-            outbound: BytesMut::new(),
-            heard_all,
-            sending,
-            reset: None,
-            replied: false,
-            abandoned: false,
-            queued: false,
-            reader: None,
-            writer: None,
-        }
-    }
-
-    fn wake_reader(&mut self) {
-        if let Some(waker) = self.reader.take() {
-            waker.wake();
-        }
-    }
-
-    fn wake(&mut self) {
-        self.wake_reader();
-        if let Some(waker) = self.writer.take() {
-            waker.wake();
-        }
-    }
 }
 
 /// What the driver's writing half does next.

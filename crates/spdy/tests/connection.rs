@@ -146,7 +146,7 @@ async fn refused_streams_and_too_many_are_told() {
     assert!(matches!(client.open(long).await, Err(OpenError::HeadersTooLong)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_nobody_reads_holds_the_writer_up() {
     let (client, server) = pair();
     let (mut near, mut far) = stream(&client, &server, "x").await;
@@ -171,7 +171,7 @@ async fn a_stream_that_nobody_reads_holds_the_writer_up() {
     assert_eq!(read, sent + 1000 * 4096);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_is_dropped_lets_the_others_go_on() {
     let (client, server) = pair();
     let (mut stuck, never_read) = stream(&client, &server, "stuck").await;
@@ -450,7 +450,7 @@ async fn nothing_is_accepted_after_goaway_but_streams_go_on() {
     assert_eq!(text, "end");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_flood_without_a_reader_stops() {
     let (mut peer, _server) = Peer::with(Limits::default());
     // Pings, whose answers nobody takes.

@@ -33,7 +33,7 @@ use crate::forward;
 use crate::negotiate::{self, ACCEPTED_PROTOCOLS, Choice, STREAM_PROTOCOL, TUNNEL, Upgrade};
 use crate::request::{PortForward, Request};
 use crate::session::Command;
-use crate::status::Outcome;
+use crate::status::{Outcome, chain};
 use crate::token::{Tokens, parse_path};
 use crate::websocket::{Socket, Times, tunnel_pipe};
 
@@ -105,25 +105,19 @@ impl Server {
 
     /// Serves a listener until the server is stopped.
     pub async fn serve(&self, listener: TcpListener) {
+        self.inner.stop.run_until_cancelled(self.accept(listener)).await;
+    }
+
+    async fn accept(&self, listener: TcpListener) {
         loop {
-            let permit = tokio::select! {
-                permit = self.inner.connections.clone().acquire_owned() => permit,
-                () = self.inner.stop.cancelled() => return,
-            };
-            // It is never closed.
-            let Ok(permit) = permit else { return };
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.inner.stop.cancelled() => return,
-            };
-            match accepted {
+            match listener.accept().await {
                 Ok((stream, _)) => {
                     // Keystrokes should not wait for each other.
                     let _: Result<_, _> = stream.set_nodelay(true);
-                    self.start(stream, permit);
+                    self.serve_stream(stream).await;
                 }
                 Err(error) => {
-                    tracing::warn!(error = %Error::Accept(error), "the streaming server goes on");
+                    tracing::warn!(error = chain(&Error::Accept(error)), "the streaming server goes on");
                     tokio::time::sleep(REST).await;
                 }
             }

@@ -209,7 +209,7 @@ async fn connections_are_forwarded_many_at_once() {
     fixture.quiet().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn much_is_forwarded_whole_and_held_back_meanwhile() {
     let fixture = Fixture::new().await;
     // Over a pipe, since the kernel's own buffers hold megabytes.

@@ -169,7 +169,7 @@ impl Fixture {
     /// Waits until nothing is left of any session.
     pub(crate) async fn quiet(&self) {
         let quiet = async {
-            while self.server.connections() > 1 || self.fake.running.load(Ordering::SeqCst) > 0 {
+            while self.server.connections() > 0 || self.fake.running.load(Ordering::SeqCst) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

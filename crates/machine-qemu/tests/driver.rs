@@ -4,12 +4,19 @@
 mod support;
 
 mod vm {
+    use std::fs;
+    use std::io::ErrorKind;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixListener;
+    use std::path::{Path, PathBuf};
     use std::time::{Duration, Instant};
 
-    use kina_machine::conformance;
-    use kina_machine::{Driver, MachineState};
+    use kina_machine::conformance::{self, Subject};
+    use kina_machine::{Driver, Error, MachineSpec, MachineState, Share, ShareKind};
+    use kina_model::{ContainerId, PodId};
+    use kina_node::{Daemon, Node};
 
-    use super::support::{Place, kill};
+    use super::support::{Place, command, kill};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_driver_conforms() {
@@ -35,5 +42,178 @@ mod vm {
             place.driver.destroy(&pod).await.unwrap();
             assert_eq!(place.left(&pod).await, Vec::<String>::new(), "after {role}");
         }
+    }
+
+    /// The value of a line of `/proc/<pid>/status`.
+    fn status(pid: u32, name: &str) -> String {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_machine_is_confined_and_sees_its_shares_only() {
+        let place = Place::new().await;
+        let (pod, other) = (PodId::random(), PodId::random());
+        let spec = place.spec(&pod).await;
+        for spec in [&spec, &place.spec(&other).await] {
+            place.driver.create(spec).await.unwrap();
+        }
+        // What a daemon leaves that is killed while it starts a machine.
+        let left = Daemon {
+            args: vec!["1000".into()],
+            ..Daemon::new("/bin/sleep".into(), format!("{}/machine", spec.cgroup))
+        };
+        let left = place.node.start(&left).await.unwrap();
+        assert_eq!(place.driver.status(&pod).await.unwrap(), MachineState::Created);
+        place.driver.start(&pod).await.unwrap();
+        assert!(!place.node.process_lives(left).await.unwrap(), "what was left over runs");
+        let _guest = place.guest(&pod).await;
+
+        confined(&place, &pod, &spec).await;
+        // No two machines have one user.
+        let users = [&pod, &other].map(|pod| {
+            let record = fs::read(place.machine(pod).join("machine.json")).unwrap();
+            serde_json::from_slice::<serde_json::Value>(&record).unwrap()["uid"].clone()
+        });
+        assert_ne!(users[0], users[1]);
+
+        let virtiofsd = place.process(&pod, "virtiofsd").await;
+        layers_cannot_be_changed(&place, &pod, virtiofsd).await;
+        volumes_come_and_go(&place, &pod, virtiofsd).await;
+        for pod in [&pod, &other] {
+            place.driver.destroy(pod).await.unwrap();
+            assert_eq!(place.left(pod).await, Vec::<String>::new());
+        }
+        assert_eq!(fs::metadata(place.layer()).unwrap().nlink(), 1);
+    }
+
+    async fn confined(place: &Place, pod: &PodId, spec: &MachineSpec) {
+        let namespace = fs::metadata(&spec.network.as_ref().unwrap().namespace).unwrap().ino();
+        for role in ["qemu", "virtiofsd", "kina-vsock", "console"] {
+            let pid = place.process(pod, role).await;
+            assert_eq!(status(pid, "NoNewPrivs"), "1", "{role}");
+            let network = fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino();
+            assert_eq!(network, namespace, "{role}");
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+            let expected = format!(":{}/machine", spec.cgroup);
+            assert!(groups.lines().all(|line| line.ends_with(&expected)), "{role}: {groups}");
+        }
+        let qemu = place.process(pod, "qemu").await;
+        let user = status(qemu, "Uid");
+        assert_eq!(user, status(qemu, "Gid"));
+        let user = user.split(' ').next().unwrap().parse().unwrap();
+        assert!(place.config.users.contains(&user), "{user}");
+        assert_eq!(status(qemu, "Groups"), "");
+        assert_eq!(status(qemu, "CapEff"), "0000000000000000");
+        assert_eq!(status(qemu, "Seccomp"), "2");
+        assert_eq!(status(place.process(pod, "virtiofsd").await, "Seccomp"), "2");
+        // QEMU listens nowhere and has nothing open but what it was given.
+        for entry in fs::read_dir(format!("/proc/{qemu}/fd")).unwrap() {
+            let target = fs::read_link(entry.unwrap().path()).unwrap_or_default();
+            let text = target.to_string_lossy();
+            let given = ["/dev/null", "/dev/net/tun", "/memfd:", "anon_inode:", "socket:", "pipe:"];
+            let files = ["boot/", "disk.ext4", "console.pipe"];
+            assert!(
+                given.iter().any(|given| text.starts_with(given))
+                    || files.iter().any(|file| text.contains(file)),
+                "QEMU has {text} open"
+            );
+        }
+    }
+
+    /// As virtiofsd sees it, root that it is: the guest's root has no more.
+    async fn layers_cannot_be_changed(place: &Place, pod: &PodId, virtiofsd: u32) {
+        let share = Share { source: place.layer(), readonly: true, kind: ShareKind::Layer };
+        let seen = place.driver.share(pod, &share).await.unwrap();
+        assert_eq!(seen, Path::new("/share/layers/layer"));
+        let root = PathBuf::from(format!("/proc/{virtiofsd}/root"));
+        let layer = root.join("layers/layer");
+        assert_eq!(fs::read(&layer).unwrap(), b"of all pods");
+        assert_eq!(fs::metadata(&layer).unwrap().ino(), fs::metadata(place.layer()).unwrap().ino());
+        for refused in [
+            fs::OpenOptions::new().write(true).open(&layer).map(drop),
+            fs::remove_file(&layer),
+            fs::rename(&layer, root.join("layers/moved")),
+            fs::hard_link(&layer, root.join("layers/second")),
+            fs::set_permissions(&layer, fs::metadata(&layer).unwrap().permissions()),
+            fs::write(root.join("layers/new"), "x"),
+        ] {
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+        }
+        let mut names: Vec<_> =
+            fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["layers", "volumes"]);
+        assert_eq!(fs::read_dir(root.join("layers")).unwrap().count(), 1);
+    }
+
+    async fn volumes_come_and_go(place: &Place, pod: &PodId, virtiofsd: u32) {
+        let at = |name: &str| place.directory.path().join(name);
+        command(&format!("mkdir -p {0}/v1 {0}/v2 {0}/dir", place.directory.path().display()));
+        command(&format!("mknod {} b 7 99", at("block").display()));
+        command(&format!("mknod {} c 1 3", at("character").display()));
+        let _listener = UnixListener::bind(at("socket")).unwrap();
+        fs::write(at("v1/key"), "1").unwrap();
+        fs::write(at("v2/key"), "2").unwrap();
+        std::os::unix::fs::symlink("../v1", at("dir/..data")).unwrap();
+        std::os::unix::fs::symlink("dir", at("link")).unwrap();
+        let container = ContainerId::random();
+        let share = |name: &str, readonly| Share {
+            source: at(name),
+            readonly,
+            kind: ShareKind::Volume(container.clone()),
+        };
+        let view = |seen: PathBuf| {
+            PathBuf::from(format!("/proc/{virtiofsd}/root")).join(seen.strip_prefix("/share").unwrap())
+        };
+        let driver = &place.driver;
+        let file = view(driver.share(pod, &share("v1/key", false)).await.unwrap());
+        let directory = view(driver.share(pod, &share("link", true)).await.unwrap());
+        assert_eq!(directory, view(driver.share(pod, &share("link", true)).await.unwrap()));
+        fs::write(&file, "changed").unwrap();
+        assert_eq!(fs::read(at("v1/key")).unwrap(), b"changed");
+        let refused = fs::write(directory.join("new"), "").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ReadOnlyFilesystem);
+        // As Kubernetes changes a ConfigMap: a symlink is replaced.
+        std::os::unix::fs::symlink("../v2", at("dir/new")).unwrap();
+        fs::rename(at("dir/new"), at("dir/..data")).unwrap();
+        assert_eq!(fs::read_link(directory.join("..data")).unwrap(), Path::new("../v2"));
+
+        for (name, what) in
+            [("block", "a block device"), ("character", "a character device"), ("socket", "a socket")]
+        {
+            match driver.share(pod, &share(name, false)).await.unwrap_err() {
+                Error::Share { path, source, .. } => {
+                    assert_eq!(path, at(name));
+                    let words = source.to_string();
+                    assert!(words.contains(what) && words.contains(&*at(name).to_string_lossy()), "{words}");
+                }
+                error => panic!("{error:?}"),
+            }
+        }
+        // Another daemon takes back what this one has shown.
+        place.another().unshare(pod, &container).await.unwrap();
+        assert!(!file.exists() && !directory.exists());
+        assert_eq!(fs::read(at("v1/key")).unwrap(), b"changed");
+        assert_eq!(fs::read_dir(format!("/proc/{virtiofsd}/root/volumes")).unwrap().count(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_machine_that_the_node_has_no_memory_for_says_so() {
+        let place = Place::new().await;
+        let pod = PodId::random();
+        let spec = place.spec(&pod).await;
+        place.driver.create(&spec).await.unwrap();
+        place.driver.start(&pod).await.unwrap();
+        // QEMU alone takes less, a kernel that boots in it more.
+        let files = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        let limit = files.map(|(root, file)| PathBuf::from(format!("{root}{}/machine/{file}", spec.cgroup)));
+        let limit = limit.iter().find(|path| path.exists()).unwrap();
+        fs::write(limit, "100M").unwrap();
+        let ended = tokio::time::timeout(super::support::DEADLINE, place.driver.wait(&pod)).await.unwrap();
+        assert!(ended.unwrap().reason.starts_with("out of memory on the node"));
+        place.driver.destroy(&pod).await.unwrap();
+        assert_eq!(place.left(&pod).await, Vec::<String>::new());
     }
 }

@@ -147,7 +147,7 @@ mod tests {
             share: Descriptor(2),
             vsock: Descriptor(3),
             disk: disk.then_some(Descriptor(4)),
-            card: card.then(|| Card { tap: Descriptor(5), mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1400 }),
+            card: card.then_some(Card { tap: Descriptor(5), mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1400 }),
         });
         let args: Vec<String> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
         args.join(" ")

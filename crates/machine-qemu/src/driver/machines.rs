@@ -278,7 +278,7 @@ impl Machines {
             Now::Created => {}
         }
         // What a daemon left that was killed while it did this.
-        self.kill(pod, &record).await?;
+        self.kill(pod, &machine_cgroup(&record)).await?;
         match self.boot(pod, &record).await {
             Ok(started) => {
                 record.phase = Phase::Started(Box::new(started));
@@ -286,7 +286,7 @@ impl Machines {
             }
             Err(error) => {
                 // It is still created, and may be started again.
-                if let Err(error) = self.kill(pod, &record).await {
+                if let Err(error) = self.kill(pod, &machine_cgroup(&record)).await {
                     warn!(pod_id = %pod, %error, "a machine that does not start is not ended either");
                 }
                 Err(error)
@@ -313,9 +313,9 @@ impl Machines {
         Ok(())
     }
 
-    /// Ends everything in the pod's cgroup.
-    async fn kill(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
-        match self.node.kill_cgroup(&record.cgroup, self.config.kill_deadline).await {
+    /// Ends everything in a cgroup: the machine's own, or the pod's.
+    async fn kill(&self, pod: &PodId, cgroup: &str) -> Result<(), MachineError> {
+        match self.node.kill_cgroup(cgroup, self.config.kill_deadline).await {
             Ok(()) => Ok(()),
             Err(error @ NodeError::Survivors { .. }) => {
                 Err(MachineError::Survives { pod: pod.clone(), survivors: error.to_string() })
@@ -331,7 +331,7 @@ impl Machines {
             Now::Broken(started) => self.reason(pod, &record, &started).await?,
             Now::Stopped(reason) => reason,
         };
-        self.kill(pod, &record).await?;
+        self.kill(pod, &record.cgroup).await?;
         record.phase = Phase::Stopped { reason };
         self.write(pod, &record).await?;
         self.detach(pod, &record).await?;
@@ -356,7 +356,7 @@ impl Machines {
     pub(super) async fn destroy(&self, pod: &PodId) -> Result<(), MachineError> {
         let directory = self.directory(pod);
         if let Some(record) = self.record(pod).await? {
-            self.kill(pod, &record).await?;
+            self.kill(pod, &record.cgroup).await?;
             self.detach(pod, &record).await?;
             let removed = self.tree(pod, &record.storage_directory).remove().await;
             removed.map_err(|source| node_error(pod, "remove the shared tree", source))?;
@@ -432,7 +432,7 @@ impl Machines {
             // It was destroyed, and made and started anew.
             Now::Created | Now::Running(_) => return Ok(Ended { reason: "it was destroyed".to_owned() }),
         };
-        self.kill(pod, &record).await?;
+        self.kill(pod, &machine_cgroup(&record)).await?;
         record.phase = Phase::Stopped { reason: reason.clone() };
         self.write(pod, &record).await?;
         Ok(Ended { reason })

@@ -256,13 +256,11 @@ fn child(prepared: &Prepared<'_>) -> ! {
         // Rust opens everything close-on-exec; a C library may not have.
         // Kernels that do not know the flag refuse it, which is no loss.
         libc::close_range(3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC);
-        let mut given = 3;
-        for descriptor in &prepared.inherit {
+        for (given, descriptor) in (3..).zip(&prepared.inherit) {
             // A copy is not closed on execution.
             if libc::dup2(*descriptor, given) < 0 {
                 fail();
             }
-            given += 1;
         }
         // No handler of the daemon runs once signals are let in again, and what
         // the daemon ignores is not ignored by the guest. Those that cannot be

@@ -37,8 +37,11 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone, Default)]
 pub(crate) struct Started {
     // Taken for the length of a look or a push.
-    ends: Arc<Mutex<VecDeque<(ProcessIdentity, watch::Receiver<Option<ExitStatus>>)>>>,
+    ends: Arc<Mutex<VecDeque<(ProcessIdentity, End)>>>,
 }
+
+/// `None` until the process has been reaped.
+type End = watch::Receiver<Option<ExitStatus>>;
 
 impl Started {
     /// See [`crate::Node::exit_status`].

@@ -10,6 +10,7 @@ pub mod conformance;
 mod error;
 #[cfg(target_os = "linux")]
 mod local;
+mod path_facts;
 mod probe;
 mod temporary;
 
@@ -26,6 +27,7 @@ use tokio::sync::mpsc;
 pub use error::Error;
 #[cfg(target_os = "linux")]
 pub use local::LocalNode;
+pub use path_facts::{MountFacts, PathFacts, PathKind};
 pub use probe::{NetworkProbe, ProbeKind, ProbeStep};
 pub use temporary::temporary_age;
 
@@ -363,6 +365,9 @@ pub trait Node: Send + Sync {
 
     /// Whether there is something at a path (symlinks are followed).
     async fn exists(&self, path: &Path) -> Result<bool, Error>;
+
+    /// What is at a path, and under which other paths it is, too.
+    async fn inspect_path(&self, path: &Path) -> Result<PathFacts, Error>;
 
     /// Names in a directory, in no order; none for one that does not exist.
     /// Names that are not UTF-8 are left out.

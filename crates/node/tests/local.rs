@@ -6,7 +6,7 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -179,6 +179,22 @@ async fn a_mount_inside_stops_a_removal() {
     }
     assert!(Command::new("umount").arg(&file).status().unwrap().success());
     place.node.remove_tree(&tree).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_bind_mount_leads_back_to_where_it_is_from() {
+    let place = Place::new();
+    let root = fs::canonicalize(place.directory.path()).unwrap();
+    let (sub, bound) = (root.join("volume/sub"), root.join("bound"));
+    fs::create_dir_all(&sub).unwrap();
+    fs::create_dir(&bound).unwrap();
+    assert_eq!(place.node.inspect_path(&bound).await.unwrap().aliases, Vec::<PathBuf>::new());
+    mount(&["--bind", sub.to_str().unwrap(), bound.to_str().unwrap()]);
+    let facts = place.node.inspect_path(&bound).await;
+    assert!(Command::new("umount").arg(&bound).status().unwrap().success());
+    let facts = facts.unwrap();
+    assert_eq!(facts.mount.mountpoint, bound);
+    assert!(facts.aliases.contains(&sub), "{facts:?}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kina_model::PodId;
 use kina_node::{
-    Bind, Daemon, Error, ExitStatus, FilesystemUsage, GuestProgram, LayerImage, NetworkProbe, Node, Output,
-    ProbeStep, ProcessIdentity, ProcessUsage, Program,
+    Bind, Daemon, Error, ExitStatus, FilesystemUsage, GuestProgram, LayerImage, MountFacts, NetworkProbe,
+    Node, Output, PathFacts, PathKind, ProbeStep, ProcessIdentity, ProcessUsage, Program,
 };
 use tokio::sync::mpsc;
 
@@ -35,6 +36,9 @@ pub struct World {
     pub network: FakeNetwork,
     /// The boot.
     pub boot: u32,
+    /// Paths on which a file system is mounted, with other paths that lead to
+    /// the same; all others are on the root's.
+    pub mounts: BTreeMap<PathBuf, (MountFacts, Vec<PathBuf>)>,
     /// How many of the next effects by that name fail.
     pub failures: BTreeMap<&'static str, u32>,
 }
@@ -50,6 +54,13 @@ impl FakeNode {
     /// `create_directory`, `remove_tree`.
     pub fn fail(&self, operation: &'static str, count: u32) {
         self.lock().failures.insert(operation, count);
+    }
+
+    /// A file system is mounted at a path, which is `aliases`, too.
+    pub fn mount(&self, path: &Path, filesystem: &str, size_bytes: u64, aliases: &[&Path]) {
+        let mount = MountFacts { mountpoint: path.to_owned(), filesystem: filesystem.to_owned(), size_bytes };
+        let aliases = aliases.iter().map(|alias| (*alias).to_owned()).collect();
+        self.lock().mounts.insert(path.to_owned(), (mount, aliases));
     }
 
     /// As a reboot does: nothing but files is left.
@@ -248,6 +259,23 @@ impl Node for FakeNode {
 
     async fn exists(&self, path: &Path) -> Result<bool, Error> {
         path.try_exists().map_err(|source| failure("inspect", path, source))
+    }
+
+    async fn inspect_path(&self, path: &Path) -> Result<PathFacts, Error> {
+        let failed = |error| failure("inspect", path, error);
+        let real = path.canonicalize().map_err(failed)?;
+        let found = real.metadata().map_err(failed)?;
+        let kind = match found.file_type() {
+            kind if kind.is_dir() => PathKind::Directory,
+            kind if kind.is_socket() => PathKind::Socket,
+            kind if kind.is_char_device() => PathKind::CharacterDevice,
+            _ => PathKind::File,
+        };
+        let root = || MountFacts { mountpoint: "/".into(), filesystem: "ext4".to_owned(), size_bytes: 1 << 40 };
+        let (mount, aliases) =
+            self.lock().mounts.get(&real).cloned().unwrap_or_else(|| (root(), Vec::new()));
+        let (mode, uid, gid) = (found.mode() & 0o7777, found.uid(), found.gid());
+        Ok(PathFacts { real, kind, mode, uid, gid, mount, aliases })
     }
 
     async fn list_directory(&self, path: &Path) -> Result<Vec<String>, Error> {

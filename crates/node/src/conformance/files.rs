@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{DEADLINE, Subject, directory, ok, printed, refused, run, shell};
-use crate::{Bind, Error, Program};
+use crate::{Bind, Error, PathKind, Program};
 
 /// Files are read within a limit and replaced whole; what is not there is said
 /// so.
@@ -38,7 +38,14 @@ pub async fn files_are_read_and_replaced(subject: &dyn Subject) {
     assert_eq!(ok("list", node.list_directory(&nested).await), ["file"], "a temporary file stays");
     assert!(ok("list", node.list_directory(&root.join("none")).await).is_empty());
 
-    run(subject, &format!("mkfifo {}/pipe", root.display())).await;
+    run(subject, &format!("mkfifo {0}/pipe; ln -s a/b {0}/link", root.display())).await;
+    let facts = ok("inspect", node.inspect_path(&root.join("link")).await);
+    assert_eq!((facts.kind, facts.mode), (PathKind::Directory, 0o710));
+    assert!(facts.real.ends_with("a/b"), "{facts:?}");
+    let mountpoint = printed(subject, &format!("stat -c %m {}", root.display())).await;
+    assert_eq!(facts.mount.mountpoint, Path::new(&mountpoint));
+    assert_eq!(ok("inspect", node.inspect_path(&root.join("pipe")).await).kind, PathKind::Pipe);
+    assert!(refused("inspect", node.inspect_path(&root.join("none")).await).is_not_found());
     let begin = Instant::now();
     refused("read of a pipe", node.read_file(&root.join("pipe"), 10).await);
     assert!(begin.elapsed() < DEADLINE, "reading a pipe waits for its writer");

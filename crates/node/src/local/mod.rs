@@ -8,6 +8,7 @@ mod layers;
 mod loop_device;
 mod mountinfo;
 mod netns;
+mod path;
 mod probe;
 mod probe_dns;
 mod process;
@@ -28,7 +29,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Bind, Daemon, Error, ExitStatus, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig,
-    MAX_SOCKET_PATH, NetworkProbe, Node, Output, ProbeStep, ProcessIdentity, ProcessUsage, Program,
+    MAX_SOCKET_PATH, NetworkProbe, Node, Output, PathFacts, ProbeStep, ProcessIdentity, ProcessUsage, Program,
 };
 
 /// The node that is this machine.
@@ -285,6 +286,11 @@ impl Node for LocalNode {
 
     async fn exists(&self, path: &Path) -> Result<bool, Error> {
         path.try_exists().map_err(|source| Error::io("inspect", path, source))
+    }
+
+    async fn inspect_path(&self, path: &Path) -> Result<PathFacts, Error> {
+        let path = path.to_owned();
+        self.blocking("inspect path", move |_| path::inspect(&path)).await
     }
 
     async fn list_directory(&self, path: &Path) -> Result<Vec<String>, Error> {

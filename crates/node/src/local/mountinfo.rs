@@ -10,6 +10,10 @@ use std::path::PathBuf;
 pub(crate) struct Mount {
     /// The kernel's number of this mount; statx(2) gives it for a path.
     pub(crate) id: u64,
+    /// The file system's device number, `major:minor`.
+    pub(crate) device: String,
+    /// Which directory of the file system is mounted.
+    pub(crate) root: PathBuf,
     /// Where it is mounted.
     pub(crate) mountpoint: PathBuf,
     /// The file system's type.
@@ -29,10 +33,14 @@ fn parse(table: &[u8]) -> Vec<Mount> {
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let mountpoint = unescape(fields.nth(3)?);
+    let device = String::from_utf8_lossy(fields.nth(1)?).into_owned();
+    let root = unescape(fields.next()?);
+    let mountpoint = unescape(fields.next()?);
     let filesystem = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some(Mount {
         id,
+        device,
+        root: PathBuf::from(OsString::from_vec(root)),
         mountpoint: PathBuf::from(OsString::from_vec(mountpoint)),
         filesystem: String::from_utf8_lossy(filesystem).into_owned(),
     })
@@ -71,12 +79,18 @@ mod tests {
         let table = b"36 35 98:0 /mnt1 /mnt\\040two rw,noatime master:1 shared:2 - ext3 /dev/root rw\n\
             nonsense\n\
             37 35 0:7 / /run\\134x rw - tmpfs - rw\n";
-        let mounts = parse(table);
+        let mount = |id, device: &str, root: &str, mountpoint: &str, filesystem: &str| Mount {
+            id,
+            device: device.into(),
+            root: root.into(),
+            mountpoint: mountpoint.into(),
+            filesystem: filesystem.into(),
+        };
         assert_eq!(
-            mounts,
+            parse(table),
             [
-                Mount { id: 36, mountpoint: "/mnt two".into(), filesystem: "ext3".into() },
-                Mount { id: 37, mountpoint: "/run\\x".into(), filesystem: "tmpfs".into() },
+                mount(36, "98:0", "/mnt1", "/mnt two", "ext3"),
+                mount(37, "0:7", "/", "/run\\x", "tmpfs"),
             ]
         );
     }

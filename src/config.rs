@@ -1,16 +1,22 @@
 //! The daemon's configuration: parsed and checked once. This is the only home
 //! of defaults; `kina config default` prints them.
 
-use std::collections::BTreeMap;
+mod image;
+mod machine;
+mod network;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::network::{AddressPreference, NetworkConfig};
 use crate::placement::PlacementPolicy;
 use crate::pod::context::Paths;
 use crate::runtime::RuntimeConfig;
+
+pub use image::Image;
+pub use machine::Machine;
+pub use network::Network;
 
 /// Where `kina serve` looks for its configuration when no path is given.
 pub const DEFAULT_PATH: &str = "/etc/kina/config.toml";
@@ -117,70 +123,6 @@ pub struct Guest {
     pub handshake_seconds: u64,
 }
 
-/// Virtual machines.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Machine {
-    /// Memory of a virtual machine whose pod names none, in MiB.
-    pub memory_mib: u64,
-    /// Virtual CPUs, likewise.
-    pub cpus: u32,
-}
-
-/// Images and registries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Image {
-    /// Directories with one directory per registry, in containerd's layout.
-    pub hosts_directories: Vec<PathBuf>,
-    /// Registries spoken to without TLS, as `host` or `host:port`.
-    pub plain_http: Vec<String>,
-    /// Base URLs of a registry's mirrors, asked in order before the registry.
-    pub mirrors: BTreeMap<String, Vec<String>>,
-    /// Docker's configuration files, for pulls that bring no credentials.
-    pub docker_configs: Vec<PathBuf>,
-    /// Where credential helpers are looked for besides the `PATH`.
-    pub credential_helper_directories: Vec<PathBuf>,
-    /// PEM file of further root certificates; empty takes the system's.
-    pub ca_bundle: PathBuf,
-    /// Layers fetched or unpacked at the same time.
-    pub max_concurrent_layers: usize,
-    /// The largest layer as transferred, in MiB.
-    pub max_layer_mib: u64,
-    /// The largest layer unpacked, in MiB.
-    pub max_unpacked_layer_mib: u64,
-    /// Layers of one image.
-    pub max_layers: usize,
-    /// Entries in one layer; unpacking holds about 250 bytes of memory for each.
-    pub max_layer_entries: u64,
-    /// Seconds after which a transfer without progress is given up.
-    pub stall_seconds: u64,
-}
-
-/// The pods' network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Network {
-    /// The directory of network configurations (CNI); the first usable file in
-    /// the order of names holds.
-    pub config_directory: PathBuf,
-    /// Where network plugins are looked for, in order.
-    pub plugin_directories: Vec<PathBuf>,
-    /// Where attachments are recorded, in libcni's format.
-    pub cache_directory: PathBuf,
-    /// Which of a pod's addresses is its first.
-    pub address_preference: AddressPreference,
-    /// Whether pods are refused rather than given loopback only while no
-    /// network configuration has been seen.
-    pub required: bool,
-    /// Seconds that connecting a pod may take, with all plugins.
-    pub add_seconds: u64,
-    /// Seconds that disconnecting one may take.
-    pub delete_seconds: u64,
-    /// Seconds that plugins may take to say whether they are ready.
-    pub status_seconds: u64,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -198,37 +140,6 @@ impl Default for Config {
     }
 }
 
-impl Default for Network {
-    fn default() -> Self {
-        Self {
-            config_directory: "/etc/cni/net.d".into(),
-            plugin_directories: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(Into::into).into(),
-            cache_directory: "/var/lib/cni".into(),
-            address_preference: AddressPreference::default(),
-            required: false,
-            add_seconds: 120,
-            delete_seconds: 60,
-            status_seconds: 10,
-        }
-    }
-}
-
-impl Network {
-    /// What the network is made from.
-    pub(crate) fn runtime(&self) -> NetworkConfig {
-        NetworkConfig {
-            config_directory: self.config_directory.clone(),
-            plugin_directories: self.plugin_directories.clone(),
-            cache_directory: self.cache_directory.clone(),
-            address_preference: self.address_preference,
-            required: self.required,
-            add_deadline: Duration::from_secs(self.add_seconds),
-            delete_deadline: Duration::from_secs(self.delete_seconds),
-            status_deadline: Duration::from_secs(self.status_seconds),
-        }
-    }
-}
-
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Text }
@@ -238,43 +149,6 @@ impl Default for Log {
 impl Default for Guest {
     fn default() -> Self {
         Self { program: PathBuf::new(), handshake_seconds: 60 }
-    }
-}
-
-impl Default for Machine {
-    fn default() -> Self {
-        Self { memory_mib: 512, cpus: 1 }
-    }
-}
-
-/// MiB in bytes.
-fn mib(value: u64) -> u64 {
-    value.saturating_mul(1 << 20)
-}
-
-impl Default for Image {
-    fn default() -> Self {
-        let limits = kina_image::Limits::default();
-        let timeouts = kina_image::Timeouts::default();
-        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
-        Self {
-            hosts_directories: paths(&[
-                "/etc/kina/certs.d",
-                "/etc/containerd/certs.d",
-                "/etc/docker/certs.d",
-            ]),
-            plain_http: Vec::new(),
-            mirrors: BTreeMap::new(),
-            docker_configs: paths(&["/etc/kina/docker-config.json"]),
-            credential_helper_directories: paths(&["/usr/local/bin", "/opt/homebrew/bin"]),
-            ca_bundle: PathBuf::new(),
-            max_concurrent_layers: kina_image::Config::default().max_concurrent_layers,
-            max_layer_mib: limits.layer_bytes >> 20,
-            max_unpacked_layer_mib: limits.unpacked_layer_bytes >> 20,
-            max_layers: limits.layers,
-            max_layer_entries: limits.layer_entries,
-            stall_seconds: timeouts.stall.as_secs(),
-        }
     }
 }
 
@@ -347,55 +221,10 @@ impl Config {
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             return refuse("log.level", format!("{:?}: {error}", self.log.level));
         }
-        for (key, value) in [
-            ("guest.handshake_seconds", self.guest.handshake_seconds),
-            ("machine.memory_mib", self.machine.memory_mib),
-            ("machine.cpus", self.machine.cpus.into()),
-            ("image.max_concurrent_layers", self.image.max_concurrent_layers as u64),
-            ("image.max_layer_mib", self.image.max_layer_mib),
-            ("image.max_unpacked_layer_mib", self.image.max_unpacked_layer_mib),
-            ("image.max_layers", self.image.max_layers as u64),
-            ("image.max_layer_entries", self.image.max_layer_entries),
-            ("image.stall_seconds", self.image.stall_seconds),
-            ("network.add_seconds", self.network.add_seconds),
-            ("network.delete_seconds", self.network.delete_seconds),
-            ("network.status_seconds", self.network.status_seconds),
-        ] {
-            if value == 0 {
-                return refuse(key, "must be at least 1".to_owned());
-            }
-        }
-        let network = &self.network;
-        let directories = [
-            ("network.config_directory", &network.config_directory),
-            ("network.cache_directory", &network.cache_directory),
-        ];
-        let plugins = network.plugin_directories.iter().map(|path| ("network.plugin_directories", path));
-        for (key, path) in directories.into_iter().chain(plugins) {
-            if !path.is_absolute() {
-                return refuse(key, format!("{} is not an absolute path", path.display()));
-            }
-        }
-        if network.plugin_directories.is_empty() {
-            return refuse("network.plugin_directories", "names no directory".to_owned());
-        }
-        for (key, paths) in [
-            ("image.hosts_directories", &self.image.hosts_directories),
-            ("image.docker_configs", &self.image.docker_configs),
-            ("image.credential_helper_directories", &self.image.credential_helper_directories),
-        ] {
-            if let Some(path) = paths.iter().find(|path| !path.is_absolute()) {
-                return refuse(key, format!("{} is not an absolute path", path.display()));
-            }
-        }
-        for (registry, urls) in &self.image.mirrors {
-            if let Some(url) =
-                urls.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://"))
-            {
-                let reason = format!("{url:?} of {registry:?} does not begin with http:// or https://");
-                return refuse("image.mirrors", reason);
-            }
-        }
+        at_least_one(&[("guest.handshake_seconds", self.guest.handshake_seconds)])?;
+        self.machine.check()?;
+        self.image.check()?;
+        self.network.check()?;
         Ok(())
     }
 
@@ -403,28 +232,7 @@ impl Config {
     #[must_use]
     pub fn images(&self) -> kina_image::Config {
         let paths = Paths { root: self.root.clone(), run: self.run.clone() };
-        kina_image::Config {
-            root: paths.images(),
-            hosts_directories: self.image.hosts_directories.clone(),
-            plain_http: self.image.plain_http.clone(),
-            mirrors: self.image.mirrors.clone(),
-            docker_configs: self.image.docker_configs.clone(),
-            credential_helper_directories: self.image.credential_helper_directories.clone(),
-            ca_bundle: Some(self.image.ca_bundle.clone()).filter(|path| !path.as_os_str().is_empty()),
-            max_concurrent_layers: self.image.max_concurrent_layers,
-            limits: kina_image::Limits {
-                layer_bytes: mib(self.image.max_layer_mib),
-                unpacked_layer_bytes: mib(self.image.max_unpacked_layer_mib),
-                layers: self.image.max_layers,
-                layer_entries: self.image.max_layer_entries,
-                ..kina_image::Limits::default()
-            },
-            timeouts: kina_image::Timeouts {
-                stall: Duration::from_secs(self.image.stall_seconds),
-                ..kina_image::Timeouts::default()
-            },
-            ..kina_image::Config::default()
-        }
+        self.image.runtime(paths.images())
     }
 
     /// What the runtime is made from.
@@ -442,8 +250,7 @@ impl Config {
             cgroup_parent: self.cgroup_parent.clone(),
             placement: self.placement,
             handshake_deadline: Duration::from_secs(self.guest.handshake_seconds),
-            machine_memory_bytes: mib(self.machine.memory_mib),
-            machine_cpus: self.machine.cpus,
+            machine: self.machine.runtime(),
             images,
             network: self.network.runtime(),
         })
@@ -467,6 +274,30 @@ impl Config {
             places: places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
         })
     }
+}
+
+/// Refuses numbers that are zero.
+fn at_least_one(values: &[(&'static str, u64)]) -> Result<(), ConfigError> {
+    match values.iter().find(|(_, value)| *value == 0) {
+        Some((key, _)) => Err(ConfigError::Value { key, reason: "must be at least 1".to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses paths that are not absolute.
+fn absolute<'a>(key: &'static str, paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), ConfigError> {
+    match paths.into_iter().find(|path| !path.is_absolute()) {
+        Some(path) => {
+            let reason = format!("{} is not an absolute path", path.display());
+            Err(ConfigError::Value { key, reason })
+        }
+        None => Ok(()),
+    }
+}
+
+/// MiB in bytes.
+fn mib(value: u64) -> u64 {
+    value.saturating_mul(1 << 20)
 }
 
 /// What the names of a daemon's network namespaces begin with. Daemons with

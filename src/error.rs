@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kina_attachment::vni::LeaseError;
 use kina_guest_api::GuestError;
-use kina_model::{ContainerId, PodId, SpecError};
+use kina_model::{ContainerId, MachineSize, PodId, SpecError};
 
 /// Why a request failed. `service/status.rs` maps each variant to a gRPC status.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,19 @@ pub enum Error {
         state: &'static str,
         /// What was asked.
         operation: &'static str,
+    },
+    /// The pod's machine would have to grow.
+    #[error(
+        "pod sandbox {pod} has a machine of {has}, which cannot grow to {wanted} while it runs; \
+         delete the pod so that it is made anew"
+    )]
+    MachineTooSmall {
+        /// The pod.
+        pod: PodId,
+        /// What the machine has.
+        has: MachineSize,
+        /// What it would need.
+        wanted: MachineSize,
     },
     /// The pod did not come up; it has been cleaned away.
     #[error("pod sandbox {pod} did not start: {reason}")]

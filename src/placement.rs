@@ -35,7 +35,8 @@ impl Default for PlacementPolicy {
 }
 
 /// Places a pod. An explicit `vm` is never downgraded, an explicit `shared`
-/// runs on the node's kernel; only an empty handler is placed by rule.
+/// runs on the node's kernel; only an empty handler is placed by rule. `vm` says
+/// why no virtual machine can run here.
 ///
 /// # Errors
 /// When the handler is unknown or not available here, or when the pod asks for
@@ -43,33 +44,34 @@ impl Default for PlacementPolicy {
 pub fn place(
     request: &PlacementRequest<'_>,
     policy: PlacementPolicy,
-    vm_available: bool,
+    vm: Result<(), &str>,
     shared_available: bool,
 ) -> Result<Placement, SpecError> {
     let host_namespaces = request.host_network || request.host_pid || request.host_ipc;
     let refuse = |reason: &str| Err(SpecError::unsupported("runtime_handler", reason));
-    match request.handler {
-        "vm" if !vm_available => {
-            refuse("\"vm\" is not available: no machine driver for virtual machines runs on this node")
-        }
-        "vm" if host_namespaces => Err(SpecError::unsupported(
+    match (request.handler, vm) {
+        ("vm", Err(why)) => refuse(&format!("\"vm\" is not available on this node: {why}")),
+        ("vm", Ok(())) if host_namespaces => Err(SpecError::unsupported(
             "config.linux.security_context.namespace_options",
             "a pod in a virtual machine cannot have the node's namespaces; use runtime handler \"shared\"",
         )),
-        "vm" => Ok(Placement::Vm),
-        "shared" if !shared_available => refuse("\"shared\" is not available on this node"),
-        "shared" => Ok(Placement::Shared),
-        "" if host_namespaces && shared_available => Ok(Placement::Shared),
-        "" if host_namespaces => {
+        ("vm", Ok(())) => Ok(Placement::Vm),
+        ("shared", _) if !shared_available => refuse("\"shared\" is not available on this node"),
+        ("shared", _) => Ok(Placement::Shared),
+        ("", _) if host_namespaces && shared_available => Ok(Placement::Shared),
+        ("", _) if host_namespaces => {
             refuse("the pod wants the node's namespaces, and \"shared\" is not available on this node")
         }
-        "" if request.privileged && policy.privileged_on_node && shared_available => Ok(Placement::Shared),
-        "" if vm_available => Ok(Placement::Vm),
-        "" if policy.shared_without_vm && shared_available => Ok(Placement::Shared),
-        "" => refuse(
-            "no virtual machine can run on this node, and the configuration (placement.shared_without_vm) keeps pods off its kernel",
-        ),
-        other => Err(SpecError::invalid(
+        ("", _) if request.privileged && policy.privileged_on_node && shared_available => {
+            Ok(Placement::Shared)
+        }
+        ("", Ok(())) => Ok(Placement::Vm),
+        ("", Err(_)) if policy.shared_without_vm && shared_available => Ok(Placement::Shared),
+        ("", Err(why)) => refuse(&format!(
+            "no virtual machine can run on this node ({why}), and the configuration \
+             (placement.shared_without_vm) keeps pods off its kernel"
+        )),
+        (other, _) => Err(SpecError::invalid(
             "runtime_handler",
             format!("{other:?} is unknown; kina knows \"vm\", \"shared\" and the empty handler"),
         )),
@@ -104,8 +106,12 @@ mod tests {
         ] {
             let request =
                 PlacementRequest { handler, host_network, privileged, ..PlacementRequest::default() };
-            let placed = place(&request, policy, vm, true);
+            let available = if vm { Ok(()) } else { Err("no QEMU") };
+            let placed = place(&request, policy, available, true);
             assert_eq!(placed.as_ref().ok(), expected.as_ref(), "{request:?} {placed:?}");
+            if let (Err(error), false) = (placed, vm) {
+                assert!(error.to_string().contains("no QEMU"), "{error}");
+            }
         }
     }
 }

@@ -135,7 +135,7 @@ async fn find(
     let reality = match (same_boot, &guest) {
         (false, _) => Reality::OtherBoot,
         (true, Some(_)) => Reality::MachineLives,
-        (true, None) => Reality::MachineGone,
+        (true, None) => Reality::MachineGone(end_of(&driver, &record.id).await),
     };
     let (state, effects) = record.state.recover(reality);
     let alive = state.is_ready();
@@ -172,6 +172,20 @@ async fn find(
         guest: guest.map(|(guest, list)| (guest, list.sequence)).filter(|_| alive),
     };
     Some((record, driver, recovered))
+}
+
+/// Why a recorded pod's machine is of no use any more, as far as can be told.
+async fn end_of(driver: &Arc<dyn Driver>, pod: &PodId) -> String {
+    const UNSEEN: &str = "it ended while the daemon was not running";
+    match driver.status(pod).await {
+        Ok(MachineState::Running) => "its guest no longer answers".to_owned(),
+        // One that has ended says so at once.
+        Ok(MachineState::Stopped) => match driver.wait(pod).await {
+            Ok(ended) => format!("{UNSEEN}: {}", ended.reason),
+            Err(_) => UNSEEN.to_owned(),
+        },
+        Ok(MachineState::Created) | Err(_) => UNSEEN.to_owned(),
+    }
 }
 
 /// The guest of a recorded pod with its containers, if its machine runs and it

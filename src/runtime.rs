@@ -10,8 +10,8 @@ use kina_image::{Images, Lease};
 use kina_machine::Driver;
 use kina_machine_host::{HostConfig, HostDriver};
 use kina_model::{
-    ContainerId, ContainerSpec, ContainerState, ImageDefaults, Placement, PodId, PodSpec, PodState,
-    SpecError, resolve_process,
+    ContainerId, ContainerSpec, ContainerState, ImageDefaults, MachineSize, Placement, PodId, PodSpec,
+    PodState, Resources, SpecError, resolve_process,
 };
 use kina_node::{FilesystemUsage, LocalNodeConfig, Node};
 use kina_store::Store;
@@ -26,7 +26,9 @@ use crate::network::{Network, NetworkConfig};
 use crate::placement::{PlacementPolicy, PlacementRequest, place};
 use crate::pod::PodHandle;
 use crate::pod::context::{Context, Paths, log_path};
+use crate::pod::size::{NodeSize, SizePolicy, machine_size};
 use crate::pod::view::{ContainerView, PodView};
+use crate::pod::volumes::VolumeRoots;
 use crate::recover;
 use crate::registry::{Registry, Reservation};
 
@@ -57,14 +59,21 @@ pub struct RuntimeConfig {
     pub placement: PlacementPolicy,
     /// How long a guest may take to answer after its machine was started.
     pub handshake_deadline: Duration,
-    /// Memory of a virtual machine whose pod names none, in bytes.
-    pub machine_memory_bytes: u64,
-    /// Virtual CPUs, likewise.
-    pub machine_cpus: u32,
+    /// Machines with a kernel of their own.
+    pub machine: MachineConfig,
     /// The image store. Its root is [`Paths::images`].
     pub images: kina_image::Config,
     /// The pods' network.
     pub network: NetworkConfig,
+}
+
+/// What machines with a kernel of their own are made by.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// How large they are.
+    pub sizes: SizePolicy,
+    /// What of the node they may see.
+    pub volumes: VolumeRoots,
 }
 
 /// The daemon's state and abilities. Cheap to clone.
@@ -139,10 +148,12 @@ impl Runtime {
         let node = kina_node::local_node(node_config)?;
         let host = HostConfig::new(config.guest_program.clone(), paths.run_pods());
         let shared: Arc<dyn Driver> = Arc::new(HostDriver::new(Arc::clone(&node), host));
-        Self::with_drivers(config, node, Some(shared), None).await
+        let vm = Err("this version has no driver for them".to_owned());
+        Self::with_drivers(config, node, Some(shared), vm).await
     }
 
-    /// As [`Runtime::open`], on another node and with other machines.
+    /// As [`Runtime::open`], on another node and with other machines; `vm` may
+    /// say why there are none.
     ///
     /// # Errors
     /// As [`Runtime::open`].
@@ -150,7 +161,7 @@ impl Runtime {
         config: RuntimeConfig,
         node: Arc<dyn Node>,
         shared: Option<Arc<dyn Driver>>,
-        vm: Option<Arc<dyn Driver>>,
+        vm: Result<Arc<dyn Driver>, String>,
     ) -> Result<Self, Error> {
         let paths = config.paths.clone();
         node.create_directory(&paths.root, 0o711).await?;
@@ -167,6 +178,7 @@ impl Runtime {
         let records = recover::read(&store)?;
         let layers = Layers::adopt(Arc::clone(&node), records.layer_users()).await?;
         let network = Network::open(config.network.clone(), Arc::clone(&node), store.clone()).await;
+        let node_size = NodeSize::of(&*node).await;
         let context = Arc::new(Context {
             node,
             network: network.clone(),
@@ -176,8 +188,9 @@ impl Runtime {
             layers,
             paths,
             handshake_deadline: config.handshake_deadline,
-            machine_memory_bytes: config.machine_memory_bytes,
-            machine_cpus: config.machine_cpus,
+            sizes: config.machine.sizes,
+            node_size,
+            volumes: config.machine.volumes.clone(),
         });
         let tasks = CancellationToken::new();
         let registry = Registry::default();
@@ -264,7 +277,8 @@ impl Runtime {
     /// See [`place`].
     pub fn place(&self, request: &PlacementRequest<'_>) -> Result<Placement, SpecError> {
         let context = &self.inner.context;
-        place(request, self.inner.config.placement, context.vm.is_some(), context.shared.is_some())
+        let vm = context.vm.as_ref().map(|_| ()).map_err(String::as_str);
+        place(request, self.inner.config.placement, vm, context.shared.is_some())
     }
 
     /// The runtime handlers of this node.
@@ -344,6 +358,44 @@ impl Runtime {
             Err(Error::PodNotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes other limits of a pod, and makes its machine larger where they ask
+    /// for more than it has. The limits of its containers hold inside; on the
+    /// node's own kernel the kubelet itself limits the pod.
+    ///
+    /// # Errors
+    /// [`Error::MachineTooSmall`] if it would have to grow and cannot.
+    pub async fn update_pod(
+        &self,
+        id: &str,
+        resources: Option<Resources>,
+        overhead: Option<Resources>,
+    ) -> Result<(), Error> {
+        let handle = self.inner.registry.pod(id)?;
+        let view = handle.view();
+        let PodState::Ready(ready) = &view.state else {
+            let (pod, state) = (view.id.clone(), view.state.name());
+            return Err(Error::PodState { pod, state, operation: "change its resources" });
+        };
+        let context = &self.inner.context;
+        let (Some(has), Some(driver)) = (ready.size, context.driver(view.spec.placement)) else {
+            return Ok(());
+        };
+        let resources = resources.as_ref().or(view.spec.resources.as_ref());
+        let overhead = overhead.as_ref().or(view.spec.overhead.as_ref());
+        let wanted = machine_size(resources, overhead, &context.sizes, context.node_size);
+        if wanted.memory_bytes <= has.memory_bytes && wanted.cpus <= has.cpus {
+            return Ok(());
+        }
+        if !driver.capabilities().resize {
+            return Err(Error::MachineTooSmall { pod: view.id.clone(), has, wanted });
+        }
+        let size = MachineSize {
+            memory_bytes: wanted.memory_bytes.max(has.memory_bytes),
+            cpus: wanted.cpus.max(has.cpus),
+        };
+        handle.resize(size).await
     }
 
     /// All pods but those that are still being made. Never waits.
@@ -556,6 +608,7 @@ impl Runtime {
             "cgroupParent": config.cgroup_parent,
             "placement": config.placement,
             "machines": machines,
+            "vm": context.vm.as_ref().map_or_else(Clone::clone, |driver| driver.name().to_owned()),
             "network": context.network.info(),
             "pods": self.inner.registry.pods().len(),
         })
@@ -579,6 +632,7 @@ impl Runtime {
             "state": pod.state,
             "bootId": ready.map(|ready| &ready.boot_id),
             "kernel": ready.map(|ready| &ready.kernel),
+            "machineSize": ready.and_then(|ready| ready.size),
             "network": ready.and_then(|ready| ready.network.as_ref()),
             "addresses": ready.map(|ready| &ready.addresses),
             "cgroup": crate::pod::context::pod_cgroup(&pod.spec.cgroup_parent, &pod.id),

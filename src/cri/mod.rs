@@ -23,6 +23,7 @@ pub use container::{container_spec, seccomp_file};
 pub use filters::{container_listed, pod_listed};
 pub use image::{credentials, image, info as image_info};
 pub use pod::pod_spec;
+pub use resources::resources;
 pub use security::Kernel;
 
 /// The generated messages, clients and servers of the CRI.

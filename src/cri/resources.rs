@@ -16,7 +16,10 @@ const LEAST_CPU_QUOTA: i64 = 1_000;
 const OOM_SCORES: std::ops::RangeInclusive<i64> = -1_000..=1_000;
 
 /// The limits at that field. Zero leaves a number unset, as in the CRI.
-pub(super) fn resources(field: &str, message: v1::LinuxContainerResources) -> Result<Resources, SpecError> {
+///
+/// # Errors
+/// The first number that makes no sense.
+pub fn resources(field: &str, message: v1::LinuxContainerResources) -> Result<Resources, SpecError> {
     let v1::LinuxContainerResources {
         cpu_period,
         cpu_quota,

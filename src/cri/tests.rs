@@ -642,6 +642,7 @@ fn ready() -> PodState {
         addresses: vec!["10.1.0.4".parse().unwrap(), "fd00::4".parse().unwrap()],
         boot_id: "b".into(),
         kernel: "6".into(),
+        size: None,
     })
 }
 

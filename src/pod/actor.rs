@@ -18,7 +18,8 @@ use kina_guest_api::GuestClient;
 use kina_image::Lease;
 use kina_model::{
     ContainerDenied, ContainerEffect, ContainerEvent, ContainerId, ContainerImage, ContainerSpec,
-    ContainerState, Digest, Nanos, PodDenied, PodEffect, PodEvent, PodState, Process, Ready, StopCause,
+    ContainerState, Digest, MachineSize, Nanos, PodDenied, PodEffect, PodEvent, PodState, Process, Ready,
+    StopCause,
 };
 use kina_node::LayerImage;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
@@ -51,6 +52,8 @@ pub(super) enum Command {
     Stop(Reply<()>),
     /// RemovePodSandbox.
     Remove(Reply<()>),
+    /// Changes the size of the machine.
+    Resize(MachineSize, Reply<()>),
     /// CreateContainer.
     CreateContainer(Box<NewContainer>, Reply<ContainerId>),
     /// StartContainer.
@@ -101,6 +104,7 @@ enum Done {
     Created(ContainerId, Result<(Identity, Option<ContainerLog>), Error>),
     Started(ContainerId, Result<Nanos, Error>),
     LogWritten(ContainerId, ContainerEvent),
+    Resized(MachineSize, Result<(), Error>, Reply<()>),
     Answer(Result<(), Error>, Reply<()>),
     Removed(ContainerId, Result<(), String>),
 }
@@ -253,7 +257,8 @@ impl Pod {
             | Command::RemoveContainer(_, reply) => drop(reply.send(Ok(()))),
             Command::AwaitStarted(reply)
             | Command::StartContainer(_, reply)
-            | Command::ReopenLog(_, reply) => drop(reply.send(Err(gone()))),
+            | Command::ReopenLog(_, reply)
+            | Command::Resize(_, reply) => drop(reply.send(Err(gone()))),
             Command::CreateContainer(_, reply) => drop(reply.send(Err(gone()))),
         }
     }
@@ -271,6 +276,7 @@ impl Pod {
             },
             Command::Stop(reply) => self.ask(PodEvent::StopAsked, reply, Command::Stop).await,
             Command::Remove(reply) => self.ask(PodEvent::RemoveAsked, reply, Command::Remove).await,
+            Command::Resize(size, reply) => self.resize(size, reply),
             Command::CreateContainer(new, reply) => self.create(*new, reply).await,
             Command::StartContainer(id, reply) => self.start_container(id, reply).await,
             Command::StopContainer(id, timeout, reply) => self.stop_container(&id, timeout, reply),
@@ -281,6 +287,31 @@ impl Pod {
 
     fn wrong_state(&self, operation: &'static str) -> Error {
         Error::PodState { pod: self.subject.id.clone(), state: self.state.name(), operation }
+    }
+
+    fn resize(&mut self, size: MachineSize, reply: Reply<()>) {
+        if !self.state.is_ready() {
+            let _ = reply.send(Err(self.wrong_state("change its size")));
+            return;
+        }
+        let subject = self.subject.clone();
+        self.tasks.spawn(async move {
+            let MachineSize { memory_bytes, cpus } = size;
+            let resized = subject.driver.resize(&subject.id, memory_bytes, cpus).await;
+            Done::Resized(size, resized.map_err(Error::from), reply)
+        });
+    }
+
+    async fn resized(&mut self, size: MachineSize, result: Result<(), Error>, reply: Reply<()>) {
+        if result.is_ok()
+            && let PodState::Ready(ready) = &mut self.state
+        {
+            ready.size = Some(size);
+            // It is large enough now whatever the record says.
+            let _ = self.record().await;
+            self.publish();
+        }
+        let _ = reply.send(result);
     }
 
     /// A request to stop or remove the pod.
@@ -392,7 +423,7 @@ impl Pod {
 
     fn begin_teardown(&mut self, effects: Vec<PodEffect>) {
         self.guest_watch.cancel();
-        self.guest = None;
+        let guest = self.guest.take();
         self.publish_guest.send_replace(None);
         let subject = self.subject.clone();
         let containers: Vec<ContainerId> = self.containers.keys().cloned().collect();
@@ -414,7 +445,7 @@ impl Pod {
                     // Whoever still works on a container notices that the guest is gone.
                     drop(container_work.write().await);
                 }
-                match subject.teardown_effect(effect, &containers).await {
+                match subject.teardown_effect(effect, &containers, guest.as_ref()).await {
                     // Nothing more comes; nothing is written when the records go.
                     Ok(()) if effect == PodEffect::StopMachine => {
                         join_all(logs.iter().map(|log| log.finish(Duration::ZERO))).await;
@@ -449,7 +480,9 @@ impl Pod {
                 self.publish_guest.send_replace(Some(guest));
             }
             GuestNews::MachineEnded(reason) => {
-                warn!(pod = %self.subject.id, reason, "the machine of the pod has ended");
+                if self.state.is_ready() {
+                    warn!(pod = %self.subject.id, reason, "the machine of the pod has ended");
+                }
                 self.happen(PodEvent::MachineEnded(reason)).await;
             }
         }
@@ -467,6 +500,7 @@ impl Pod {
                 }
                 self.container_event(&id, event).await;
             }
+            Done::Resized(size, result, reply) => self.resized(size, result, reply).await,
             Done::Answer(result, reply) => drop(reply.send(result)),
             Done::Removed(id, result) => self.removed(&id, result).await,
         }

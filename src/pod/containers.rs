@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
 use kina_machine::{LayerAccess, Share, ShareKind};
-use kina_model::{ContainerEffect, ContainerId, Nanos, container};
+use kina_model::{ContainerEffect, ContainerId, ContainerSpec, Nanos, container};
 use kina_node::LayerImage;
 use kina_store::Batch;
 use tokio::sync::watch;
 
-use super::context::pod_cgroup;
+use super::context::{Context, pod_cgroup};
 use super::guest_request;
 use super::logs::{ContainerLog, LogRecord};
 use super::record::ContainerRecord;
 use super::start::Subject;
 use super::view::{ContainerView, Identity, PodView};
+use super::volumes::{self, Source};
 use crate::error::{Error, chain};
 use crate::failpoint;
 
@@ -39,6 +40,8 @@ impl Subject {
         view: &ContainerView,
         layers: Vec<LayerImage>,
     ) -> Result<(Identity, Option<ContainerLog>), Error> {
+        // Before anything is made: what cannot be had is refused here.
+        let sources = self.mount_sources(&view.spec).await?;
         let mut guest_layers = Vec::new();
         for effect in container::CREATE {
             match effect {
@@ -47,7 +50,7 @@ impl Subject {
                         failpoint::around(effect.name(), self.mount_layers(&view.id, layers.clone())).await?;
                 }
                 ContainerEffect::GuestCreate => {
-                    let create = self.guest_create(guest, view, std::mem::take(&mut guest_layers));
+                    let create = self.guest_create(guest, view, std::mem::take(&mut guest_layers), &sources);
                     return failpoint::around(effect.name(), create).await;
                 }
                 // The actor has recorded the intent.
@@ -64,6 +67,16 @@ impl Subject {
             operation: "create",
             reason: "the effects do not include the guest".to_owned(),
         })
+    }
+
+    /// Where a container's mounts come from. A guest on the node's own kernel
+    /// finds them where they are.
+    async fn mount_sources(&self, spec: &ContainerSpec) -> Result<Vec<Source>, Error> {
+        if self.driver.capabilities().own_kernel {
+            let Context { node, volumes, .. } = &*self.context;
+            return volumes::sources(node, volumes, &self.spec, spec).await;
+        }
+        Ok(spec.mounts.iter().map(|mount| Source::Shared(mount.host_path.clone())).collect())
     }
 
     /// Layers as the guest shall find them, topmost first.
@@ -100,14 +113,20 @@ impl Subject {
         guest: &GuestClient,
         view: &ContainerView,
         layers: Vec<v1::Layer>,
+        sources: &[Source],
     ) -> Result<(Identity, Option<ContainerLog>), Error> {
         use v1::log_target::Target;
         let mut mounts = Vec::with_capacity(view.spec.mounts.len());
-        for mount in &view.spec.mounts {
-            let kind = ShareKind::Volume(view.id.clone());
-            let share = Share { source: mount.host_path.clone(), readonly: mount.readonly, kind };
-            let source = self.driver.share(&self.id, &share).await?;
-            mounts.push(guest_request::mount(mount, &source));
+        for (mount, source) in view.spec.mounts.iter().zip(sources) {
+            mounts.push(match source {
+                Source::Shared(path) => {
+                    let kind = ShareKind::Volume(view.id.clone());
+                    let share = Share { source: path.clone(), readonly: mount.readonly, kind };
+                    let source = self.driver.share(&self.id, &share).await?;
+                    guest_request::mount(mount, &source)
+                }
+                Source::Kept(volume) => guest_request::kept_mount(mount, volume.clone()),
+            });
         }
         if let Some(directory) = view.log_path.as_ref().and_then(|path| path.parent()) {
             self.context.node.create_directory(directory, 0o755).await?;

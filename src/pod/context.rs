@@ -9,6 +9,8 @@ use kina_model::{ContainerId, Nanos, Placement, PodId};
 use kina_node::Node;
 use kina_store::Store;
 
+use super::size::{NodeSize, SizePolicy};
+use super::volumes::VolumeRoots;
 use crate::layers::Layers;
 use crate::network::Network;
 
@@ -20,8 +22,8 @@ pub struct Context {
     pub network: Network,
     /// The driver for pods placed on the node's kernel.
     pub shared: Option<Arc<dyn Driver>>,
-    /// The driver for pods placed in a virtual machine.
-    pub vm: Option<Arc<dyn Driver>>,
+    /// The driver for pods placed in a virtual machine, or why there is none.
+    pub vm: Result<Arc<dyn Driver>, String>,
     /// Records.
     pub store: Store,
     /// Layer mounts.
@@ -30,10 +32,12 @@ pub struct Context {
     pub paths: Paths,
     /// How long a guest may take to answer after its machine was started.
     pub handshake_deadline: Duration,
-    /// Memory of a virtual machine whose pod names none, in bytes.
-    pub machine_memory_bytes: u64,
-    /// Virtual CPUs, likewise.
-    pub machine_cpus: u32,
+    /// How large machines are made.
+    pub sizes: SizePolicy,
+    /// What the node has for them.
+    pub node_size: NodeSize,
+    /// What of the node machines with a kernel of their own may see.
+    pub volumes: VolumeRoots,
 }
 
 impl Context {
@@ -42,7 +46,7 @@ impl Context {
     pub fn driver(&self, placement: Placement) -> Option<&Arc<dyn Driver>> {
         match placement {
             Placement::Shared => self.shared.as_ref(),
-            Placement::Vm => self.vm.as_ref(),
+            Placement::Vm => self.vm.as_ref().ok(),
         }
     }
 }

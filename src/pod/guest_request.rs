@@ -281,6 +281,12 @@ pub(super) fn mount(mount: &Mount, source: &Path) -> v1::Mount {
     }
 }
 
+/// A mount of a directory that the guest keeps for the pod.
+#[must_use]
+pub(super) fn kept_mount(mount: &Mount, volume: v1::PodVolume) -> v1::Mount {
+    v1::Mount { volume: Some(volume), ..self::mount(mount, Path::new("")) }
+}
+
 fn device(device: &Device) -> v1::Device {
     v1::Device {
         source: device.host_path.display().to_string(),

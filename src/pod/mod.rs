@@ -8,8 +8,10 @@ mod guest_request;
 mod guest_watch;
 pub mod logs;
 pub mod record;
+pub mod size;
 mod start;
 pub mod view;
+pub mod volumes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,8 +22,8 @@ use kina_guest_api::GuestClient;
 use kina_image::Lease;
 use kina_machine::Driver;
 use kina_model::{
-    ContainerEffect, ContainerEvent, ContainerId, ContainerSpec, Nanos, PodEffect, PodId, PodSpec, PodState,
-    Process, pod,
+    ContainerEffect, ContainerEvent, ContainerId, ContainerSpec, MachineSize, Nanos, PodEffect, PodId,
+    PodSpec, PodState, Process, pod,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -232,6 +234,14 @@ impl PodHandle {
         let left = view.wait_for(|view| view.state != PodState::Removing).await;
         let left = left.map_err(|_| Error::ShuttingDown)?;
         Ok(left.state == PodState::Removed)
+    }
+
+    /// Changes the size of the pod's machine.
+    ///
+    /// # Errors
+    /// [`Error::PodState`] if the pod is not ready, or why it cannot change.
+    pub async fn resize(&self, size: MachineSize) -> Result<(), Error> {
+        self.ask(|reply| Command::Resize(size, reply)).await
     }
 
     /// Makes a container.

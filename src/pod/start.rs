@@ -7,16 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kina_guest_api::{Connect, GuestClient, GuestStream};
+use kina_guest_api::{Connect, GuestClient, GuestError, GuestStream};
 use kina_machine::{Driver, MachineSpec, SandboxNetwork, Share, ShareKind};
-use kina_model::{ContainerId, PodEffect, PodId, PodSpec, Ready};
+use kina_model::{ContainerId, MachineSize, PodEffect, PodId, PodSpec, Ready};
 use kina_store::Batch;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::context::{Context, pod_cgroup};
 use super::guest_request;
 use super::logs::LogRecord;
 use super::record::{ContainerRecord, PodRecord};
+use super::size::size_of;
 use crate::error::{Error, chain};
 use crate::failpoint;
 use crate::network::Attached;
@@ -104,6 +106,7 @@ impl Subject {
             network,
             boot_id: hello.boot_id.clone(),
             kernel: hello.kernel_release.clone(),
+            size: self.driver.capabilities().own_kernel.then(|| self.size()),
         };
         Ok((guest, ready))
     }
@@ -175,8 +178,13 @@ impl Subject {
         connect_guest(&self.driver, &self.id, deadline).await
     }
 
+    /// How large the pod's machine is made.
+    fn size(&self) -> MachineSize {
+        size_of(&self.spec, &self.context.sizes, self.context.node_size)
+    }
+
     fn machine_spec(&self, progress: &Progress) -> MachineSpec {
-        let memory = self.spec.resources.as_ref().and_then(|resources| resources.memory_limit_bytes);
+        let MachineSize { memory_bytes, cpus } = self.size();
         MachineSpec {
             pod: self.id.clone(),
             directory: self.context.paths.machine(&self.id),
@@ -186,11 +194,8 @@ impl Subject {
                 namespace: namespace.clone(),
                 interface: progress.attached.as_ref().map(|_| crate::network::INTERFACE.to_owned()),
             }),
-            memory_bytes: memory
-                .and_then(|bytes| u64::try_from(bytes).ok())
-                .filter(|bytes| *bytes > 0)
-                .unwrap_or(self.context.machine_memory_bytes),
-            cpus: self.context.machine_cpus,
+            memory_bytes,
+            cpus,
         }
     }
 
@@ -233,20 +238,45 @@ impl Subject {
     }
 
     /// Performs one teardown effect. It succeeds when there is nothing to undo.
+    /// `guest` is the pod's, if it has been heard of.
     pub(super) async fn teardown_effect(
         &self,
         effect: PodEffect,
         containers: &[ContainerId],
+        guest: Option<&GuestClient>,
     ) -> Result<(), String> {
-        failpoint::around(effect.name(), self.undo(effect, containers))
+        failpoint::around(effect.name(), self.undo(effect, containers, guest))
             .await
             .map_err(|error| format!("{}: {}", effect.name(), chain(&error)))
     }
 
-    async fn undo(&self, effect: PodEffect, containers: &[ContainerId]) -> Result<(), Error> {
+    /// Ends the machine. One with a kernel of its own ends as its guest does,
+    /// which is asked first; a guest that does not do as it is asked costs that
+    /// time and no more.
+    async fn stop_machine(&self, guest: Option<&GuestClient>) -> Result<(), Error> {
+        let mut grace = Duration::ZERO;
+        if self.driver.capabilities().own_kernel
+            && let Some(guest) = guest
+        {
+            let asked = guest.shutdown(CONTAINER_GRACE);
+            match tokio::time::timeout(CONTAINER_GRACE + SHUTDOWN_MARGIN, asked).await {
+                Ok(Ok(()) | Err(GuestError::Gone { .. })) => grace = MACHINE_GRACE,
+                Ok(Err(error)) => warn!(pod = %self.id, error = chain(&error), "ask the guest to end"),
+                Err(_) => warn!(pod = %self.id, "the guest does not answer the request to end"),
+            }
+        }
+        Ok(self.driver.stop(&self.id, grace).await?)
+    }
+
+    async fn undo(
+        &self,
+        effect: PodEffect,
+        containers: &[ContainerId],
+        guest: Option<&GuestClient>,
+    ) -> Result<(), Error> {
         let (node, paths) = (&self.context.node, &self.context.paths);
         match effect {
-            PodEffect::StopMachine => Ok(self.driver.stop(&self.id, Duration::ZERO).await?),
+            PodEffect::StopMachine => self.stop_machine(guest).await,
             PodEffect::DestroyMachine => {
                 self.driver.destroy(&self.id).await?;
                 // The driver only knows what it made; a pod's cgroup may hold more.
@@ -293,6 +323,16 @@ impl Subject {
 
 /// The pod's cgroup in a machine of its own.
 const MACHINE_POD_CGROUP: &str = "/pod";
+
+/// How long the containers of a machine of its own have to end when their pod is
+/// stopped. The kubelet has stopped them before.
+const CONTAINER_GRACE: Duration = Duration::from_secs(2);
+
+/// What the guest has beyond that to answer.
+const SHUTDOWN_MARGIN: Duration = Duration::from_secs(1);
+
+/// How long a machine may take to end after its guest has agreed to.
+const MACHINE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long killed processes may take to be gone.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(10);

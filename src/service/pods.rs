@@ -29,6 +29,17 @@ impl Service {
         Ok(v1::RemovePodSandboxResponse {})
     }
 
+    pub(super) async fn update_pod(
+        &self,
+        request: v1::UpdatePodSandboxResourcesRequest,
+    ) -> Result<v1::UpdatePodSandboxResourcesResponse, Error> {
+        let v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id, overhead, resources } = request;
+        let overhead = overhead.map(|limits| cri::resources("overhead", limits)).transpose()?;
+        let resources = resources.map(|limits| cri::resources("resources", limits)).transpose()?;
+        self.runtime.update_pod(&pod_sandbox_id, resources, overhead).await?;
+        Ok(v1::UpdatePodSandboxResourcesResponse {})
+    }
+
     pub(super) async fn pod_status(
         &self,
         request: v1::PodSandboxStatusRequest,

@@ -344,9 +344,11 @@ impl RuntimeService for Service {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _request: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        Err(later("UpdatePodSandboxResources"))
+        let request = request.into_inner();
+        let span = info_span!("UpdatePodSandboxResources", pod = request.pod_sandbox_id);
+        answer(span, self.update_pod(request)).await
     }
 
     async fn stream_pod_sandboxes(

@@ -51,6 +51,7 @@ pub(super) fn code(error: &Error) -> Code {
         | Error::ContainerState { .. }
         | Error::ContainerFailed { .. }
         | Error::LogOver { .. }
+        | Error::MachineTooSmall { .. }
         | Error::NotAttached { .. } => Code::FailedPrecondition,
         Error::StartFailed { .. }
         | Error::TeardownFailed { .. }

@@ -31,8 +31,7 @@ async fn runtime(directory: &Path) -> Runtime {
         cgroup_parent: "/kina-test-service".into(),
         placement: Default::default(),
         handshake_deadline: Duration::from_secs(5),
-        machine_memory_bytes: 1 << 28,
-        machine_cpus: 1,
+        machine: crate::config::Machine::default().runtime(),
         images: kina_image::Config { root: paths.images(), ..Default::default() },
         network: crate::config::Network {
             config_directory: directory.join("net.d"),
@@ -42,7 +41,7 @@ async fn runtime(directory: &Path) -> Runtime {
         .runtime(),
         paths,
     };
-    Runtime::with_drivers(config, node, None, None).await.unwrap()
+    Runtime::with_drivers(config, node, None, Err("none in tests".to_owned())).await.unwrap()
 }
 
 /// Serves on a socket in the directory until the runtime of the test ends.

@@ -10,3 +10,4 @@ mod logs_killed;
 mod network;
 mod recovery;
 mod support;
+mod vm;

@@ -1,7 +1,7 @@
 //! A runtime whose machines, guests and node are in memory.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use kina::config::Config;
 use kina::pod::view::PodView;
 use kina::runtime::Runtime;
 use kina_machine::fake::FakeDriver;
-use kina_machine::{Capabilities, Driver};
+use kina_machine::{Capabilities, Driver, LayerAccess};
 use kina_model::{
     ContainerMetadata, ContainerSpec, ContainerState, PidMode, Placement, PodMetadata, PodNamespaces,
     PodSpec, Resources, Security,
@@ -27,13 +27,23 @@ pub(crate) struct World {
     pub(crate) node: FakeNode,
     pub(crate) guests: FakeGuests,
     pub(crate) driver: FakeDriver,
+    /// Machines with a kernel of their own.
+    pub(crate) vm: FakeDriver,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
         let guests = FakeGuests::default();
-        let accept = guests.clone();
+        let (accept, accept_vm) = (guests.clone(), guests.clone());
+        let vm = FakeDriver::new(move |pod, stream| accept_vm.accept(pod, stream));
+        let capabilities = Capabilities {
+            layers: LayerAccess::ImageFile,
+            guest_writes_logs: false,
+            own_kernel: true,
+            ..kina_machine::Driver::capabilities(&vm).clone()
+        };
         Self {
+            vm: vm.with_capabilities(capabilities),
             directory: tempfile::tempdir().unwrap(),
             node: FakeNode::default(),
             driver: FakeDriver::new(move |pod, stream| accept.accept(pod, stream)),
@@ -85,8 +95,27 @@ impl World {
 
     /// The same with another configuration of the network.
     pub(crate) async fn daemon_with(&self, network: kina::config::Network) -> Runtime {
+        self.open(network, Err("none in this world".to_owned())).await
+    }
+
+    /// The same with virtual machines.
+    pub(crate) async fn daemon_with_vm(&self) -> Runtime {
+        self.open(self.network(), Ok(Arc::new(self.vm.clone()))).await
+    }
+
+    /// Where the kubelet keeps the volumes of a pod of [`pod_spec`].
+    pub(crate) fn kubelet_pod(&self) -> PathBuf {
+        self.directory.path().canonicalize().unwrap().join("kubelet/pods/uid")
+    }
+
+    async fn open(&self, network: kina::config::Network, vm: Result<Arc<dyn Driver>, String>) -> Runtime {
         let config = Config {
             network,
+            machine: kina::config::Machine {
+                kubelet_root: self.directory.path().join("kubelet"),
+                share_roots: vec![self.directory.path().join("shared")],
+                ..Default::default()
+            },
             root: self.directory.path().join("root"),
             run: self.directory.path().join("run"),
             guest: kina::config::Guest { program: "/nonexistent".into(), handshake_seconds: 5 },
@@ -96,7 +125,7 @@ impl World {
             config.runtime().unwrap(),
             Arc::new(self.node.clone()),
             Some(Arc::new(self.driver.clone())),
-            None,
+            vm,
         )
         .await
         .unwrap();
@@ -123,6 +152,7 @@ impl World {
 
     pub(crate) async fn assert_no_machines(&self) {
         assert_eq!(self.driver.list().await.unwrap(), []);
+        assert_eq!(self.vm.list().await.unwrap(), []);
     }
 }
 

@@ -95,16 +95,21 @@ struct Failure {
 struct Machine {
     spec: MachineSpec,
     state: MachineState,
-    ended: watch::Sender<bool>,
+    /// Why it has ended.
+    ended: watch::Sender<Option<String>>,
     /// One per open stream; dropping it cuts them all.
     streams: JoinSet<()>,
 }
 
 impl Machine {
-    fn end(&mut self) {
+    fn end(&mut self, reason: &str) {
         self.state = MachineState::Stopped;
         self.streams = JoinSet::new();
-        self.ended.send_replace(true);
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            ended.get_or_insert_with(|| reason.to_owned());
+            first
+        });
     }
 }
 
@@ -196,13 +201,24 @@ impl FakeDriver {
     /// Ends a running machine as if its guest had crashed: its streams break
     /// and [`Driver::wait`] returns. Whether there was one.
     pub fn kill(&self, pod: &PodId) -> bool {
+        self.kill_because(pod, "it has ended")
+    }
+
+    /// The same, for a reason.
+    pub fn kill_because(&self, pod: &PodId, reason: &str) -> bool {
         match self.table().machines.get_mut(pod) {
             Some(machine) if machine.state == MachineState::Running => {
-                machine.end();
+                machine.end(reason);
                 true
             }
             _ => false,
         }
+    }
+
+    /// What a machine was made from, in its present size.
+    #[must_use]
+    pub fn spec(&self, pod: &PodId) -> Option<MachineSpec> {
+        self.table().machines.get(pod).map(|machine| machine.spec.clone())
     }
 
     /// The calls so far in order, failed and held ones too.
@@ -274,7 +290,7 @@ impl Driver for FakeDriver {
                 let machine = Machine {
                     spec: spec.clone(),
                     state: MachineState::Created,
-                    ended: watch::Sender::new(false),
+                    ended: watch::Sender::new(None),
                     streams: JoinSet::new(),
                 };
                 table.machines.insert(spec.pod.clone(), machine);
@@ -314,10 +330,10 @@ impl Driver for FakeDriver {
             && !grace.is_zero()
         {
             // Ended, destroyed, or out of time: all the same here.
-            drop(tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await);
+            drop(tokio::time::timeout(grace, ended.wait_for(Option::is_some)).await);
         }
         if let Some(machine) = self.table().machines.get_mut(pod) {
-            machine.end();
+            machine.end("it was stopped");
         }
         Ok(())
     }
@@ -325,7 +341,7 @@ impl Driver for FakeDriver {
     async fn destroy(&self, pod: &PodId) -> Result<(), Error> {
         self.perform(Operation::Destroy, Some(pod), |table| {
             if let Some(mut machine) = table.machines.remove(pod) {
-                machine.end();
+                machine.end("it was destroyed");
             }
             Ok(())
         })
@@ -357,9 +373,12 @@ impl Driver for FakeDriver {
                 }
             })
             .await?;
-        // An error means that the machine was destroyed: it has ended, too.
-        drop(ended.wait_for(|ended| *ended).await);
-        Ok(Ended { reason: "it has ended".to_owned() })
+        let reason = match ended.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The last reason is never taken back.
+            Err(_) => "it was destroyed".to_owned(),
+        };
+        Ok(Ended { reason })
     }
 
     async fn connect(&self, pod: &PodId) -> Result<Box<dyn Stream>, Error> {

@@ -14,7 +14,7 @@ pub use container::{
     ContainerDenied, ContainerEffect, ContainerEvent, ContainerState, Exit, ExitReason, Nanos, Running, Seen,
 };
 pub use id::{ContainerId, Digest, ParseIdError, PodId};
-pub use pod::{PodDenied, PodEffect, PodEvent, PodState, Ready, Reality, StopCause};
+pub use pod::{MachineSize, PodDenied, PodEffect, PodEvent, PodState, Ready, Reality, StopCause};
 pub use resolve::{ImageDefaults, Process, User, resolve_process};
 pub use signal::Signal;
 pub use spec::{

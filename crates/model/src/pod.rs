@@ -18,6 +18,7 @@
 //! The functions here decide; the pod's actor performs the effects, in order,
 //! and reports back with an event.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,25 @@ pub struct Ready {
     pub boot_id: String,
     /// Release of that kernel.
     pub kernel: String,
+    /// How large its machine is; `None` for one without memory of its own.
+    #[serde(default)]
+    pub size: Option<MachineSize>,
+}
+
+/// How large a machine is that has memory of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSize {
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Virtual CPUs.
+    pub cpus: u32,
+}
+
+impl fmt::Display for MachineSize {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cpus = if self.cpus == 1 { "CPU" } else { "CPUs" };
+        write!(formatter, "{} MiB and {} {cpus}", self.memory_bytes >> 20, self.cpus)
+    }
 }
 
 /// Why a pod ended.
@@ -120,7 +140,8 @@ pub enum PodEffect {
     SetupPod,
     /// Interrupt the start effects and wait until they have ended.
     CancelStart,
-    /// End all containers and the machine, at once.
+    /// End all containers and the machine; its guest is asked first where it has
+    /// a kernel of its own.
     StopMachine,
     /// Remove what the machine held.
     DestroyMachine,
@@ -335,12 +356,9 @@ impl PodState {
                 (Self::Removing, effects(&[record, &TEARDOWN, &FORGET]))
             }
             (Self::Ready(_), Reality::MachineLives) => (self.clone(), Vec::new()),
-            (Self::Ready(_), Reality::MachineGone) => (
-                Self::Stopping(StopCause::MachineEnded(
-                    "it ended while the daemon was not running".to_owned(),
-                )),
-                effects(&[record, &TEARDOWN]),
-            ),
+            (Self::Ready(_), Reality::MachineGone(reason)) => {
+                (Self::Stopping(StopCause::MachineEnded(reason)), effects(&[record, &TEARDOWN]))
+            }
             (Self::Ready(_), Reality::OtherBoot) => {
                 (Self::Stopping(StopCause::Rebooted), effects(&[record, &TEARDOWN]))
             }
@@ -373,12 +391,12 @@ impl PodState {
 }
 
 /// What a starting daemon finds of a recorded pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reality {
     /// Its machine runs and the guest answers.
     MachineLives,
-    /// Its machine does not run.
-    MachineGone,
+    /// Its machine does not run, or its guest does not answer; why.
+    MachineGone(String),
     /// The record is of another boot of the node: nothing of it runs.
     OtherBoot,
 }
@@ -390,7 +408,7 @@ mod tests {
     use super::*;
 
     fn ready() -> Ready {
-        Ready { addresses: Vec::new(), network: None, boot_id: "b".into(), kernel: "k".into() }
+        Ready { addresses: Vec::new(), network: None, boot_id: "b".into(), kernel: "k".into(), size: None }
     }
 
     fn event() -> impl Strategy<Value = PodEvent> {
@@ -481,17 +499,19 @@ mod tests {
 
     #[test]
     fn recovery_adopts_or_cleans() {
-        use Reality::{MachineGone, MachineLives, OtherBoot};
+        use Reality::{MachineLives, OtherBoot};
+        let gone = || Reality::MachineGone("why".into());
         for (state, reality, expected) in [
             (PodState::Starting, MachineLives, "removing"),
             (PodState::Ready(ready()), MachineLives, "ready"),
-            (PodState::Ready(ready()), MachineGone, "stopping"),
+            (PodState::Ready(ready()), gone(), "stopping"),
             (PodState::Ready(ready()), OtherBoot, "stopping"),
             (PodState::Stopping(StopCause::Asked), MachineLives, "stopping"),
             (PodState::Stopped(StopCause::Asked), OtherBoot, "stopped"),
-            (PodState::Removing, MachineGone, "removing"),
+            (PodState::Removing, gone(), "removing"),
         ] {
-            assert_eq!(state.recover(reality).0.name(), expected, "{state:?} {reality:?}");
+            let (recovered, _) = state.recover(reality.clone());
+            assert_eq!(recovered.name(), expected, "{state:?} {reality:?}");
         }
     }
 

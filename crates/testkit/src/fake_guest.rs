@@ -38,6 +38,10 @@ impl<T: AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static> FakeStream 
 
 #[derive(Default)]
 struct Table {
+    /// How containers were asked for.
+    requests: BTreeMap<String, v1::CreateContainerRequest>,
+    /// How often the guest was asked to end.
+    shutdowns: u32,
     containers: BTreeMap<String, v1::ContainerStatus>,
     /// Of containers made with `log.stream`.
     logs: BTreeMap<String, Arc<RecordBuffer>>,
@@ -112,6 +116,16 @@ impl FakeGuests {
         if let Some(state) = lock(&self.world).get(pod) {
             state.exit(container, code, oom_killed);
         }
+    }
+
+    /// How a container of a pod was asked for.
+    pub fn request(&self, pod: &PodId, container: &str) -> Option<v1::CreateContainerRequest> {
+        lock(&lock(&self.world).get(pod)?.table).requests.get(container).cloned()
+    }
+
+    /// How often the guest of a pod was asked to end.
+    pub fn shutdowns(&self, pod: &PodId) -> u32 {
+        lock(&self.world).get(pod).map_or(0, |state| lock(&state.table).shutdowns)
     }
 
     /// The ids of a pod's containers, as its guest knows them.
@@ -205,11 +219,13 @@ impl Guest for FakeGuest {
             ..v1::ContainerStatus::default()
         };
         let mut table = lock(&self.state.table);
-        let target = request.log.and_then(|log| log.target);
+        let target = request.log.as_ref().and_then(|log| log.target.as_ref());
         if let Some(v1::log_target::Target::Stream(_)) = target {
             table.logs.insert(request.id.clone(), Arc::default());
         }
-        table.containers.insert(request.id, status);
+        table.containers.insert(request.id.clone(), status);
+        table.requests.insert(request.id.clone(), request);
+        drop(table);
         Ok(Response::new(v1::CreateContainerResponse { pid: 7, ..v1::CreateContainerResponse::default() }))
     }
 
@@ -364,6 +380,8 @@ impl Guest for FakeGuest {
         &self,
         _request: Request<v1::ShutdownRequest>,
     ) -> Result<Response<v1::ShutdownResponse>, Status> {
+        lock(&self.state.table).shutdowns += 1;
+        self.may("shutdown")?;
         Ok(Response::new(v1::ShutdownResponse {}))
     }
 }

@@ -271,9 +271,9 @@ impl Node for FakeNode {
             kind if kind.is_char_device() => PathKind::CharacterDevice,
             _ => PathKind::File,
         };
-        let root = || MountFacts { mountpoint: "/".into(), filesystem: "ext4".to_owned(), size_bytes: 1 << 40 };
-        let (mount, aliases) =
-            self.lock().mounts.get(&real).cloned().unwrap_or_else(|| (root(), Vec::new()));
+        let root =
+            || MountFacts { mountpoint: "/".into(), filesystem: "ext4".to_owned(), size_bytes: 1 << 40 };
+        let (mount, aliases) = self.lock().mounts.get(&real).cloned().unwrap_or_else(|| (root(), Vec::new()));
         let (mode, uid, gid) = (found.mode() & 0o7777, found.uid(), found.gid());
         Ok(PathFacts { real, kind, mode, uid, gid, mount, aliases })
     }

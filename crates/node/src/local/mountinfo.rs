@@ -88,10 +88,7 @@ mod tests {
         };
         assert_eq!(
             parse(table),
-            [
-                mount(36, "98:0", "/mnt1", "/mnt two", "ext3"),
-                mount(37, "0:7", "/", "/run\\x", "tmpfs"),
-            ]
+            [mount(36, "98:0", "/mnt1", "/mnt two", "ext3"), mount(37, "0:7", "/", "/run\\x", "tmpfs"),]
         );
     }
 

@@ -15,7 +15,7 @@ use crate::pod::context::Paths;
 use crate::runtime::RuntimeConfig;
 
 pub use image::Image;
-pub use machine::Machine;
+pub use machine::{Machine, Qemu};
 pub use network::Network;
 
 /// Where `kina serve` looks for its configuration when no path is given.
@@ -243,14 +243,15 @@ impl Config {
         self.check()?;
         let paths = Paths { root: self.root.clone(), run: self.run.clone() };
         let images = self.images();
+        let guest_program = self.guest_program()?;
         Ok(RuntimeConfig {
             netns_prefix: netns_prefix(&self.root),
+            machine: self.machine.runtime(&guest_program, &paths),
             paths,
-            guest_program: self.guest_program()?,
+            guest_program,
             cgroup_parent: self.cgroup_parent.clone(),
             placement: self.placement,
             handshake_deadline: Duration::from_secs(self.guest.handshake_seconds),
-            machine: self.machine.runtime(),
             images,
             network: self.network.runtime(),
         })
@@ -264,16 +265,21 @@ impl Config {
         if !self.guest.program.as_os_str().is_empty() {
             return Ok(self.guest.program.clone());
         }
-        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
-        let places: Vec<PathBuf> = beside
-            .into_iter()
-            .chain(["/usr/libexec/kina".into(), "/usr/local/libexec/kina".into()])
-            .map(|directory| directory.join(GUEST))
-            .collect();
+        let places = places(GUEST);
         places.iter().find(|path| path.is_file()).cloned().ok_or_else(|| ConfigError::GuestMissing {
             places: places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
         })
     }
+}
+
+/// Where a program of kina's may be, the likeliest first.
+fn places(program: &str) -> Vec<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
+    beside
+        .into_iter()
+        .chain(["/usr/libexec/kina".into(), "/usr/local/libexec/kina".into()])
+        .map(|directory| directory.join(program))
+        .collect()
 }
 
 /// Refuses numbers that are zero.
@@ -346,6 +352,7 @@ mod tests {
                 line.starts_with(&format!("{key} "))
                     || line == format!("[{key}]")
                     || line == format!("[image.{key}]")
+                    || line == format!("[machine.{key}]")
             };
             assert!(DEFAULT_TOML.lines().any(named), "{key} is missing");
         }
@@ -372,6 +379,9 @@ mod tests {
             ("[network]\nplugin_directories = [\"a\"]", "network.plugin_directories: a is not"),
             ("[network]\nadd_seconds = 0", "network.add_seconds: must be at least 1"),
             ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
+            ("[machine]\nshare_roots = [\"data\"]", "machine.share_roots: data is not"),
+            ("[machine.qemu]\nkernel = \"/vmlinuz\"", "machine.qemu.kernel_modules: "),
+            ("[machine.qemu]\nusers = 0", "machine.qemu.users: must be at least 1"),
             ("[image]\nhosts_directories = [\"certs.d\"]", "image.hosts_directories: "),
             ("[image.mirrors]\n\"docker.io\" = [\"localhost:5000\"]", "image.mirrors: "),
         ] {

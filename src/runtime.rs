@@ -9,9 +9,10 @@ use kina_guest_api::{ExecOutput, v1};
 use kina_image::{Images, Lease};
 use kina_machine::Driver;
 use kina_machine_host::{HostConfig, HostDriver};
+use kina_machine_qemu::QemuConfig;
 use kina_model::{
-    ContainerId, ContainerSpec, ContainerState, ImageDefaults, MachineSize, Placement, PodId, PodSpec,
-    PodState, Resources, SpecError, resolve_process,
+    ContainerId, ContainerSpec, ContainerState, ImageDefaults, Placement, PodId, PodSpec, PodState,
+    SpecError, resolve_process,
 };
 use kina_node::{FilesystemUsage, LocalNodeConfig, Node};
 use kina_store::Store;
@@ -22,11 +23,12 @@ use tracing::Instrument;
 use crate::error::Error;
 use crate::failpoint;
 use crate::layers::Layers;
+use crate::machines;
 use crate::network::{Network, NetworkConfig};
 use crate::placement::{PlacementPolicy, PlacementRequest, place};
 use crate::pod::PodHandle;
 use crate::pod::context::{Context, Paths, log_path};
-use crate::pod::size::{NodeSize, SizePolicy, machine_size};
+use crate::pod::size::{NodeSize, SizePolicy};
 use crate::pod::view::{ContainerView, PodView};
 use crate::pod::volumes::VolumeRoots;
 use crate::recover;
@@ -74,6 +76,8 @@ pub struct MachineConfig {
     pub sizes: SizePolicy,
     /// What of the node they may see.
     pub volumes: VolumeRoots,
+    /// The driver that has QEMU run them, if it is wanted.
+    pub qemu: Option<QemuConfig>,
 }
 
 /// The daemon's state and abilities. Cheap to clone.
@@ -148,7 +152,11 @@ impl Runtime {
         let node = kina_node::local_node(node_config)?;
         let host = HostConfig::new(config.guest_program.clone(), paths.run_pods());
         let shared: Arc<dyn Driver> = Arc::new(HostDriver::new(Arc::clone(&node), host));
-        let vm = Err("this version has no driver for them".to_owned());
+        let vm = machines::vm_driver(&node, &config).await;
+        match &vm {
+            Ok(driver) => tracing::info!(driver = driver.name(), "pods can have virtual machines"),
+            Err(reason) => tracing::info!(reason, "pods cannot have virtual machines"),
+        }
         Self::with_drivers(config, node, Some(shared), vm).await
     }
 
@@ -358,44 +366,6 @@ impl Runtime {
             Err(Error::PodNotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
-    }
-
-    /// Takes other limits of a pod, and makes its machine larger where they ask
-    /// for more than it has. The limits of its containers hold inside; on the
-    /// node's own kernel the kubelet itself limits the pod.
-    ///
-    /// # Errors
-    /// [`Error::MachineTooSmall`] if it would have to grow and cannot.
-    pub async fn update_pod(
-        &self,
-        id: &str,
-        resources: Option<Resources>,
-        overhead: Option<Resources>,
-    ) -> Result<(), Error> {
-        let handle = self.inner.registry.pod(id)?;
-        let view = handle.view();
-        let PodState::Ready(ready) = &view.state else {
-            let (pod, state) = (view.id.clone(), view.state.name());
-            return Err(Error::PodState { pod, state, operation: "change its resources" });
-        };
-        let context = &self.inner.context;
-        let (Some(has), Some(driver)) = (ready.size, context.driver(view.spec.placement)) else {
-            return Ok(());
-        };
-        let resources = resources.as_ref().or(view.spec.resources.as_ref());
-        let overhead = overhead.as_ref().or(view.spec.overhead.as_ref());
-        let wanted = machine_size(resources, overhead, &context.sizes, context.node_size);
-        if wanted.memory_bytes <= has.memory_bytes && wanted.cpus <= has.cpus {
-            return Ok(());
-        }
-        if !driver.capabilities().resize {
-            return Err(Error::MachineTooSmall { pod: view.id.clone(), has, wanted });
-        }
-        let size = MachineSize {
-            memory_bytes: wanted.memory_bytes.max(has.memory_bytes),
-            cpus: wanted.cpus.max(has.cpus),
-        };
-        handle.resize(size).await
     }
 
     /// All pods but those that are still being made. Never waits.
@@ -608,7 +578,10 @@ impl Runtime {
             "cgroupParent": config.cgroup_parent,
             "placement": config.placement,
             "machines": machines,
-            "vm": context.vm.as_ref().map_or_else(Clone::clone, |driver| driver.name().to_owned()),
+            "vm": {
+                "driver": context.vm.as_ref().ok().map(|driver| driver.name()),
+                "unavailable": context.vm.as_ref().err(),
+            },
             "network": context.network.info(),
             "pods": self.inner.registry.pods().len(),
         })

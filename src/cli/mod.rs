@@ -4,8 +4,8 @@
 mod config;
 mod demo;
 mod doctor;
-mod elf;
 mod image;
+mod machine;
 mod network;
 mod serve;
 mod socket;
@@ -39,6 +39,8 @@ enum Command {
     Image(image::Arguments),
     /// Show, check, collect and try the pods' network.
     Network(network::Arguments),
+    /// List and examine the pods' machines, and read their consoles.
+    Machine(machine::Arguments),
     /// Show kina at work: a pod, from nothing to nothing.
     Demo(demo::Arguments),
     /// Say what this machine can and cannot do, and how to mend it.
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Config(command) => config::run(&command),
         Command::Image(arguments) => image::run(arguments),
         Command::Network(arguments) => network::run(arguments),
+        Command::Machine(arguments) => machine::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Version(arguments) => version(&arguments),

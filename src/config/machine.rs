@@ -1,10 +1,14 @@
 //! `[machine]`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kina_machine_qemu::{Choice, KernelFiles, QemuConfig};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, absolute, at_least_one, mib};
+use super::{ConfigError, absolute, at_least_one, mib, places};
+use crate::pod::context::Paths;
 use crate::pod::size::SizePolicy;
 use crate::pod::volumes::VolumeRoots;
 use crate::runtime::MachineConfig;
@@ -27,6 +31,43 @@ pub struct Machine {
     pub kubelet_root: PathBuf,
     /// What pods in machines of their own may mount by a path of the node.
     pub share_roots: Vec<PathBuf>,
+    /// The machines that QEMU runs.
+    pub qemu: Qemu,
+}
+
+/// The machines that QEMU runs. Empty paths take the usual ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Qemu {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// `qemu-system-<architecture>`.
+    pub program: PathBuf,
+    /// virtiofsd, the one in Rust.
+    pub virtiofsd: PathBuf,
+    /// kina's own `kina-vsock`.
+    pub vsock: PathBuf,
+    /// What runs the machines' processors.
+    pub accelerator: Choice,
+    /// The kernel; empty takes the distribution's newest that will do.
+    pub kernel: PathBuf,
+    /// Its folder of modules.
+    pub kernel_modules: PathBuf,
+    /// Modules to load beyond those that every machine needs.
+    pub modules: Vec<String>,
+    /// The most that a machine's containers can write to its disk, in MiB; 0 has
+    /// them write into its memory.
+    pub disk_mib: u64,
+    /// The first user that QEMU runs as, each machine as its own.
+    pub first_user: u32,
+    /// How many users those are.
+    pub users: u32,
+    /// The most that is kept of a machine's console, in KiB.
+    pub console_kib: usize,
+    /// Whether kernels tell all that they do on it.
+    pub verbose: bool,
+    /// Seconds that the boot may take that finds out about KVM.
+    pub probe_seconds: u64,
 }
 
 impl Default for Machine {
@@ -39,7 +80,92 @@ impl Default for Machine {
             minimum_mib: 128,
             kubelet_root: "/var/lib/kubelet".into(),
             share_roots: Vec::new(),
+            qemu: Qemu::default(),
         }
+    }
+}
+
+impl Default for Qemu {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            program: PathBuf::new(),
+            virtiofsd: PathBuf::new(),
+            vsock: PathBuf::new(),
+            accelerator: Choice::Auto,
+            kernel: PathBuf::new(),
+            kernel_modules: PathBuf::new(),
+            modules: Vec::new(),
+            disk_mib: 10 << 10,
+            first_user: 2_000_000_000,
+            users: 1 << 16,
+            console_kib: 256,
+            verbose: false,
+            probe_seconds: 20,
+        }
+    }
+}
+
+/// A path that is set.
+fn set(path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
+}
+
+impl Qemu {
+    fn check(&self) -> Result<(), ConfigError> {
+        at_least_one(&[
+            ("machine.qemu.first_user", self.first_user.into()),
+            ("machine.qemu.users", self.users.into()),
+            ("machine.qemu.console_kib", self.console_kib as u64),
+            ("machine.qemu.probe_seconds", self.probe_seconds),
+        ])?;
+        for (key, path) in [
+            ("machine.qemu.program", &self.program),
+            ("machine.qemu.virtiofsd", &self.virtiofsd),
+            ("machine.qemu.vsock", &self.vsock),
+            ("machine.qemu.kernel", &self.kernel),
+            ("machine.qemu.kernel_modules", &self.kernel_modules),
+        ] {
+            absolute(key, set(path).as_ref())?;
+        }
+        if set(&self.kernel).is_some() != set(&self.kernel_modules).is_some() {
+            let reason = "is set together with machine.qemu.kernel, or neither is".to_owned();
+            return Err(ConfigError::Value { key: "machine.qemu.kernel_modules", reason });
+        }
+        if self.first_user.checked_add(self.users).is_none() {
+            let reason = "reaches beyond the last user id".to_owned();
+            return Err(ConfigError::Value { key: "machine.qemu.users", reason });
+        }
+        Ok(())
+    }
+
+    /// `None` if there shall be none.
+    fn runtime(&self, guest: &Path, paths: &Paths) -> Option<QemuConfig> {
+        const VSOCK: &str = "kina-vsock";
+        if !self.enabled {
+            return None;
+        }
+        let vsock = set(&self.vsock).unwrap_or_else(|| {
+            let places = places(VSOCK);
+            // Of those that are not there the first is named as missing.
+            let found = places.iter().find(|path| path.is_file()).or(places.first());
+            found.cloned().unwrap_or_else(|| VSOCK.into())
+        });
+        let defaults = QemuConfig::new(guest.to_owned(), vsock, paths.machines(), paths.run_pods());
+        Some(QemuConfig {
+            qemu: set(&self.program).unwrap_or_else(|| defaults.qemu.clone()),
+            virtiofsd: set(&self.virtiofsd).unwrap_or_else(|| defaults.virtiofsd.clone()),
+            kernel: set(&self.kernel)
+                .map(|image| KernelFiles { image, modules: self.kernel_modules.clone() }),
+            modules: self.modules.clone(),
+            users: self.first_user..self.first_user.saturating_add(self.users),
+            disk_bytes: mib(self.disk_mib),
+            accelerator: self.accelerator,
+            verbose: self.verbose,
+            probe_deadline: Duration::from_secs(self.probe_seconds),
+            console_limit: self.console_kib.saturating_mul(1 << 10),
+            ..defaults
+        })
     }
 }
 
@@ -51,11 +177,12 @@ impl Machine {
             ("machine.minimum_mib", self.minimum_mib),
         ])?;
         absolute("machine.kubelet_root", [&self.kubelet_root])?;
-        absolute("machine.share_roots", &self.share_roots)
+        absolute("machine.share_roots", &self.share_roots)?;
+        self.qemu.check()
     }
 
     /// What the daemon makes machines by.
-    pub(crate) fn runtime(&self) -> MachineConfig {
+    pub(crate) fn runtime(&self, guest: &Path, paths: &Paths) -> MachineConfig {
         MachineConfig {
             sizes: SizePolicy {
                 memory_bytes: mib(self.memory_mib),
@@ -64,6 +191,7 @@ impl Machine {
                 process_bytes: mib(self.process_mib),
                 minimum_bytes: mib(self.minimum_mib),
             },
+            qemu: self.qemu.runtime(guest, paths),
             volumes: VolumeRoots { kubelet: self.kubelet_root.clone(), shared: self.share_roots.clone() },
         }
     }

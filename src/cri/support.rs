@@ -11,13 +11,21 @@ pub enum Support {
     Refused(&'static str),
     /// It asks for nothing here; why. Holds for all below it.
     NotApplicable(&'static str),
+    /// Honoured for a virtual machine; why it asks for nothing elsewhere.
+    VmOnly(&'static str),
+    /// Honoured on the node's own kernel; why it is refused for a virtual machine.
+    SharedOnly(&'static str),
+    /// Honoured; in a virtual machine with a limitation.
+    Limited(&'static str),
 }
 
-use Support::{Honoured, NotApplicable, Refused};
+use Support::{Honoured, Limited, NotApplicable, Refused, SharedOnly, VmOnly};
 
 const NO_POD_PROCESS: &str = "a pod has no process of its own; containers carry their own value";
 const SIZES_A_MACHINE: &str =
     "sizes a virtual machine; the kubelet itself limits the cgroup that it names as the pod's parent";
+const SIZES_NOTHING: &str = "a virtual machine is sized by memory limit and CPU quota alone";
+const NO_DEVICES: &str = "devices of the node cannot be given to a virtual machine";
 const OUTPUT_ONLY: &str = "runtimes report it, callers do not set it";
 
 /// Fields of `RunPodSandboxRequest`, by path.
@@ -38,9 +46,9 @@ pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
     ("config.labels", Honoured),
     ("config.annotations", Honoured),
     ("config.linux.cgroup_parent", Honoured),
-    ("config.linux.security_context.namespace_options.network", Honoured),
-    ("config.linux.security_context.namespace_options.pid", Honoured),
-    ("config.linux.security_context.namespace_options.ipc", Honoured),
+    ("config.linux.security_context.namespace_options.network", Limited("mode NODE is refused there")),
+    ("config.linux.security_context.namespace_options.pid", Limited("mode NODE is refused there")),
+    ("config.linux.security_context.namespace_options.ipc", Limited("mode NODE is refused there")),
     ("config.linux.security_context.namespace_options.target_id", Refused("only a container has a target")),
     (
         "config.linux.security_context.namespace_options.userns_options",
@@ -57,8 +65,26 @@ pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
     ("config.linux.security_context.apparmor", NotApplicable(NO_POD_PROCESS)),
     ("config.linux.security_context.seccomp_profile_path", NotApplicable(NO_POD_PROCESS)),
     ("config.linux.sysctls", Honoured),
-    ("config.linux.overhead", NotApplicable(SIZES_A_MACHINE)),
-    ("config.linux.resources", NotApplicable(SIZES_A_MACHINE)),
+    ("config.linux.overhead.cpu_period", VmOnly(SIZES_A_MACHINE)),
+    ("config.linux.overhead.cpu_quota", VmOnly(SIZES_A_MACHINE)),
+    ("config.linux.overhead.cpu_shares", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.overhead.memory_limit_in_bytes", VmOnly(SIZES_A_MACHINE)),
+    ("config.linux.overhead.oom_score_adj", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.overhead.cpuset_cpus", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.overhead.cpuset_mems", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.overhead.hugepage_limits", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.overhead.unified", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.overhead.memory_swap_limit_in_bytes", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.resources.cpu_period", VmOnly(SIZES_A_MACHINE)),
+    ("config.linux.resources.cpu_quota", VmOnly(SIZES_A_MACHINE)),
+    ("config.linux.resources.cpu_shares", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.resources.memory_limit_in_bytes", VmOnly(SIZES_A_MACHINE)),
+    ("config.linux.resources.oom_score_adj", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.resources.cpuset_cpus", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.resources.cpuset_mems", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.resources.hugepage_limits", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.resources.unified", NotApplicable(SIZES_NOTHING)),
+    ("config.linux.resources.memory_swap_limit_in_bytes", NotApplicable(SIZES_NOTHING)),
     ("config.windows", Refused("Linux pods only")),
     ("runtime_handler", Honoured),
 ];
@@ -79,22 +105,28 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ("config.envs.key", Honoured),
     ("config.envs.value", Honoured),
     ("config.mounts.container_path", Honoured),
-    ("config.mounts.host_path", Honoured),
+    (
+        "config.mounts.host_path",
+        Limited(
+            "there: the kubelet's volumes of the pod, and what is below machine.share_roots; no sockets, \
+             pipes and devices; an emptyDir is kept inside",
+        ),
+    ),
     ("config.mounts.readonly", Honoured),
     (
         "config.mounts.selinux_relabel",
         NotApplicable("containers have no SELinux label of their own to relabel for"),
     ),
-    ("config.mounts.propagation", Honoured),
+    ("config.mounts.propagation", Limited("BIDIRECTIONAL is refused there")),
     ("config.mounts.uidMappings", Refused("id-mapped mounts need a user namespace")),
     ("config.mounts.gidMappings", Refused("id-mapped mounts need a user namespace")),
     ("config.mounts.recursive_read_only", Honoured),
     ("config.mounts.image", Refused("images are not mounted as volumes")),
     ("config.mounts.image_sub_path", Refused("images are not mounted as volumes")),
     ("config.mounts.mount_options", Honoured),
-    ("config.devices.container_path", Honoured),
-    ("config.devices.host_path", Honoured),
-    ("config.devices.permissions", Honoured),
+    ("config.devices.container_path", SharedOnly(NO_DEVICES)),
+    ("config.devices.host_path", SharedOnly(NO_DEVICES)),
+    ("config.devices.permissions", SharedOnly(NO_DEVICES)),
     ("config.labels", Honoured),
     ("config.annotations", Honoured),
     ("config.log_path", Honoured),
@@ -156,14 +188,18 @@ pub fn markdown() -> String {
     for (request, table) in
         [("RunPodSandboxRequest", RUN_POD_SANDBOX), ("CreateContainerRequest", CREATE_CONTAINER)]
     {
-        text.push_str(&format!("\n## {request}\n\n| field | | why |\n|---|---|---|\n"));
+        text.push_str(&format!("\n## {request}\n\n| field | `shared` | `vm` | |\n|---|---|---|---|\n"));
         for (path, support) in table {
-            let (word, why) = match support {
-                Honoured => ("honoured", ""),
-                Refused(why) => ("refused", *why),
-                NotApplicable(why) => ("no meaning here", *why),
+            const NOTHING: &str = "no meaning here";
+            let (shared, vm, why) = match support {
+                Honoured => ("honoured", "honoured", ""),
+                Refused(why) => ("refused", "refused", *why),
+                NotApplicable(why) => (NOTHING, NOTHING, *why),
+                VmOnly(why) => (NOTHING, "honoured", *why),
+                SharedOnly(why) => ("honoured", "refused", *why),
+                Limited(why) => ("honoured", "partly", *why),
             };
-            text.push_str(&format!("| `{path}` | {word} | {why} |\n"));
+            text.push_str(&format!("| `{path}` | {shared} | {vm} | {why} |\n"));
         }
     }
     text
@@ -171,10 +207,11 @@ pub fn markdown() -> String {
 
 const INTRODUCTION: &str = "# Fields of the CRI
 
-What kina does with each field of the requests that make pods and containers, on the machine `host`, the
-only one so far. *Honoured*: it is acted upon. *Refused*: any value but the default is an error that names
-the field. *No meaning here*: it asks for nothing that kina could do or leave undone. A field with an entry
-stands for all below it.
+What kina does with each field of the requests that make pods and containers, by runtime handler: on the
+node's own kernel (`shared`) and in a virtual machine (`vm`). *Honoured*: it is acted upon. *Refused*: any
+value but the default is an error that names the field. *Partly*: the column beside it says what is refused.
+*No meaning here*: it asks for nothing that kina could do or leave undone. A field with an entry stands for
+all below it.
 
 This page is made from `src/cri/support.rs`; a test holds that table against the interface, and this page
 against the table.

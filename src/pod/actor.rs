@@ -19,7 +19,7 @@ use kina_image::Lease;
 use kina_model::{
     ContainerDenied, ContainerEffect, ContainerEvent, ContainerId, ContainerImage, ContainerSpec,
     ContainerState, Digest, MachineSize, Nanos, PodDenied, PodEffect, PodEvent, PodState, Process, Ready,
-    StopCause,
+    Resources, StopCause,
 };
 use kina_node::LayerImage;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
@@ -54,6 +54,8 @@ pub(super) enum Command {
     Remove(Reply<()>),
     /// Changes the size of the machine.
     Resize(MachineSize, Reply<()>),
+    /// UpdateContainerResources.
+    UpdateContainer(ContainerId, Box<Resources>, Reply<()>),
     /// CreateContainer.
     CreateContainer(Box<NewContainer>, Reply<ContainerId>),
     /// StartContainer.
@@ -105,6 +107,7 @@ enum Done {
     Started(ContainerId, Result<Nanos, Error>),
     LogWritten(ContainerId, ContainerEvent),
     Resized(MachineSize, Result<(), Error>, Reply<()>),
+    Updated(ContainerId, Box<Resources>, Result<(), Error>, Reply<()>),
     Answer(Result<(), Error>, Reply<()>),
     Removed(ContainerId, Result<(), String>),
 }
@@ -258,7 +261,8 @@ impl Pod {
             Command::AwaitStarted(reply)
             | Command::StartContainer(_, reply)
             | Command::ReopenLog(_, reply)
-            | Command::Resize(_, reply) => drop(reply.send(Err(gone()))),
+            | Command::Resize(_, reply)
+            | Command::UpdateContainer(_, _, reply) => drop(reply.send(Err(gone()))),
             Command::CreateContainer(_, reply) => drop(reply.send(Err(gone()))),
         }
     }
@@ -277,6 +281,7 @@ impl Pod {
             Command::Stop(reply) => self.ask(PodEvent::StopAsked, reply, Command::Stop).await,
             Command::Remove(reply) => self.ask(PodEvent::RemoveAsked, reply, Command::Remove).await,
             Command::Resize(size, reply) => self.resize(size, reply),
+            Command::UpdateContainer(id, resources, reply) => self.update_container(id, resources, reply),
             Command::CreateContainer(new, reply) => self.create(*new, reply).await,
             Command::StartContainer(id, reply) => self.start_container(id, reply).await,
             Command::StopContainer(id, timeout, reply) => self.stop_container(&id, timeout, reply),
@@ -501,6 +506,9 @@ impl Pod {
                 self.container_event(&id, event).await;
             }
             Done::Resized(size, result, reply) => self.resized(size, result, reply).await,
+            Done::Updated(id, resources, result, reply) => {
+                self.updated(&id, &resources, result, reply).await;
+            }
             Done::Answer(result, reply) => drop(reply.send(result)),
             Done::Removed(id, result) => self.removed(&id, result).await,
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
 use kina_machine::{LayerAccess, Share, ShareKind};
-use kina_model::{ContainerEffect, ContainerId, ContainerSpec, Nanos, container};
+use kina_model::{ContainerEffect, ContainerId, ContainerSpec, Nanos, Resources, container};
 use kina_node::LayerImage;
 use kina_store::Batch;
 use tokio::sync::watch;
@@ -166,6 +166,18 @@ impl Subject {
         let request = v1::StartContainerRequest { id: container.to_string() };
         let start = async { guest.start_container(request).await.map_err(|source| self.guest_error(source)) };
         Ok(failpoint::around(ContainerEffect::GuestStart.name(), start).await?.started_at_nanos)
+    }
+
+    /// Changes the limits of a container that has not ended.
+    pub(super) async fn update_container(
+        &self,
+        guest: &GuestClient,
+        container: &ContainerId,
+        resources: &Resources,
+    ) -> Result<(), Error> {
+        let resources = Some(guest_request::resources(resources));
+        let request = v1::UpdateContainerRequest { id: container.to_string(), resources };
+        guest.update_container(request).await.map(|_| ()).map_err(|source| self.guest_error(source))
     }
 
     /// Undoes everything of a container; all is tried.

@@ -73,6 +73,18 @@ impl Paths {
         self.root.join("images")
     }
 
+    /// What machines are made from, kept between boots.
+    #[must_use]
+    pub fn machines(&self) -> PathBuf {
+        self.root.join("machine")
+    }
+
+    /// What a pod's machine said last, once it is gone.
+    #[must_use]
+    pub fn console(&self, pod: &PodId) -> PathBuf {
+        self.pod(pod).join("console.log")
+    }
+
     /// Where pods keep what lasts.
     #[must_use]
     pub fn pods(&self) -> PathBuf {

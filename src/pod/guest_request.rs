@@ -295,7 +295,8 @@ fn device(device: &Device) -> v1::Device {
     }
 }
 
-fn resources(resources: &Resources) -> v1::Resources {
+/// Limits.
+pub(super) fn resources(resources: &Resources) -> v1::Resources {
     v1::Resources {
         cpu_shares: resources.cpu_shares,
         cpu_quota_micros: resources.cpu_quota_micros,

@@ -23,7 +23,7 @@ use kina_image::Lease;
 use kina_machine::Driver;
 use kina_model::{
     ContainerEffect, ContainerEvent, ContainerId, ContainerSpec, MachineSize, Nanos, PodEffect, PodId,
-    PodSpec, PodState, Process, pod,
+    PodSpec, PodState, Process, Resources, pod,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -259,6 +259,14 @@ impl PodHandle {
     ) -> Result<ContainerId, Error> {
         let new = Box::new(NewContainer { id, spec, process, image, log_path });
         self.ask(|reply| Command::CreateContainer(new, reply)).await
+    }
+
+    /// Changes the limits of a container; what is not named stays.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] if it has ended, or why it cannot be limited so.
+    pub async fn update_container(&self, id: ContainerId, resources: Resources) -> Result<(), Error> {
+        self.ask(|reply| Command::UpdateContainer(id, Box::new(resources), reply)).await
     }
 
     /// Starts a container. Starting one that runs succeeds.

@@ -268,6 +268,21 @@ impl Subject {
         Ok(self.driver.stop(&self.id, grace).await?)
     }
 
+    /// Keeps the last words of a machine that is about to go. Not to have them
+    /// is no reason to keep the machine.
+    async fn keep_console(&self) {
+        let Ok(words) = self.driver.console(&self.id, KEPT_CONSOLE).await else {
+            return;
+        };
+        let path = self.context.paths.console(&self.id);
+        if words.is_empty() || !self.driver.capabilities().own_kernel {
+            return;
+        }
+        if let Err(error) = self.context.node.write_file(&path, &words, 0o600).await {
+            warn!(pod = %self.id, error = chain(&error), "keep the machine's console");
+        }
+    }
+
     async fn undo(
         &self,
         effect: PodEffect,
@@ -278,6 +293,7 @@ impl Subject {
         match effect {
             PodEffect::StopMachine => self.stop_machine(guest).await,
             PodEffect::DestroyMachine => {
+                self.keep_console().await;
                 self.driver.destroy(&self.id).await?;
                 // The driver only knows what it made; a pod's cgroup may hold more.
                 let cgroup = pod_cgroup(&self.spec.cgroup_parent, &self.id);
@@ -323,6 +339,9 @@ impl Subject {
 
 /// The pod's cgroup in a machine of its own.
 const MACHINE_POD_CGROUP: &str = "/pod";
+
+/// How much of a machine's console is kept after its end, in bytes.
+const KEPT_CONSOLE: usize = 64 << 10;
 
 /// How long the containers of a machine of its own have to end when their pod is
 /// stopped. The kubelet has stopped them before.

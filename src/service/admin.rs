@@ -13,7 +13,7 @@ use tokio_util::io::StreamReader;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span, debug_span, info_span};
 
-use super::{admin_network, answer, keeping};
+use super::{admin_machine, admin_network, answer, keeping};
 use crate::admin::v1::admin_server::AdminServer;
 use crate::admin::{CHUNK_LIMIT, v1};
 use crate::error::Error;
@@ -352,5 +352,23 @@ impl v1::admin_server::Admin for Admin {
         let request = request.into_inner();
         let span = info_span!("Admin.TryNetwork", from = request.from, to = request.to);
         answer(span, admin_network::try_out(&self.runtime, request)).await
+    }
+
+    async fn list_machines(
+        &self,
+        request: Request<v1::ListMachinesRequest>,
+    ) -> Result<Response<v1::ListMachinesResponse>, Status> {
+        let pod = request.into_inner().pod;
+        let span = debug_span!("Admin.ListMachines", pod);
+        answer(span, admin_machine::list(&self.runtime, &pod)).await
+    }
+
+    async fn machine_console(
+        &self,
+        request: Request<v1::MachineConsoleRequest>,
+    ) -> Result<Response<v1::MachineConsoleResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Admin.MachineConsole", pod = request.pod);
+        answer(span, admin_machine::console(&self.runtime, request)).await
     }
 }

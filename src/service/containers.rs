@@ -53,6 +53,20 @@ impl Service {
         Ok(v1::StartContainerResponse {})
     }
 
+    pub(super) async fn update_container(
+        &self,
+        request: v1::UpdateContainerResourcesRequest,
+    ) -> Result<v1::UpdateContainerResourcesResponse, Error> {
+        // Annotations are for runtimes that know some; kina knows none.
+        let v1::UpdateContainerResourcesRequest { container_id, linux, windows, annotations: _ } = request;
+        if windows.is_some_and(|windows| windows != v1::WindowsContainerResources::default()) {
+            return Err(SpecError::unsupported("windows", "kina runs Linux containers only").into());
+        }
+        let resources = cri::resources("linux", linux.unwrap_or_default())?;
+        self.runtime.update_container(&container_id, resources).await?;
+        Ok(v1::UpdateContainerResourcesResponse {})
+    }
+
     pub(super) async fn stop_container(
         &self,
         request: v1::StopContainerRequest,

@@ -2,6 +2,7 @@
 //! its answer; nothing is decided here.
 
 mod admin;
+mod admin_machine;
 mod admin_network;
 mod containers;
 mod images;

@@ -256,9 +256,11 @@ impl RuntimeService for Service {
 
     async fn update_container_resources(
         &self,
-        _request: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
-        Err(later("UpdateContainerResources"))
+        let request = request.into_inner();
+        let span = info_span!("UpdateContainerResources", container = request.container_id);
+        answer(span, self.update_container(request)).await
     }
 
     async fn exec(&self, _request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {

@@ -31,7 +31,7 @@ async fn runtime(directory: &Path) -> Runtime {
         cgroup_parent: "/kina-test-service".into(),
         placement: Default::default(),
         handshake_deadline: Duration::from_secs(5),
-        machine: crate::config::Machine::default().runtime(),
+        machine: crate::config::Machine::default().runtime(&directory.join("no-guest"), &paths),
         images: kina_image::Config { root: paths.images(), ..Default::default() },
         network: crate::config::Network {
             config_directory: directory.join("net.d"),

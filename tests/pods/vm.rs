@@ -230,6 +230,50 @@ async fn the_reason_of_a_death_is_told() {
     world.assert_no_machines().await;
 }
 
+/// Limits of a container that runs can change, on every machine.
+#[tokio::test]
+async fn limits_change() {
+    let world = World::new();
+    let daemon = world.daemon_with_vm().await;
+    for spec in [vm_spec("v"), pod_spec("s")] {
+        let pod = daemon.run_pod(spec).await.unwrap();
+        let container = daemon.create_container(pod.as_str(), container_spec("c")).await.unwrap();
+        daemon.update_container(container.as_str(), limits(100, 20_000)).await.unwrap();
+        daemon.start_container(container.as_str()).await.unwrap();
+        let more = Resources { memory_limit_bytes: Some(200 << 20), ..Resources::default() };
+        daemon.update_container(container.as_str(), more).await.unwrap();
+        let told = daemon.find_container(container.as_str()).unwrap().spec.resources.clone();
+        assert_eq!(told, limits(200, 20_000));
+        daemon.stop_container(container.as_str(), Duration::ZERO).await.unwrap();
+        let error = daemon.update_container(container.as_str(), limits(1, 20_000)).await.unwrap_err();
+        assert!(matches!(error, Error::ContainerState { .. }), "{error}");
+    }
+}
+
+/// What a machine is can be asked, and what it said last stays until its pod goes.
+#[tokio::test]
+async fn machines_can_be_examined() {
+    let world = World::new();
+    let daemon = world.daemon_with_vm().await;
+    let pod = daemon.run_pod(vm_spec("p")).await.unwrap();
+    let machines = daemon.machines().await;
+    assert_eq!(machines.len(), 1);
+    assert_eq!(machines[0].state, Some(kina_machine::MachineState::Running));
+    assert!(!machines[0].details.facts.is_empty());
+    let (id, console) = daemon.machine_console(&pod.as_str()[..8], 10).await.unwrap();
+    assert_eq!((id, console.len()), (pod.clone(), 10));
+
+    assert!(world.vm.kill_because(&pod, "gone"));
+    eventually(&daemon, pod.as_str(), "the end", |view| matches!(view.state, PodState::Stopped(_))).await;
+    assert!(daemon.machines().await.is_empty());
+    assert_eq!(daemon.machine(pod.as_str()).await.unwrap().state, None);
+    let (_, console) = daemon.machine_console(pod.as_str(), 1000).await.unwrap();
+    assert!(String::from_utf8_lossy(&console).contains("the console of"), "{console:?}");
+    daemon.remove_pod(pod.as_str()).await.unwrap();
+    assert!(daemon.machine_console(pod.as_str(), 10).await.is_err());
+    world.assert_empty();
+}
+
 /// The refusal says why there are none.
 #[tokio::test]
 async fn no_machines() {
@@ -238,6 +282,6 @@ async fn no_machines() {
     let request = kina::placement::PlacementRequest { handler: "vm", ..Default::default() };
     let error = daemon.place(&request).unwrap_err().to_string();
     assert!(error.contains("none in this world"), "{error}");
-    assert!(daemon.info()["vm"].as_str().unwrap().contains("none in this world"));
+    assert!(daemon.info()["vm"]["unavailable"].as_str().unwrap().contains("none in this world"));
     assert!(daemon.handlers().iter().all(|handler| handler.name != "vm"));
 }

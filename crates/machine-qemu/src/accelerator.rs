@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
 use crate::boot::BootFiles;
+pub use crate::Choice;
+use crate::Error;
 
 /// How QEMU runs a machine's processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,19 +54,6 @@ impl Accelerator {
             Self::Tcg => "max,la57=off",
         }
     }
-}
-
-/// The accelerator as configured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Choice {
-    /// KVM if a machine boots on it, else none.
-    #[default]
-    Auto,
-    /// KVM, untried.
-    Kvm,
-    /// Emulation.
-    Tcg,
 }
 
 impl FromStr for Choice {

@@ -4,8 +4,29 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::Choice;
-use crate::boot::KernelFiles;
+use serde::{Deserialize, Serialize};
+
+/// The accelerator as configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// KVM if a machine boots on it, else none.
+    #[default]
+    Auto,
+    /// KVM, untried.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// A kernel's image and its folder of modules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelFiles {
+    /// The image.
+    pub image: PathBuf,
+    /// The folder with `modules.dep`: usually `/lib/modules/VERSION`.
+    pub modules: PathBuf,
+}
 
 /// How the driver is set up. All paths are the node's.
 #[derive(Clone, Debug)]

@@ -34,15 +34,44 @@
 //! cannot do without: the rest is killed then. Why is said from what the node
 //! knows (its out-of-memory kills, how QEMU ended where this daemon started it),
 //! then from the console (the kernel's panic).
-#![cfg(target_os = "linux")]
 
+#[cfg(target_os = "linux")]
 pub mod accelerator;
+#[cfg(target_os = "linux")]
 pub mod boot;
 mod config;
+#[cfg(target_os = "linux")]
 mod driver;
+#[cfg(target_os = "linux")]
 mod error;
 
-pub use accelerator::{Accelerator, Choice};
-pub use config::{QemuConfig, Unavailable};
+use std::sync::Arc;
+
+use kina_machine::Driver;
+use kina_node::Node;
+
+#[cfg(target_os = "linux")]
+pub use accelerator::Accelerator;
+pub use config::{Choice, KernelFiles, QemuConfig, Unavailable};
+#[cfg(target_os = "linux")]
 pub use driver::QemuDriver;
+#[cfg(target_os = "linux")]
 pub use error::Error;
+
+/// The driver on this machine; see [`QemuDriver::open`].
+///
+/// # Errors
+/// When something is missing, in words for the user.
+#[cfg(target_os = "linux")]
+pub async fn open(node: Arc<dyn Node>, config: QemuConfig) -> Result<Arc<dyn Driver>, Unavailable> {
+    Ok(Arc::new(QemuDriver::open(node, config).await?))
+}
+
+/// The driver on this machine.
+///
+/// # Errors
+/// Elsewhere than on Linux there is none.
+#[cfg(not(target_os = "linux"))]
+pub async fn open(_node: Arc<dyn Node>, _config: QemuConfig) -> Result<Arc<dyn Driver>, Unavailable> {
+    Err(Unavailable { reason: "kina starts QEMU on Linux only".to_owned() })
+}

@@ -251,6 +251,34 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
+impl Resources {
+    /// Takes over what `other` names.
+    pub fn update(&mut self, other: &Self) {
+        fn take<T: Clone>(own: &mut Option<T>, other: &Option<T>) {
+            if other.is_some() {
+                own.clone_from(other);
+            }
+        }
+        take(&mut self.cpu_shares, &other.cpu_shares);
+        take(&mut self.cpu_quota_micros, &other.cpu_quota_micros);
+        take(&mut self.cpu_period_micros, &other.cpu_period_micros);
+        take(&mut self.memory_limit_bytes, &other.memory_limit_bytes);
+        take(&mut self.memory_swap_limit_bytes, &other.memory_swap_limit_bytes);
+        take(&mut self.pids_limit, &other.pids_limit);
+        for (own, other) in
+            [(&mut self.cpuset_cpus, &other.cpuset_cpus), (&mut self.cpuset_mems, &other.cpuset_mems)]
+        {
+            if !other.is_empty() {
+                own.clone_from(other);
+            }
+        }
+        self.hugepage_limits.extend(other.hugepage_limits.clone());
+        self.unified.extend(other.unified.clone());
+        // oom_score_adj is a property of processes: it was given to the first
+        // one when that was made, and no limit changes it.
+    }
+}
+
 /// Privileges of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Security {

@@ -7,7 +7,6 @@ mod pod;
 mod room;
 mod story;
 
-use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -15,13 +14,13 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::elf::{Verdict, verdict};
 use super::text::bytes;
 use super::{UsageError, print_error, socket};
 use crate::admin::v1 as admin;
 use crate::client::Client;
 use crate::config::Config;
 use crate::cri::v1;
+use crate::elf::{Verdict, look_at};
 use crate::oci::{Entry, SmallImage};
 use crate::traces::Trace;
 use children::{Daemon, Registry, tail};
@@ -112,10 +111,7 @@ fn guest(arguments: &Arguments) -> anyhow::Result<PathBuf> {
         None => Config::default().guest_program().context("--guest names the kina-guest to use")?,
     };
     let path = path.canonicalize().with_context(|| format!("find the guest {}", path.display()))?;
-    let mut beginning = Vec::new();
-    let file = std::fs::File::open(&path).with_context(|| format!("open {}", path.display()))?;
-    file.take(64 << 10).read_to_end(&mut beginning)?;
-    match verdict(&beginning) {
+    match look_at(&path).with_context(|| format!("read {}", path.display()))? {
         Verdict::Static => Ok(path),
         Verdict::Dynamic => {
             bail!("{} is linked dynamically; `cargo xtask guest` builds a static one", path.display())

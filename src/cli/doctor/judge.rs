@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::cli::elf::Verdict;
 use crate::cli::text::bytes;
+use crate::elf::Verdict;
 
 /// How good it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -261,7 +261,7 @@ pub(super) enum Device {
 
 pub(super) fn kvm(device: Device) -> Check {
     const NAME: &str = "/dev/kvm";
-    const LATER: &str = "nothing needs it yet: this version runs pods on the node's kernel";
+    const LATER: &str = "virtual machines need it; machine.qemu.accelerator = \"tcg\" does without, slowly";
     match device {
         Device::Opens => ok(NAME, "opens; whether it boots a kernel only a boot can tell"),
         Device::Refused => warning(NAME, "is there and does not open", LATER),

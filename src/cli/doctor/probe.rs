@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::judge::{Cgroups, Daemon, Device, Layers};
 use crate::admin::v1::InfoRequest;
-use crate::cli::elf::{Verdict, verdict};
 use crate::client::Client;
 use crate::config::Config;
+use crate::elf::{self, Verdict};
 use crate::error::chain;
 
 /// How long a daemon may take to answer.
@@ -141,10 +141,8 @@ pub(super) fn device(path: &str) -> Device {
 
 pub(super) fn guest(config: &Config) -> Result<(PathBuf, Verdict), String> {
     let path = config.guest_program().map_err(|error| error.to_string())?;
-    let mut beginning = Vec::new();
-    let read = File::open(&path).and_then(|file| file.take(LIMIT).read_to_end(&mut beginning));
-    match read {
-        Ok(_) => Ok((path, verdict(&beginning))),
+    match elf::look_at(&path) {
+        Ok(verdict) => Ok((path, verdict)),
         Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }

@@ -188,6 +188,46 @@ impl Pod {
         self.replay(id).await;
     }
 
+    pub(super) fn update_container(&mut self, id: ContainerId, resources: Box<Resources>, reply: Reply<()>) {
+        let Some(container) = self.containers.get(&id) else {
+            let _ = reply.send(Err(self.container_error(&id)));
+            return;
+        };
+        match (&container.view.state, self.guest.clone()) {
+            (ContainerState::Created | ContainerState::Running(_), Some(guest)) => {
+                let subject = self.subject.clone();
+                self.tasks.spawn(async move {
+                    let result = subject.update_container(&guest, &id, &resources).await;
+                    Done::Updated(id, resources, result, reply)
+                });
+            }
+            (state, _) => {
+                let (state, operation) = (state.name(), "change its limits");
+                let _ = reply.send(Err(Error::ContainerState { container: id, state, operation }));
+            }
+        }
+    }
+
+    pub(super) async fn updated(
+        &mut self,
+        id: &ContainerId,
+        resources: &Resources,
+        result: Result<(), Error>,
+        reply: Reply<()>,
+    ) {
+        if result.is_ok()
+            && let Some(container) = self.containers.get_mut(id)
+        {
+            let mut spec = (*container.view.spec).clone();
+            spec.resources.update(resources);
+            container.view.spec = Arc::new(spec);
+            // The limits hold whatever the record says.
+            let _ = self.record_container(id).await;
+            self.publish();
+        }
+        let _ = reply.send(result);
+    }
+
     pub(super) fn stop_container(&mut self, id: &ContainerId, timeout: Duration, reply: Reply<()>) {
         let Some(container) = self.containers.get_mut(id) else {
             let _ = reply.send(Ok(()));

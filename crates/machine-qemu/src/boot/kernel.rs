@@ -3,16 +3,9 @@
 use std::cmp::Ordering;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// A kernel's image and its folder of modules.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelFiles {
-    /// The image.
-    pub image: PathBuf,
-    /// The folder with `modules.dep`: usually `/lib/modules/VERSION`.
-    pub modules: PathBuf,
-}
+use crate::KernelFiles;
 
 /// The distribution's kernels, the newest first: the images in `boot` that have
 /// a folder in `modules`, and those that lie in their folder of modules.
@@ -64,6 +57,8 @@ fn parts(version: &str) -> impl Iterator<Item = Part<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]

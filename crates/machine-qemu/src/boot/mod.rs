@@ -27,8 +27,8 @@ use crate::Error;
 use cache::Held;
 use initramfs::{Module, Packed};
 
+pub use crate::KernelFiles;
 pub use command_line::CommandLine;
-pub use kernel::KernelFiles;
 
 /// Where distributions put kernels and their modules.
 const BOOT: &str = "/boot";

@@ -1,8 +1,12 @@
 //! Just enough of ELF to tell whether a program needs an interpreter.
 
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
 /// Why a file cannot be the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It needs nothing but a kernel.
     Static,
     /// It needs a dynamic linker, which is in no image and no machine.
@@ -14,8 +18,21 @@ pub(super) enum Verdict {
 /// Program header type of an interpreter's path (`PT_INTERP` of elf(5)).
 const INTERPRETER: u32 = 3;
 
+/// As much of a program as is looked at, in bytes.
+const BEGINNING: u64 = 1 << 20;
+
+/// Looks at a program. Blocks.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn look_at(path: &Path) -> io::Result<Verdict> {
+    let mut beginning = Vec::new();
+    File::open(path)?.take(BEGINNING).read_to_end(&mut beginning)?;
+    Ok(verdict(&beginning))
+}
+
 /// Looks at a program's beginning: the header and the program headers.
-pub(super) fn verdict(program: &[u8]) -> Verdict {
+fn verdict(program: &[u8]) -> Verdict {
     read(program).unwrap_or(Verdict::NotElf)
 }
 

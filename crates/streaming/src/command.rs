@@ -35,24 +35,23 @@ pub(crate) async fn serve(
         stderr: stderr.map(|stream| Box::new(stream.finish_on_drop()) as Output),
         resizes: resize.is_some().then_some(resizes),
     };
-    let aside = async {
-        let sizes = async {
-            if let Some(stream) = resize {
-                read_sizes(stream, sizes).await;
-            }
-        };
-        let refusals = async {
-            while let Some(incoming) = connection.accept().await {
-                incoming.refuse(ResetStatus::REFUSED_STREAM);
-            }
-        };
-        tokio::join!(sizes, refusals);
+    let sizes = async {
+        if let Some(stream) = resize {
+            read_sizes(stream, sizes).await;
+        }
         std::future::pending::<()>().await;
+    };
+    // A client that says that it opens no more streams is leaving. It may not close the transport: client-go
+    // waits for streams that it has forgotten.
+    let gone = async {
+        while let Some(incoming) = connection.accept().await {
+            incoming.refuse(ResetStatus::REFUSED_STREAM);
+        }
     };
     let outcome = tokio::select! {
         outcome = command.run(backend, io) => outcome,
-        _ = connection.closed() => return Err("the client went before the end"),
-        () = aside => return Err("the client went before the end"),
+        () = gone => return Err("the client went before the end"),
+        () = sizes => return Err("the client went before the end"),
     };
     let report = if json { outcome.json() } else { outcome.text().unwrap_or_default().into_bytes() };
     // If the client has gone meanwhile there is nobody to tell.

@@ -12,9 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 use crate::backend::{Backend, Input, Output, Resizes, SessionIo};
 use crate::forward::failure;
@@ -189,11 +189,10 @@ impl<Transport: AsyncRead + AsyncWrite + Unpin> Socket<Transport> {
                 }
             }
         });
+        // When sending fails the client has gone, which receiving does not see while nobody takes what came.
+        let speak = async { Ok(speak.await) };
         let result = tokio::select! {
-            (result, sent) = futures::future::join(speak, send) => {
-                let _: Result<(), SocketError> = sent;
-                Some(result)
-            }
+            result = futures::future::try_join(speak, send) => result.ok().map(|(outcome, ())| outcome),
             () = &mut receive => None,
             () = keepalive => None,
             () = activity.ceased(self.times.idle) => None,

@@ -7,7 +7,8 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kina_spdy::{Connection, Headers, Limits, OpenError};
+use bytes::BytesMut;
+use kina_spdy::{Connection, Encoder, Frame, GoAwayStatus, Headers, Limits, OpenError};
 use kina_streaming::{Attach, Config, Error, Exec, PortForward, Request, Server, Streams, TlsFiles};
 use sha2::{Digest, Sha256};
 use support::{Fake, Fixture, MUCH, SOON, all, open, output, request, spdy_headers, terminal, text};
@@ -299,6 +300,48 @@ async fn a_hundred_sessions_half_of_them_cut_leave_nothing() {
         }
     };
     timeout(SOON, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_vanishes_behind_its_input_is_gone() {
+    let config = Config { keepalive: Duration::from_millis(50), ..Config::default() };
+    let fixture = Fixture::with(config).await;
+    let connection = fixture.spdy(&fixture.exec("hang", Streams { stdin: true, ..output() }), V4).await;
+    let _error = open(&connection, "error").await;
+    let mut stdin = open(&connection, "stdin").await;
+    let _stdout = open(&connection, "stdout").await;
+    while timeout(Duration::from_millis(200), stdin.write_all(&[0; 65_536])).await.is_ok() {}
+    drop(connection);
+    fixture.quiet().await;
+}
+
+#[tokio::test]
+async fn a_client_that_says_goodbye_is_gone() {
+    let fixture = Fixture::new().await;
+    let line = format!("POST {}", fixture.exec("hang", output()));
+    let (_, mut stream) = fixture.request(&line, &spdy_headers(V4)).await;
+    let mut encoder = Encoder::new();
+    let mut bytes = BytesMut::new();
+    for (number, kind) in [(1, "error"), (3, "stdout")] {
+        let open = Frame::SynStream {
+            stream: number,
+            associated: 0,
+            priority: 0,
+            fin: false,
+            unidirectional: false,
+            headers: Headers::new().with("streamType", kind),
+        };
+        encoder.encode(&open, &mut bytes);
+    }
+    stream.write_all(&bytes).await.unwrap();
+    fixture.busy(1).await;
+    bytes.clear();
+    encoder.encode(&Frame::GoAway { last_stream: 0, status: GoAwayStatus::OK }, &mut bytes);
+    stream.write_all(&bytes).await.unwrap();
+    // It keeps the transport open.
+    fixture.quiet().await;
+    let mut rest = Vec::new();
+    timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -9,4 +9,5 @@
 
 mod daemon;
 mod pod;
+mod resources;
 mod seam;

@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use kina_cgroup::{Group, Hierarchy};
-use kina_guest_api::v1;
 use kina_guest_api::v1::NamespaceMode;
 use kina_guest_api::v1::pod_network::Kind;
+use kina_guest_api::{MACHINE_STATE_DIRECTORY, v1};
 
 use crate::error::Error;
 use crate::memory::{self, Memory};
@@ -59,6 +59,11 @@ impl Pod {
     /// Sets a pod up. Must run on the guest's main thread (see [`Pause`]).
     pub(crate) async fn create(request: v1::SetupPodRequest, hierarchy: &Hierarchy) -> Result<Self, Error> {
         let state_directory = PathBuf::from(&request.state_directory);
+        if request.state_directory == MACHINE_STATE_DIRECTORY {
+            // A machine without a disk keeps it in its memory; nobody else makes it then.
+            fs::create_dir_all(&state_directory)
+                .map_err(|source| Error::file("create", &state_directory, source))?;
+        }
         if !state_directory.is_absolute() || !state_directory.is_dir() {
             let reason = format!("{} is no directory", state_directory.display());
             return Err(Error::invalid("state_directory", reason));

@@ -9,14 +9,16 @@ mod vm {
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::UnixListener;
     use std::path::{Path, PathBuf};
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use kina_machine::conformance::{self, Subject};
     use kina_machine::{Driver, Error, MachineSpec, MachineState, Share, ShareKind};
+    use kina_machine_qemu::QemuDriver;
     use kina_model::{ContainerId, PodId};
     use kina_node::{Daemon, Node};
 
-    use super::support::{Place, command, kill};
+    use super::support::{DEADLINE, Place, command, kill};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_driver_conforms() {
@@ -211,8 +213,47 @@ mod vm {
         let limit = files.map(|(root, file)| PathBuf::from(format!("{root}{}/machine/{file}", spec.cgroup)));
         let limit = limit.iter().find(|path| path.exists()).unwrap();
         fs::write(limit, "100M").unwrap();
-        let ended = tokio::time::timeout(super::support::DEADLINE, place.driver.wait(&pod)).await.unwrap();
+        let ended = tokio::time::timeout(DEADLINE, place.driver.wait(&pod)).await.unwrap();
         assert!(ended.unwrap().reason.starts_with("out of memory on the node"));
+        place.driver.destroy(&pod).await.unwrap();
+        assert_eq!(place.left(&pod).await, Vec::<String>::new());
+    }
+
+    /// A program for x86-64 that only ends, with exit code 7: a header, one
+    /// segment, `mov eax, 60; mov edi, 7; syscall` (elf(5)).
+    fn program_that_ends() -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+        let numbers = |file: &mut Vec<u8>, numbers: &[u64]| {
+            file.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        };
+        // Where it begins, where the segments are described, no sections.
+        numbers(&mut file, &[0x40_0078, 64, 0]);
+        file.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x05\0\0\0");
+        // From the beginning of the file to this address, 132 bytes.
+        numbers(&mut file, &[0, 0x40_0000, 0x40_0000, 132, 132, 4096]);
+        file.extend(b"\xb8\x3c\0\0\0\xbf\x07\0\0\0\x0f\x05");
+        file
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_kernel_that_panics_has_the_last_word() {
+        let mut place = Place::new().await;
+        let guest = place.directory.path().join("guest");
+        fs::write(&guest, program_that_ends()).unwrap();
+        let real = std::mem::replace(&mut place.config.guest, guest.clone());
+        place.config.cache_directory = place.directory.path().join("cache");
+        place.config.disk_bytes = 0;
+        place.driver = QemuDriver::open(Arc::new(place.node.clone()), place.config.clone()).await.unwrap();
+        // The machine has it; the keeper of its console is the real one.
+        fs::remove_file(&guest).unwrap();
+        fs::copy(real, &guest).unwrap();
+        let pod = PodId::random();
+        place.driver.create(&place.spec(&pod).await).await.unwrap();
+        place.driver.start(&pod).await.unwrap();
+        let ended = tokio::time::timeout(DEADLINE, place.driver.wait(&pod)).await.unwrap().unwrap();
+        assert!(ended.reason.contains("panicked: Attempted to kill init! exitcode=0x00000700"), "{ended:?}");
+        let console = place.driver.console(&pod, 100_000).await.unwrap();
+        assert!(String::from_utf8_lossy(&console).contains("Kernel panic"));
         place.driver.destroy(&pod).await.unwrap();
         assert_eq!(place.left(&pod).await, Vec::<String>::new());
     }

@@ -239,6 +239,8 @@ pub struct ProcessIdentity {
 pub struct ProcessUsage {
     /// Bytes of memory that it holds (proportional set size).
     pub memory_bytes: u64,
+    /// What of them is memory that others can map, too: a virtual machine's.
+    pub shared_memory_bytes: u64,
     /// CPU time in nanoseconds, of user space and kernel.
     pub cpu_nanos: u64,
 }

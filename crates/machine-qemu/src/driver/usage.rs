@@ -7,31 +7,35 @@ use super::machines::{Machines, Now, node_error};
 use super::record::Phase;
 
 impl Machines {
-    /// The living processes of a machine.
-    async fn processes(&self, pod: &PodId) -> Result<Vec<Process>, MachineError> {
+    /// The living processes of a machine, each with its own memory; and the
+    /// bytes of the guest's that the node has given.
+    async fn processes(&self, pod: &PodId) -> Result<(Vec<Process>, u64), MachineError> {
         let record = self.known(pod).await?;
         let Now::Running(started) = self.now(pod, &record).await? else {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), 0));
         };
-        let mut found = Vec::new();
+        let (mut found, mut guest_bytes) = (Vec::new(), 0);
         for (role, process) in started.processes() {
             let usage = self.node.process_usage(process).await;
             let usage = usage.map_err(|source| node_error(pod, "measure the machine", source))?;
             // One may have ended meanwhile.
-            found.extend(usage.map(|usage| Process {
+            let Some(usage) = usage else { continue };
+            guest_bytes += usage.shared_memory_bytes;
+            found.push(Process {
                 role,
                 pid: process.pid,
-                memory_bytes: usage.memory_bytes,
+                memory_bytes: usage.memory_bytes.saturating_sub(usage.shared_memory_bytes),
                 cpu_nanos: usage.cpu_nanos,
-            }));
+            });
         }
-        Ok(found)
+        Ok((found, guest_bytes))
     }
 
-    /// All memory of the machine's processes, the guest's own included: what of
-    /// it is the containers' only the guest can tell.
+    /// What QEMU and the processes beside it hold. The guest's memory is left
+    /// out, since its containers are in it: how much they are only the guest can
+    /// tell. Their processor time cannot be told apart from QEMU's.
     pub(super) async fn overhead(&self, pod: &PodId) -> Result<Overhead, MachineError> {
-        let processes = self.processes(pod).await?;
+        let (processes, _) = self.processes(pod).await?;
         Ok(Overhead {
             memory_bytes: processes.iter().map(|process| process.memory_bytes).sum(),
             cpu_nanos: processes.iter().map(|process| process.cpu_nanos).sum(),
@@ -39,7 +43,7 @@ impl Machines {
     }
 
     pub(super) async fn inspect(&self, pod: &PodId) -> Result<Details, MachineError> {
-        let processes = self.processes(pod).await?;
+        let (processes, guest_bytes) = self.processes(pod).await?;
         let record = self.known(pod).await?;
         let mut facts = Vec::new();
         match &record.phase {
@@ -53,6 +57,7 @@ impl Machines {
                     bytes => format!("{} MiB", bytes >> 20),
                 };
                 facts.push(("disk", disk));
+                facts.push(("memory in use", format!("{} MiB", guest_bytes >> 20)));
             }
             Phase::Stopped { reason } => facts.push(("ended", reason.clone())),
         }

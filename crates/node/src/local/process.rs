@@ -83,14 +83,17 @@ pub(crate) fn usage(process: ProcessIdentity) -> Result<Option<ProcessUsage>, Er
     // Looked at after the memory: if it is the one asked for now, it was then.
     let found = stat(pid)?.filter(|stat| stat.start_ticks == process.start_ticks && stat.lives());
     Ok(found.map(|stat| ProcessUsage {
-        memory_bytes: proportional_set_size(&rollup).unwrap_or(0),
+        memory_bytes: proportional_set_size(&rollup, "Pss:").unwrap_or(0),
+        // Linux 6.0 and later tell.
+        shared_memory_bytes: proportional_set_size(&rollup, "Pss_Shmem:").unwrap_or(0),
         cpu_nanos: stat.cpu_ticks.saturating_mul(NANOS_PER_TICK),
     }))
 }
 
-/// `Pss:` of `/proc/<pid>/smaps_rollup`, in bytes (the file counts in KiB).
-fn proportional_set_size(rollup: &str) -> Option<u64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+/// `Pss:` or a part of it in `/proc/<pid>/smaps_rollup`, in bytes (the file
+/// counts in KiB).
+fn proportional_set_size(rollup: &str, name: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -135,9 +138,10 @@ mod tests {
     #[test]
     fn memory_is_parsed() {
         let rollup =
-            "00400000-7ff000 ---p 00000000 00:00 0 [rollup]\nRss: 10 kB\nPss: 7 kB\nPss_Dirty: 1 kB\n";
-        assert_eq!(proportional_set_size(rollup), Some(7 * 1024));
-        assert_eq!(proportional_set_size("Rss: 10 kB"), None);
+            "00400000-7ff000 ---p 00000000 00:00 0 [rollup]\nRss: 10 kB\nPss: 7 kB\nPss_Shmem: 1 kB\n";
+        assert_eq!(proportional_set_size(rollup, "Pss:"), Some(7 * 1024));
+        assert_eq!(proportional_set_size(rollup, "Pss_Shmem:"), Some(1024));
+        assert_eq!(proportional_set_size("Rss: 10 kB", "Pss:"), None);
     }
 
     #[test]

@@ -257,6 +257,12 @@ impl Config {
         })
     }
 
+    /// How QEMU runs virtual machines; `None` if it shall not.
+    pub(crate) fn qemu(&self) -> Option<kina_machine_qemu::QemuConfig> {
+        let paths = Paths { root: self.root.clone(), run: self.run.clone() };
+        self.machine.runtime(&self.guest_program().unwrap_or_default(), &paths).qemu
+    }
+
     /// The guest program, as configured or as found.
     ///
     /// # Errors

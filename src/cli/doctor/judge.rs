@@ -259,6 +259,21 @@ pub(super) enum Device {
     Missing,
 }
 
+/// `missing` is `None` if there shall be no virtual machines.
+pub(super) fn machines(missing: Option<&[String]>) -> Check {
+    const NAME: &str = "virtual machines";
+    match missing {
+        None => ok(NAME, "switched off by machine.qemu.enabled"),
+        Some([]) => ok(NAME, "their programs are there; whether a kernel boots the daemon finds out"),
+        Some(missing) => warning(
+            NAME,
+            format!("missing: {}", missing.join(", ")),
+            "install QEMU, virtiofsd (the one in Rust) and kina-vsock, or name other places in \
+             [machine.qemu]; without them pods with runtime handler \"vm\" are refused",
+        ),
+    }
+}
+
 pub(super) fn kvm(device: Device) -> Check {
     const NAME: &str = "/dev/kvm";
     const LATER: &str = "virtual machines need it; machine.qemu.accelerator = \"tcg\" does without, slowly";
@@ -505,7 +520,12 @@ mod tests {
     }
 
     #[test]
-    fn virtual_machines_are_no_condition_yet() {
+    fn virtual_machines_are_no_condition() {
+        assert_eq!(machines(None).grade, Good);
+        assert_eq!(machines(Some(&[])).grade, Good);
+        let check = machines(Some(&["/usr/libexec/virtiofsd".to_owned()]));
+        assert_eq!(check.grade, Warning);
+        assert!(serves(&[check]));
         for device in [Device::Opens, Device::Refused, Device::Missing] {
             assert!(serves(&[kvm(device), vsock(device), tun(device), cni(&[], "/d")]));
         }

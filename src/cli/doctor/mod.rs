@@ -85,6 +85,7 @@ fn linux(config: &Config, release: &str) -> Vec<Check> {
         judge::layers(probe::layers(release), release),
         judge::overlay(probe::overlay(release)),
         judge::upper(&probe::file_system_of(&config.root), &root),
+        judge::machines(probe::machine_programs(config).as_deref()),
         judge::kvm(probe::device("/dev/kvm")),
         judge::vsock(probe::device("/dev/vhost-vsock")),
         judge::tun(probe::device("/dev/net/tun")),

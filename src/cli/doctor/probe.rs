@@ -147,6 +147,15 @@ pub(super) fn guest(config: &Config) -> Result<(PathBuf, Verdict), String> {
     }
 }
 
+/// Programs that virtual machines need and that are not there; `None` if there
+/// shall be no machines.
+pub(super) fn machine_programs(config: &Config) -> Option<Vec<String>> {
+    let qemu = config.qemu()?;
+    let programs = [qemu.qemu, qemu.virtiofsd, qemu.vsock];
+    let missing = programs.iter().filter(|program| !program.is_file());
+    Some(missing.map(|program| program.display().to_string()).collect())
+}
+
 /// Bytes that root may still write below a path.
 pub(super) fn disk(path: &Path) -> u64 {
     rustix::fs::statvfs(existing(path)).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))

@@ -128,6 +128,12 @@ pub enum Error {
         /// How long it may take.
         limit: Duration,
     },
+    /// A reader of events was too slow for them.
+    #[error("{count} events were lost because they were not read in time; list, and ask for events again")]
+    EventsLost {
+        /// How many it has missed.
+        count: u64,
+    },
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     ShuttingDown,

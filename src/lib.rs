@@ -7,6 +7,7 @@ pub mod config;
 pub mod cri;
 mod elf;
 pub mod error;
+pub mod events;
 pub mod failpoint;
 pub mod layers;
 pub mod machines;

@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
 
 use crate::error::Error;
+use crate::events::Events;
 use crate::failpoint;
 use crate::layers::Layers;
 use crate::machines;
@@ -194,6 +195,7 @@ impl Runtime {
             vm,
             store,
             layers,
+            events: Events::default(),
             paths,
             handshake_deadline: config.handshake_deadline,
             sizes: config.machine.sizes,
@@ -249,6 +251,12 @@ impl Runtime {
         if let Err(error) = self.inner.context.node.remove_idle_cgroup(parent).await {
             tracing::warn!(error = crate::error::chain(&error), "remove the pods' cgroup");
         }
+    }
+
+    /// Ends what would not end by itself, before the daemon waits for calls that
+    /// are under way.
+    pub fn end_streams(&self) {
+        self.inner.context.events.close();
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {

@@ -141,6 +141,7 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     // Nobody new gets in; the file goes first, so that callers fail at once.
     let removed = std::fs::remove_file(&path);
     let _ = stop.send(());
+    runtime.end_streams();
     tokio::select! {
         result = tokio::time::timeout(DRAIN, served) => match result {
             Ok(served) => served??,

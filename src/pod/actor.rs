@@ -603,7 +603,9 @@ impl Pod {
 
     fn publish(&self) {
         let view = view(&self.subject, self.created_at, &self.state, &self.containers);
-        self.publish.send_replace(Arc::new(view));
+        let view = Arc::new(view);
+        let old = self.publish.send_replace(Arc::clone(&view));
+        self.subject.context.events.changed(&old, &view, now());
     }
 }
 

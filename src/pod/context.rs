@@ -11,6 +11,7 @@ use kina_store::Store;
 
 use super::size::{NodeSize, SizePolicy};
 use super::volumes::VolumeRoots;
+use crate::events::Events;
 use crate::layers::Layers;
 use crate::network::Network;
 
@@ -28,6 +29,8 @@ pub struct Context {
     pub store: Store,
     /// Layer mounts.
     pub layers: Layers,
+    /// What happens to pods.
+    pub events: Events,
     /// Where everything lies.
     pub paths: Paths,
     /// How long a guest may take to answer after its machine was started.

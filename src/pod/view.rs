@@ -62,3 +62,80 @@ pub struct Identity {
     /// Further group ids.
     pub supplemental_groups: Vec<u32>,
 }
+
+/// Snapshots for tests of what reads them.
+#[cfg(test)]
+pub(crate) mod test_support {
+    use kina_model::{
+        ContainerMetadata, PidMode, Placement, PodMetadata, PodNamespaces, Resources, Security, Signal, User,
+    };
+
+    use super::*;
+
+    pub(crate) fn pod(
+        id: PodId,
+        state: PodState,
+        containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+    ) -> PodView {
+        let spec = PodSpec {
+            metadata: PodMetadata { name: "p".into(), uid: "u".into(), namespace: "n".into(), attempt: 0 },
+            hostname: "p".into(),
+            log_directory: None,
+            dns: None,
+            port_mappings: Vec::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            handler: String::new(),
+            placement: Placement::Shared,
+            cgroup_parent: String::new(),
+            sysctls: BTreeMap::new(),
+            namespaces: PodNamespaces { host_network: false, host_ipc: false, pid: PidMode::Container },
+            privileged: false,
+            overhead: None,
+            resources: None,
+        };
+        PodView { id, spec: Arc::new(spec), state, created_at: 1, machine: "fake", containers }
+    }
+
+    pub(crate) fn container(id: ContainerId, pod: PodId, state: ContainerState) -> ContainerView {
+        let spec = ContainerSpec {
+            metadata: ContainerMetadata { name: "c".into(), attempt: 0 },
+            image: "i".into(),
+            user_specified_image: String::new(),
+            image_annotations: BTreeMap::new(),
+            command: Vec::new(),
+            args: Vec::new(),
+            working_dir: String::new(),
+            env: Vec::new(),
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            log_path: String::new(),
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            resources: Resources::default(),
+            security: Security::default(),
+            stop_signal: None,
+        };
+        let digest: kina_model::Digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+        let image = ContainerImage {
+            requested: "i".into(),
+            user_specified: String::new(),
+            annotations: BTreeMap::new(),
+            id: digest,
+            reference: String::new(),
+        };
+        let process = Process {
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: "/".into(),
+            user: User::Uid(0),
+            stop_signal: Signal::TERM,
+        };
+        let spec = Arc::new(spec);
+        let (log_path, created_at, identity) = (None, 1, None);
+        ContainerView { id, pod, spec, image, process, log_path, state, created_at, identity }
+    }
+}

@@ -6,7 +6,8 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 use tracing::{debug_span, info_span};
 
-use super::{answer, info, later};
+use super::streams::pieces;
+use super::{answer, info};
 use crate::cri::v1::image_service_server::ImageService;
 use crate::cri::{self, v1};
 use crate::error::Error;
@@ -108,9 +109,12 @@ impl ImageService for Images {
 
     async fn stream_images(
         &self,
-        _request: Request<v1::StreamImagesRequest>,
+        request: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        Err(later("StreamImages"))
+        let asked = v1::ListImagesRequest { filter: request.into_inner().filter };
+        let images = answer(debug_span!("StreamImages"), self.list(asked)).await?.into_inner().images;
+        let images = pieces(images.into_iter(), |images| v1::StreamImagesResponse { images });
+        Ok(Response::new(images))
     }
 
     async fn image_status(

@@ -11,6 +11,7 @@ mod pods;
 mod routes;
 mod runtime;
 mod status;
+mod streams;
 #[cfg(test)]
 mod tests;
 

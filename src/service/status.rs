@@ -61,6 +61,7 @@ pub(super) fn code(error: &Error) -> Code {
         | Error::PluginsBusy
         | Error::ShuttingDown => Code::Unavailable,
         Error::Deadline { .. } => Code::DeadlineExceeded,
+        Error::EventsLost { .. } => Code::ResourceExhausted,
         Error::Guest { source, .. } => guest(source),
         Error::Attach(error) => network(&error.cause),
         Error::Network(source) => network(source),

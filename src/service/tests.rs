@@ -167,8 +167,6 @@ async fn other_calls_and_services_are_unimplemented() {
         (refused.code(), refused.message()),
         (Code::Unimplemented, "Exec is not implemented in this version of kina")
     );
-    let refused = runtime.get_container_events(v1::GetEventsRequest {}).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented);
 
     let directory = tempfile::tempdir().unwrap();
     let nothing = self::channel(directory.path(), Routes::default()).await;

@@ -14,5 +14,6 @@ mod kill;
 mod lifecycle;
 mod logs;
 mod network;
+mod observe;
 mod recovery;
 mod scale;

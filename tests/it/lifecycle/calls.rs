@@ -70,14 +70,9 @@ async fn calls_that_are_missing_say_so_by_name() {
         list_metric_descriptors "ListMetricDescriptors"
         list_pod_sandbox_metrics "ListPodSandboxMetrics"
         update_pod_sandbox_resources "UpdatePodSandboxResources"
-        stream_pod_sandboxes "StreamPodSandboxes"
-        stream_containers "StreamContainers"
         stream_container_stats "StreamContainerStats"
         stream_pod_sandbox_stats "StreamPodSandboxStats"
-        get_container_events "GetContainerEvents"
         stream_pod_sandbox_metrics "StreamPodSandboxMetrics");
-    let mut images = cri.client.images.clone();
-    unimplemented!(images; stream_images "StreamImages");
     drop((runtime, images, cri));
     daemon.leave_nothing().await;
 }

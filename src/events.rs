@@ -199,6 +199,7 @@ mod tests {
             network: None,
             boot_id: String::new(),
             kernel: String::new(),
+            size: None,
         })
     }
 

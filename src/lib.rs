@@ -19,5 +19,6 @@ pub mod recover;
 pub mod registry;
 pub mod runtime;
 pub mod service;
+pub mod stats;
 pub mod telemetry;
 pub mod traces;

@@ -28,12 +28,13 @@ use crate::machines;
 use crate::network::{Network, NetworkConfig};
 use crate::placement::{PlacementPolicy, PlacementRequest, place};
 use crate::pod::PodHandle;
-use crate::pod::context::{Context, Paths, log_path};
+use crate::pod::context::{Context, Paths, log_path, now};
 use crate::pod::size::{NodeSize, SizePolicy};
 use crate::pod::view::{ContainerView, PodView};
 use crate::pod::volumes::VolumeRoots;
 use crate::recover;
 use crate::registry::{Registry, Reservation};
+use crate::stats;
 
 /// Bytes of each output stream that an ExecSync keeps, as containerd and CRI-O
 /// do; what a probe prints beyond that is dropped.
@@ -97,6 +98,8 @@ struct Inner {
     _tasks: DropGuard,
     /// Of containers whose pod is left alone, because its machine has no driver now.
     kept_images: Mutex<Vec<Lease>>,
+    /// How busy pods were when somebody asked.
+    rates: stats::Rates,
 }
 
 impl Drop for Inner {
@@ -206,7 +209,16 @@ impl Runtime {
         let registry = Registry::default();
         let _tasks = tasks.clone().drop_guard();
         let kept_images = Mutex::default();
-        let inner = Inner { context, registry, images, config, boot_id, _tasks, kept_images };
+        let inner = Inner {
+            context,
+            registry,
+            images,
+            config,
+            boot_id,
+            _tasks,
+            kept_images,
+            rates: stats::Rates::default(),
+        };
         let runtime = Self { inner: Arc::new(inner) };
         recover::run(&runtime, records).await?;
         // Not before: what it collects must not be a pod that is still to be found.
@@ -251,6 +263,15 @@ impl Runtime {
         if let Err(error) = self.inner.context.node.remove_idle_cgroup(parent).await {
             tracing::warn!(error = crate::error::chain(&error), "remove the pods' cgroup");
         }
+    }
+
+    /// What the pods use that are `wanted`, as their guests say now.
+    pub(crate) async fn usage(&self, wanted: impl Fn(&PodView) -> bool) -> Vec<stats::PodUsage> {
+        let pods = self.inner.registry.pods().into_iter().filter_map(|handle| {
+            let view = handle.view();
+            (is_visible(&view) && wanted(&view)).then_some((handle, view))
+        });
+        stats::collect(&self.inner.rates, pods.collect(), now()).await
     }
 
     /// Ends what would not end by itself, before the daemon waits for calls that

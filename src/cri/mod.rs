@@ -8,10 +8,12 @@ mod check;
 mod container;
 mod filters;
 mod image;
+pub mod metrics;
 mod mounts;
 mod pod;
 mod resources;
 mod security;
+pub mod stats;
 pub mod support;
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,7 @@ pub mod views;
 use std::fmt;
 
 pub use container::{container_spec, seccomp_file};
-pub use filters::{container_listed, pod_listed};
+pub use filters::{container_listed, container_stats_listed, pod_listed, pod_stats_listed};
 pub use image::{credentials, image, info as image_info};
 pub use pod::pod_spec;
 pub use resources::resources;

@@ -17,7 +17,7 @@ pub(super) fn pod_state(pod: &PodView) -> v1::PodSandboxState {
     }
 }
 
-fn pod_metadata(pod: &PodView) -> v1::PodSandboxMetadata {
+pub(super) fn pod_metadata(pod: &PodView) -> v1::PodSandboxMetadata {
     let metadata = &pod.spec.metadata;
     v1::PodSandboxMetadata {
         name: metadata.name.clone(),
@@ -77,7 +77,7 @@ pub(super) fn container_state(container: &ContainerView) -> v1::ContainerState {
     }
 }
 
-fn container_metadata(container: &ContainerView) -> v1::ContainerMetadata {
+pub(super) fn container_metadata(container: &ContainerView) -> v1::ContainerMetadata {
     let metadata = &container.spec.metadata;
     v1::ContainerMetadata { name: metadata.name.clone(), attempt: metadata.attempt }
 }

@@ -10,6 +10,7 @@ mod keeping;
 mod pods;
 mod routes;
 mod runtime;
+mod stats;
 mod status;
 mod streams;
 #[cfg(test)]

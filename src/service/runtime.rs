@@ -283,30 +283,40 @@ impl RuntimeService for Service {
 
     async fn container_stats(
         &self,
-        _request: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Result<Response<v1::ContainerStatsResponse>, Status> {
-        Err(later("ContainerStats"))
+        let id = request.into_inner().container_id;
+        answer(debug_span!("ContainerStats", container = id), self.container_stats(&id)).await
     }
 
     async fn list_container_stats(
         &self,
-        _request: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
-        Err(later("ListContainerStats"))
+        let list = async {
+            let stats = self.containers_stats(request.into_inner().filter).await.collect();
+            Ok(v1::ListContainerStatsResponse { stats })
+        };
+        answer(debug_span!("ListContainerStats"), list).await
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _request: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        Err(later("PodSandboxStats"))
+        let id = request.into_inner().pod_sandbox_id;
+        answer(debug_span!("PodSandboxStats", pod = id), self.pod_stats(&id)).await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _request: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        Err(later("ListPodSandboxStats"))
+        let list = async {
+            let stats = self.pods_stats(request.into_inner().filter).await.collect();
+            Ok(v1::ListPodSandboxStatsResponse { stats })
+        };
+        answer(debug_span!("ListPodSandboxStats"), list).await
     }
 
     async fn checkpoint_container(
@@ -334,14 +344,19 @@ impl RuntimeService for Service {
         &self,
         _request: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        Err(later("ListMetricDescriptors"))
+        let descriptors = crate::cri::metrics::descriptors();
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        Err(later("ListPodSandboxMetrics"))
+        let list = async {
+            let pod_metrics = self.pods_metrics().await.collect();
+            Ok(v1::ListPodSandboxMetricsResponse { pod_metrics })
+        };
+        answer(debug_span!("ListPodSandboxMetrics"), list).await
     }
 
     async fn update_pod_sandbox_resources(
@@ -371,16 +386,18 @@ impl RuntimeService for Service {
 
     async fn stream_container_stats(
         &self,
-        _request: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        Err(later("StreamContainerStats"))
+        let stream = async { Ok(self.containers_stats_in_pieces(request.into_inner()).await) };
+        answer(debug_span!("StreamContainerStats"), stream).await
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _request: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        Err(later("StreamPodSandboxStats"))
+        let stream = async { Ok(self.pods_stats_in_pieces(request.into_inner()).await) };
+        answer(debug_span!("StreamPodSandboxStats"), stream).await
     }
 
     async fn get_container_events(
@@ -395,6 +412,7 @@ impl RuntimeService for Service {
         &self,
         _request: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        Err(later("StreamPodSandboxMetrics"))
+        let stream = async { Ok(self.metrics_in_pieces().await) };
+        answer(debug_span!("StreamPodSandboxMetrics"), stream).await
     }
 }

@@ -1,4 +1,4 @@
-//! What the kubelet watches: events and lists in pieces.
+//! What the kubelet watches: events, lists in pieces, and what is used.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use kina::cri::v1;
 use tokio_stream::StreamExt;
 use tonic::{Code, Streaming};
 
-use crate::harness::{Daemon, script};
+use crate::harness::{Daemon, script, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -104,6 +104,89 @@ async fn lists_in_pieces_are_the_lists() {
     let images = next(&mut stream).await.unwrap().unwrap().images;
     let listed = cri.client.images.clone().list_images(v1::ListImagesRequest { filter: None }).await;
     assert_eq!(images, listed.unwrap().into_inner().images);
+    drop((runtime, stream, cri));
+    daemon.leave_nothing().await;
+}
+
+/// What a container uses, asked in every way there is.
+#[tokio::test]
+async fn usage_is_told() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let mut runtime = cri.client.runtime.clone();
+    let pod = cri.make_pod("p").await;
+    let busy = "dd if=/dev/zero of=/file bs=1M count=4 2>/dev/null; echo written; while :; do :; done";
+    let container = cri.run(&pod, script("busy", busy)).await;
+    let ended = cri.run(&pod, script("ended", "true")).await;
+    cri.wait_exit(&ended).await;
+    cri.wait_output(&container, "written").await;
+
+    let ask = |id: &str| v1::ContainerStatsRequest { container_id: id.to_owned() };
+    let stats = runtime.container_stats(ask(&container)).await.unwrap().into_inner().stats.unwrap();
+    let attributes = stats.attributes.unwrap();
+    assert_eq!((attributes.id, attributes.metadata.unwrap().name), (container.clone(), "busy".to_owned()));
+    let (cpu, memory) = (stats.cpu.unwrap(), stats.memory.unwrap());
+    assert!(cpu.timestamp > 0 && cpu.usage_core_nano_seconds.unwrap().value > 0, "{cpu:?}");
+    assert!(memory.working_set_bytes.unwrap().value > 0, "{memory:?}");
+    // How busy it is takes two looks.
+    let mut last = None;
+    wait_until("a rate and the written file", async || {
+        let stats = runtime.container_stats(ask(&container)).await.unwrap().into_inner().stats.unwrap();
+        let rate = stats.cpu.unwrap().usage_nano_cores.map_or(0, |rate| rate.value);
+        let layer = stats.writable_layer.unwrap();
+        let found = rate > 0 && layer.used_bytes.unwrap().value >= 4 << 20;
+        last = Some((rate, layer.fs_id.unwrap().mountpoint));
+        found
+    })
+    .await;
+    let (rate, mountpoint) = last.unwrap();
+    assert!(rate < 100_000_000_000, "{rate}");
+    assert!(std::path::Path::new(&mountpoint).is_dir(), "{mountpoint}");
+    // One that has ended uses nothing, and is in no list.
+    let stats = runtime.container_stats(ask(&ended)).await.unwrap().into_inner().stats.unwrap();
+    assert_eq!(stats.attributes.unwrap().id, ended);
+    assert_eq!(runtime.container_stats(ask("missing")).await.unwrap_err().code(), Code::NotFound);
+
+    let all = v1::ListContainerStatsRequest { filter: None };
+    let listed = runtime.list_container_stats(all).await.unwrap().into_inner().stats;
+    let ids: Vec<_> = listed.into_iter().map(|stats| stats.attributes.unwrap().id).collect();
+    assert_eq!(ids, [container.clone()]);
+    let all = v1::StreamContainerStatsRequest { filter: None };
+    let mut stream = runtime.stream_container_stats(all).await.unwrap().into_inner();
+    let streamed = next(&mut stream).await.unwrap().unwrap().container_stats;
+    assert_eq!(streamed[0].attributes.as_ref().unwrap().id, container);
+    assert!(next(&mut stream).await.is_none());
+
+    let ask = v1::PodSandboxStatsRequest { pod_sandbox_id: pod.clone() };
+    let stats = runtime.pod_sandbox_stats(ask).await.unwrap().into_inner().stats.unwrap();
+    assert_eq!(stats.attributes.unwrap().metadata.unwrap().uid, "uid-of-p");
+    let linux = stats.linux.unwrap();
+    assert!(linux.process.unwrap().process_count.unwrap().value > 0);
+    assert!(linux.memory.unwrap().usage_bytes.unwrap().value > 0);
+    assert_eq!(linux.containers.len(), 1);
+    let all = v1::ListPodSandboxStatsRequest { filter: None };
+    assert_eq!(runtime.list_pod_sandbox_stats(all).await.unwrap().into_inner().stats.len(), 1);
+    let all = v1::StreamPodSandboxStatsRequest { filter: None };
+    let mut stream = runtime.stream_pod_sandbox_stats(all).await.unwrap().into_inner();
+    assert_eq!(next(&mut stream).await.unwrap().unwrap().pod_sandbox_stats.len(), 1);
+
+    let descriptors = runtime.list_metric_descriptors(v1::ListMetricDescriptorsRequest {}).await.unwrap();
+    let descriptors = descriptors.into_inner().descriptors;
+    let metrics = runtime.list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest {}).await.unwrap();
+    let metrics = metrics.into_inner().pod_metrics;
+    assert_eq!(metrics[0].pod_sandbox_id, pod);
+    let of_container = &metrics[0].container_metrics[0];
+    assert_eq!(of_container.container_id, container);
+    let name = "container_memory_working_set_bytes";
+    let metric = of_container.metrics.iter().find(|metric| metric.name == name).unwrap();
+    assert!(metric.value.unwrap().value > 0);
+    let descriptor = descriptors.iter().find(|one| one.name == name).unwrap();
+    assert_eq!(descriptor.label_keys.len(), metric.label_values.len());
+    let at = descriptor.label_keys.iter().position(|key| key == "pod").unwrap();
+    assert_eq!(metric.label_values[at], "p");
+    let all = v1::StreamPodSandboxMetricsRequest {};
+    let mut stream = runtime.stream_pod_sandbox_metrics(all).await.unwrap().into_inner();
+    assert_eq!(next(&mut stream).await.unwrap().unwrap().pod_sandbox_metrics.len(), 1);
     drop((runtime, stream, cri));
     daemon.leave_nothing().await;
 }

@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::boot::BootFiles;
 pub use crate::Choice;
 use crate::Error;
+use crate::boot::BootFiles;
 
 /// How QEMU runs a machine's processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

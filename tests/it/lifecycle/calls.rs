@@ -60,20 +60,11 @@ async fn calls_that_are_missing_say_so_by_name() {
         exec "Exec"
         attach "Attach"
         port_forward "PortForward"
-        container_stats "ContainerStats"
-        list_container_stats "ListContainerStats"
-        pod_sandbox_stats "PodSandboxStats"
-        list_pod_sandbox_stats "ListPodSandboxStats"
         checkpoint_container "CheckpointContainer"
         checkpoint_pod "CheckpointPod"
         restore_pod "RestorePod"
-        list_metric_descriptors "ListMetricDescriptors"
-        list_pod_sandbox_metrics "ListPodSandboxMetrics"
-        update_pod_sandbox_resources "UpdatePodSandboxResources"
-        stream_container_stats "StreamContainerStats"
-        stream_pod_sandbox_stats "StreamPodSandboxStats"
-        stream_pod_sandbox_metrics "StreamPodSandboxMetrics");
-    drop((runtime, images, cri));
+        update_pod_sandbox_resources "UpdatePodSandboxResources");
+    drop((runtime, cri));
     daemon.leave_nothing().await;
 }
 

@@ -29,7 +29,8 @@ use tokio::sync::mpsc;
 
 use crate::{
     Bind, Daemon, Error, ExitStatus, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig,
-    MAX_SOCKET_PATH, NetworkProbe, Node, Output, PathFacts, ProbeStep, ProcessIdentity, ProcessUsage, Program,
+    MAX_SOCKET_PATH, NetworkProbe, Node, Output, PathFacts, ProbeStep, ProcessIdentity, ProcessUsage,
+    Program,
 };
 
 /// The node that is this machine.

@@ -1,0 +1,350 @@
+//! The metrics that the kubelet passes on under cAdvisor's names. CRI carries
+//! whole numbers only, so seconds are whole seconds.
+
+use kina_guest_api::v1 as guest;
+use v1::MetricType::{Counter, Gauge};
+
+use super::stats::is_running;
+use super::v1;
+use crate::pod::view::{ContainerView, PodView};
+use crate::stats::PodUsage;
+
+/// What every metric is labelled with, first: cAdvisor's labels as the kubelet
+/// has them.
+const LABELS: [&str; 6] = ["id", "name", "image", "namespace", "pod", "container"];
+
+/// One family of metrics over a `T`.
+struct Family<T: 'static> {
+    name: &'static str,
+    help: &'static str,
+    kind: v1::MetricType,
+    /// Further labels with their values: the same for every one.
+    labels: &'static [(&'static str, &'static str)],
+    value: fn(&T) -> Option<u64>,
+}
+
+const SECOND: u64 = 1_000_000_000;
+const MICROS: u64 = 1_000_000;
+
+fn seconds(nanos: Option<u64>) -> Option<u64> {
+    nanos.map(|nanos| nanos / SECOND)
+}
+
+fn stalled(pressure: Option<&guest::Pressure>) -> Option<u64> {
+    Some(pressure?.full.as_ref()?.total_micros / MICROS)
+}
+
+fn waiting(pressure: Option<&guest::Pressure>) -> Option<u64> {
+    Some(pressure?.some.as_ref()?.total_micros / MICROS)
+}
+
+macro_rules! family {
+    ($kind:ident $name:literal $help:literal [$($key:literal = $label:literal),*] $value:expr) => {
+        Family { name: $name, help: $help, kind: $kind, labels: &[$(($key, $label)),*], value: $value }
+    };
+}
+
+/// Of containers, and of pods as a whole.
+const USAGE: &[Family<guest::Usage>] = &[
+    family!(Counter "container_cpu_usage_seconds_total" "Processor time used in seconds." ["cpu" = "total"]
+        |used| seconds(used.cpu_nanos)),
+    family!(Counter "container_cpu_user_seconds_total" "Processor time used by programs in seconds." []
+        |used| seconds(used.cpu_user_nanos)),
+    family!(Counter "container_cpu_system_seconds_total" "Processor time used by the kernel in seconds." []
+        |used| seconds(used.cpu_system_nanos)),
+    family!(Counter "container_cpu_cfs_periods_total" "Periods of the processor limit." []
+        |used| used.cpu_periods),
+    family!(Counter "container_cpu_cfs_throttled_periods_total" "Periods in which the processor limit was reached." []
+        |used| used.cpu_throttled_periods),
+    family!(Counter "container_cpu_cfs_throttled_seconds_total" "Time spent waiting for the next period in seconds." []
+        |used| seconds(used.cpu_throttled_nanos)),
+    family!(Gauge "container_memory_usage_bytes" "Memory used in bytes, page cache included." []
+        |used| used.memory_bytes),
+    family!(Gauge "container_memory_working_set_bytes" "Memory used in bytes without inactive page cache." []
+        |used| used.memory_working_set_bytes),
+    family!(Gauge "container_memory_rss" "Anonymous memory in bytes." []
+        |used| used.memory_rss_bytes),
+    family!(Gauge "container_memory_cache" "Page cache in bytes." []
+        |used| used.memory_cache_bytes),
+    family!(Gauge "container_memory_mapped_file" "Memory mapped from files in bytes." []
+        |used| used.memory_mapped_file_bytes),
+    family!(Gauge "container_memory_swap" "Swap used in bytes." []
+        |used| used.memory_swap_bytes),
+    family!(Counter "container_memory_failcnt" "How often the memory limit was reached." []
+        |used| used.memory_failures),
+    family!(Counter "container_memory_failures_total" "Page faults." ["failure_type" = "pgfault", "scope" = "container"]
+        |used| used.page_faults),
+    family!(Counter "container_memory_failures_total" "Page faults." ["failure_type" = "pgmajfault", "scope" = "container"]
+        |used| used.major_page_faults),
+    family!(Gauge "container_spec_memory_limit_bytes" "Memory limit in bytes; 0 is none." []
+        |used| used.memory_bytes.map(|_| used.memory_limit_bytes.unwrap_or(0))),
+    family!(Gauge "container_threads" "Processes and threads." []
+        |used| used.pids),
+    family!(Counter "container_pressure_cpu_stalled_seconds_total" "Time in which no task could run for want of a processor in seconds." []
+        |used| stalled(used.cpu_pressure.as_ref())),
+    family!(Counter "container_pressure_cpu_waiting_seconds_total" "Time in which tasks waited for a processor in seconds." []
+        |used| waiting(used.cpu_pressure.as_ref())),
+    family!(Counter "container_pressure_memory_stalled_seconds_total" "Time in which no task could run for want of memory in seconds." []
+        |used| stalled(used.memory_pressure.as_ref())),
+    family!(Counter "container_pressure_memory_waiting_seconds_total" "Time in which tasks waited for memory in seconds." []
+        |used| waiting(used.memory_pressure.as_ref())),
+    family!(Counter "container_pressure_io_stalled_seconds_total" "Time in which no task could run for want of input and output in seconds." []
+        |used| stalled(used.io_pressure.as_ref())),
+    family!(Counter "container_pressure_io_waiting_seconds_total" "Time in which tasks waited for input and output in seconds." []
+        |used| waiting(used.io_pressure.as_ref())),
+];
+
+/// Of containers only.
+const LAYER: &[Family<guest::DiskUsage>] =
+    &[family!(Gauge "container_fs_usage_bytes" "Bytes of the writable layer." ["device" = "writable"]
+        |layer| Some(layer.used_bytes))];
+
+const STARTED: &[Family<ContainerView>] = &[
+    family!(Gauge "container_start_time_seconds" "When it was started, in seconds since the epoch." []
+    |container| match container.state {
+        kina_model::ContainerState::Running(running) => u64::try_from(running.started_at).ok().map(|at| at / SECOND),
+        _ => None,
+    }),
+];
+
+/// Of pods only, per interface.
+const NETWORK: &[Family<guest::InterfaceStats>] = &[
+    family!(Counter "container_network_receive_bytes_total" "Bytes received." [] |one| Some(one.rx_bytes)),
+    family!(Counter "container_network_receive_packets_total" "Packets received." [] |one| Some(one.rx_packets)),
+    family!(Counter "container_network_receive_errors_total" "Errors while receiving." [] |one| Some(one.rx_errors)),
+    family!(Counter "container_network_receive_packets_dropped_total" "Packets dropped while receiving." []
+        |one| Some(one.rx_dropped)),
+    family!(Counter "container_network_transmit_bytes_total" "Bytes sent." [] |one| Some(one.tx_bytes)),
+    family!(Counter "container_network_transmit_packets_total" "Packets sent." [] |one| Some(one.tx_packets)),
+    family!(Counter "container_network_transmit_errors_total" "Errors while sending." [] |one| Some(one.tx_errors)),
+    family!(Counter "container_network_transmit_packets_dropped_total" "Packets dropped while sending." []
+        |one| Some(one.tx_dropped)),
+];
+
+/// The further label of [`NETWORK`].
+const INTERFACE_LABEL: &str = "interface";
+
+/// All metrics, once each.
+#[must_use]
+pub fn descriptors() -> Vec<v1::MetricDescriptor> {
+    fn all<'a, T>(
+        families: &'a [Family<T>],
+        more: &'a [&'a str],
+    ) -> impl Iterator<Item = v1::MetricDescriptor> + 'a {
+        families.iter().map(move |family| {
+            let own = family.labels.iter().map(|(key, _)| *key);
+            v1::MetricDescriptor {
+                name: family.name.to_owned(),
+                help: family.help.to_owned(),
+                label_keys: LABELS
+                    .into_iter()
+                    .chain(own)
+                    .chain(more.iter().copied())
+                    .map(str::to_owned)
+                    .collect(),
+            }
+        })
+    }
+    let mut descriptors: Vec<_> = all(USAGE, &[])
+        .chain(all(LAYER, &[]))
+        .chain(all(STARTED, &[]))
+        .chain(all(NETWORK, &[INTERFACE_LABEL]))
+        .collect();
+    descriptors.dedup_by(|one, other| one.name == other.name);
+    descriptors
+}
+
+/// A pod's metrics with those of its running containers.
+#[must_use]
+pub fn pod_metrics(usage: &PodUsage) -> v1::PodSandboxMetrics {
+    let pod = &usage.pod;
+    let answer = usage.usage.as_ref();
+    let mut metrics = Vec::new();
+    let labels = labels(pod, None);
+    if let Some(used) = answer.and_then(|answer| answer.pod.as_ref()) {
+        add(&mut metrics, USAGE, used, used.timestamp_nanos, &labels, None);
+        let interfaces =
+            answer.filter(|_| !pod.spec.namespaces.host_network).map(|answer| &answer.interfaces);
+        for interface in interfaces.into_iter().flatten() {
+            add(&mut metrics, NETWORK, interface, used.timestamp_nanos, &labels, Some(&interface.name));
+        }
+    }
+    let running = pod.containers.values().filter(|container| is_running(container));
+    v1::PodSandboxMetrics {
+        pod_sandbox_id: pod.id.to_string(),
+        metrics,
+        container_metrics: running.map(|container| container_metrics(container, usage)).collect(),
+    }
+}
+
+fn container_metrics(container: &ContainerView, usage: &PodUsage) -> v1::ContainerMetrics {
+    let id = container.id.as_str();
+    let mut metrics = Vec::new();
+    let labels = labels(&usage.pod, Some(container));
+    if let Some(stats) = usage.container(id)
+        && let Some(used) = &stats.usage
+    {
+        add(&mut metrics, USAGE, used, used.timestamp_nanos, &labels, None);
+        add(&mut metrics, STARTED, container, used.timestamp_nanos, &labels, None);
+        if let Some(layer) = &stats.writable_layer {
+            add(&mut metrics, LAYER, layer, layer.timestamp_nanos, &labels, None);
+        }
+    }
+    v1::ContainerMetrics { container_id: id.to_owned(), metrics }
+}
+
+/// The values of [`LABELS`]; a pod as a whole has no image and no container.
+fn labels(pod: &PodView, container: Option<&ContainerView>) -> [String; 6] {
+    let id = container.map_or(pod.id.as_str(), |container| container.id.as_str());
+    let metadata = &pod.spec.metadata;
+    [
+        id.to_owned(),
+        id.to_owned(),
+        container.map(|container| container.image.requested.clone()).unwrap_or_default(),
+        metadata.namespace.clone(),
+        metadata.name.clone(),
+        container.map(|container| container.spec.metadata.name.clone()).unwrap_or_default(),
+    ]
+}
+
+fn add<T>(
+    metrics: &mut Vec<v1::Metric>,
+    families: &[Family<T>],
+    of: &T,
+    timestamp: i64,
+    labels: &[String; 6],
+    more: Option<&String>,
+) {
+    for family in families {
+        let Some(value) = (family.value)(of) else {
+            continue;
+        };
+        let own = family.labels.iter().map(|(_, value)| (*value).to_owned());
+        metrics.push(v1::Metric {
+            name: family.name.to_owned(),
+            timestamp,
+            metric_type: family.kind.into(),
+            label_values: labels.iter().cloned().chain(own).chain(more.cloned()).collect(),
+            value: Some(v1::UInt64Value { value }),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet, HashMap};
+    use std::sync::Arc;
+
+    use kina_model::{ContainerId, ContainerState, PodId, PodState, Running};
+
+    use super::*;
+    use crate::pod::view::test_support;
+
+    /// Everything that can be counted, counted.
+    fn usage() -> PodUsage {
+        let pod: PodId = "a".repeat(32).parse().unwrap();
+        let id: ContainerId = "c".repeat(32).parse().unwrap();
+        let state = ContainerState::Running(Running { started_at: 5_000_000_000 });
+        let container = Arc::new(test_support::container(id.clone(), pod.clone(), state));
+        let pod = test_support::pod(pod, PodState::Starting, BTreeMap::from([(id.clone(), container)]));
+        let stall = guest::Stall { total_micros: 3_500_000, ..guest::Stall::default() };
+        let pressure = Some(guest::Pressure { some: Some(stall), full: Some(stall) });
+        let used = guest::Usage {
+            timestamp_nanos: 9,
+            cpu_nanos: Some(2_900_000_000),
+            cpu_user_nanos: Some(1),
+            cpu_system_nanos: Some(2),
+            cpu_periods: Some(3),
+            cpu_throttled_periods: Some(4),
+            cpu_throttled_nanos: Some(5),
+            memory_bytes: Some(100),
+            memory_working_set_bytes: Some(90),
+            memory_rss_bytes: Some(80),
+            memory_cache_bytes: Some(70),
+            memory_mapped_file_bytes: Some(60),
+            memory_swap_bytes: Some(50),
+            memory_limit_bytes: None,
+            memory_failures: Some(6),
+            page_faults: Some(7),
+            major_page_faults: Some(8),
+            pids: Some(9),
+            cpu_pressure: pressure,
+            memory_pressure: pressure,
+            io_pressure: pressure,
+        };
+        let layer = guest::DiskUsage { timestamp_nanos: 8, used_bytes: 10, inodes: 2, incomplete: false };
+        let container = guest::ContainerStats {
+            id: id.to_string(),
+            usage: Some(used.clone()),
+            writable_layer: Some(layer),
+        };
+        let interfaces = ["eth0", "net1"].map(|name| guest::InterfaceStats {
+            name: name.to_owned(),
+            rx_bytes: 11,
+            ..guest::InterfaceStats::default()
+        });
+        let answer = guest::StatsResponse {
+            containers: vec![container],
+            pod: Some(used),
+            interfaces: interfaces.to_vec(),
+        };
+        let (nano_cores, container_nano_cores) = (None, HashMap::new());
+        PodUsage { pod: Arc::new(pod), usage: Some(answer), nano_cores, container_nano_cores }
+    }
+
+    /// The kubelet refuses a metric whose labels are not its descriptor's, and
+    /// two of the same name and labels.
+    #[test]
+    fn metrics_fit_their_descriptors() {
+        let descriptors = descriptors();
+        let keys: BTreeMap<&str, usize> =
+            descriptors.iter().map(|one| (one.name.as_str(), one.label_keys.len())).collect();
+        assert_eq!(keys.len(), descriptors.len(), "a name is there twice");
+        let metrics = pod_metrics(&usage());
+        let of_containers = metrics.container_metrics.iter().flat_map(|container| &container.metrics);
+        let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
+        for metric in metrics.metrics.iter().chain(of_containers) {
+            assert_eq!(metric.label_values.len(), keys[metric.name.as_str()], "{metric:?}");
+            assert!(metric.timestamp > 0, "{metric:?}");
+            assert!(seen.insert((&metric.name, &metric.label_values)), "{metric:?} is there twice");
+            names.insert(metric.name.as_str());
+        }
+        assert_eq!(names, keys.keys().copied().collect(), "of some metric there is never a value");
+    }
+
+    #[test]
+    fn values_are_what_was_counted() {
+        let metrics = pod_metrics(&usage());
+        let value = |name: &str| {
+            let found = metrics.container_metrics[0].metrics.iter().find(|metric| metric.name == name);
+            found.and_then(|metric| metric.value).map(|value| value.value)
+        };
+        assert_eq!(value("container_cpu_usage_seconds_total"), Some(2));
+        assert_eq!(value("container_memory_working_set_bytes"), Some(90));
+        assert_eq!(value("container_spec_memory_limit_bytes"), Some(0));
+        assert_eq!(value("container_pressure_io_waiting_seconds_total"), Some(3));
+        assert_eq!(value("container_start_time_seconds"), Some(5));
+        // Without an answer there is nothing to tell, and nobody is told zero.
+        let silent = PodUsage { usage: None, ..usage() };
+        let metrics = pod_metrics(&silent);
+        assert_eq!((metrics.metrics.len(), metrics.container_metrics[0].metrics.len()), (0, 0));
+    }
+
+    /// The same of the calls about usage.
+    #[test]
+    fn what_is_not_counted_is_absent() {
+        use crate::cri::stats::{Disk, pod_stats};
+        let stats = pod_stats(&usage(), Disk("/disk")).linux.unwrap();
+        let memory = stats.memory.unwrap();
+        assert_eq!(memory.working_set_bytes.unwrap().value, 90);
+        assert_eq!(memory.available_bytes, None, "there is no limit");
+        assert_eq!(stats.cpu.unwrap().usage_nano_cores, None, "asked for the first time");
+        let network = stats.network.unwrap();
+        assert_eq!(network.default_interface.unwrap().name, "eth0");
+        assert_eq!(network.interfaces.len(), 1);
+        assert_eq!(stats.containers[0].writable_layer.as_ref().unwrap().used_bytes.unwrap().value, 10);
+        let silent = PodUsage { usage: None, ..usage() };
+        let stats = pod_stats(&silent, Disk("/disk")).linux.unwrap();
+        assert!(stats.memory.is_none() && stats.network.is_none() && stats.containers[0].cpu.is_none());
+    }
+}

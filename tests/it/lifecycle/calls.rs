@@ -56,14 +56,12 @@ async fn calls_that_are_missing_say_so_by_name() {
     }
     let mut runtime = cri.client.runtime.clone();
     unimplemented!(runtime;
-        update_container_resources "UpdateContainerResources"
         exec "Exec"
         attach "Attach"
         port_forward "PortForward"
         checkpoint_container "CheckpointContainer"
         checkpoint_pod "CheckpointPod"
-        restore_pod "RestorePod"
-        update_pod_sandbox_resources "UpdatePodSandboxResources");
+        restore_pod "RestorePod");
     drop((runtime, cri));
     daemon.leave_nothing().await;
 }

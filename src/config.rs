@@ -4,6 +4,7 @@
 mod image;
 mod machine;
 mod network;
+mod streaming;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::runtime::RuntimeConfig;
 pub use image::Image;
 pub use machine::{Machine, Qemu};
 pub use network::Network;
+pub use streaming::Streaming;
 
 /// Where `kina serve` looks for its configuration when no path is given.
 pub const DEFAULT_PATH: &str = "/etc/kina/config.toml";
@@ -88,6 +90,8 @@ pub struct Config {
     pub image: Image,
     /// The pods' network.
     pub network: Network,
+    /// Where clients of exec, attach and port-forward go.
+    pub streaming: Streaming,
 }
 
 /// The daemon's log.
@@ -136,6 +140,7 @@ impl Default for Config {
             placement: PlacementPolicy::default(),
             image: Image::default(),
             network: Network::default(),
+            streaming: Streaming::default(),
         }
     }
 }
@@ -225,6 +230,7 @@ impl Config {
         self.machine.check()?;
         self.image.check()?;
         self.network.check()?;
+        self.streaming.check()?;
         Ok(())
     }
 
@@ -384,6 +390,11 @@ mod tests {
             ("[network]\nplugin_directories = []", "network.plugin_directories: names no directory"),
             ("[network]\nplugin_directories = [\"a\"]", "network.plugin_directories: a is not"),
             ("[network]\nadd_seconds = 0", "network.add_seconds: must be at least 1"),
+            ("[streaming]\naddress = \"localhost\"", "streaming.address: \"localhost\" is not"),
+            ("[streaming]\naddress = \"[::]:10010\"", "streaming.base_url: "),
+            ("[streaming]\nbase_url = \"node:10010\"", "streaming.base_url: "),
+            ("[streaming]\ncertificate = \"/c.pem\"", "streaming.key: "),
+            ("[streaming]\nkey = \"/k.pem\"", "streaming.certificate: "),
             ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
             ("[machine]\nshare_roots = [\"data\"]", "machine.share_roots: data is not"),
             ("[machine.qemu]\nkernel = \"/vmlinuz\"", "machine.qemu.kernel_modules: "),

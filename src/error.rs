@@ -1,5 +1,6 @@
 //! The daemon's error: what failed, with ids, whatever the layer below.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kina_attachment::vni::LeaseError;
@@ -202,6 +203,18 @@ pub enum Error {
     /// The image store or a registry failed.
     #[error("image")]
     Image(#[from] kina_image::Error),
+    /// A streaming call asks for what cannot be, or its server cannot serve.
+    #[error("streaming")]
+    Streaming(#[from] kina_streaming::Error),
+    /// Streaming clients cannot be served there.
+    #[error("listen on {address} for streaming clients; see streaming.address in the configuration")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The store failed.
     #[error("store")]
     Store(#[from] kina_store::Error),

@@ -20,5 +20,6 @@ pub mod registry;
 pub mod runtime;
 pub mod service;
 pub mod stats;
+pub mod streaming;
 pub mod telemetry;
 pub mod traces;

@@ -491,7 +491,7 @@ impl Runtime {
     }
 
     /// A running container with its pod's guest.
-    fn running(
+    pub(crate) fn running(
         &self,
         id: &str,
         operation: &'static str,
@@ -501,6 +501,21 @@ impl Runtime {
         match (pod.guest(), &view.state) {
             (Some(guest), ContainerState::Running(_)) => Ok((container, pod.id().clone(), guest)),
             (_, state) => Err(Error::ContainerState { container, state: state.name(), operation }),
+        }
+    }
+
+    /// A ready pod with its guest.
+    pub(crate) fn ready(
+        &self,
+        id: &str,
+        operation: &'static str,
+    ) -> Result<(PodId, kina_guest_api::GuestClient), Error> {
+        let pod = self.find_pod(id)?;
+        match self.inner.registry.pod(pod.id.as_str())?.guest() {
+            Some(guest) if pod.state.is_ready() => Ok((pod.id.clone(), guest)),
+            Some(_) | None => {
+                Err(Error::PodState { pod: pod.id.clone(), state: pod.state.name(), operation })
+            }
         }
     }
 

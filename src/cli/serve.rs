@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, LogFormat};
 use crate::runtime::Runtime;
+use crate::streaming::Streaming;
 
 /// How long calls under way may take to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -104,8 +105,14 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     let mut signals = Signals::new()?;
     let path = config.socket_path();
     let listener = bind(&path).await?;
-    let runtime = tokio::select! {
-        opened = Runtime::open(runtime_config) => opened.inspect_err(|_| {
+    let streaming_config = config.streaming.runtime()?;
+    let open = async {
+        let runtime = Runtime::open(runtime_config).await?;
+        let streaming = Streaming::start(streaming_config, runtime.clone()).await?;
+        anyhow::Ok((runtime, streaming))
+    };
+    let (runtime, streaming) = tokio::select! {
+        opened = open => opened.inspect_err(|_| {
             // Nobody listens on it any more.
             let _ = std::fs::remove_file(&path);
         })?,
@@ -115,11 +122,12 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
             return Ok(());
         }
     };
-    info!(socket = %path.display(), pid = std::process::id(), version = env!("KINA_VERSION"), "kina serves");
+    let streams = streaming.base();
+    info!(socket = %path.display(), streams, pid = std::process::id(), version = env!("KINA_VERSION"), "kina serves");
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let served = server().serve_with_incoming_shutdown(
-        crate::service::server(runtime.clone()),
+        crate::service::server(runtime.clone(), streaming.clone()),
         UnixListenerStream::new(listener),
         async {
             let _ = stopped.await;
@@ -142,6 +150,8 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     let removed = std::fs::remove_file(&path);
     let _ = stop.send(());
     runtime.end_streams();
+    // Their clients see the connection end; commands end with it, pods do not.
+    streaming.stop().await;
     tokio::select! {
         result = tokio::time::timeout(DRAIN, served) => match result {
             Ok(served) => served??,

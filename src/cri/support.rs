@@ -1,5 +1,5 @@
 //! What kina does with each field of the requests that make pods and
-//! containers. A test holds the table against the protocol file, the
+//! containers and connect to them. A test holds the table against the protocol file, the
 //! conversions name every field, and the documentation is made from it.
 
 /// What happens to a field.
@@ -131,7 +131,7 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ("config.annotations", Honoured),
     ("config.log_path", Honoured),
     ("config.stdin", Honoured),
-    ("config.stdin_once", NotApplicable("it is about the first attach, and this version has no Attach")),
+    ("config.stdin_once", Honoured),
     ("config.tty", Honoured),
     ("config.linux.resources.cpu_period", Honoured),
     ("config.linux.resources.cpu_quota", Honoured),
@@ -181,13 +181,42 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ),
 ];
 
+/// Fields of `ExecRequest`, by path.
+pub const EXEC: &[(&str, Support)] = &[
+    ("container_id", Honoured),
+    ("cmd", Honoured),
+    ("tty", Honoured),
+    ("stdin", Honoured),
+    ("stdout", Honoured),
+    ("stderr", Honoured),
+];
+
+/// Fields of `AttachRequest`, by path.
+pub const ATTACH: &[(&str, Support)] = &[
+    ("container_id", Honoured),
+    ("stdin", Honoured),
+    ("tty", Honoured),
+    ("stdout", Honoured),
+    ("stderr", Honoured),
+];
+
+/// Fields of `PortForwardRequest`, by path.
+pub const PORT_FORWARD: &[(&str, Support)] = &[("pod_sandbox_id", Honoured), ("port", Honoured)];
+
+/// The requests of this table.
+const TABLES: [(&str, &[(&str, Support)]); 5] = [
+    ("RunPodSandboxRequest", RUN_POD_SANDBOX),
+    ("CreateContainerRequest", CREATE_CONTAINER),
+    ("ExecRequest", EXEC),
+    ("AttachRequest", ATTACH),
+    ("PortForwardRequest", PORT_FORWARD),
+];
+
 /// The table as documentation, `docs/cri-support.md`.
 #[must_use]
 pub fn markdown() -> String {
     let mut text = INTRODUCTION.to_owned();
-    for (request, table) in
-        [("RunPodSandboxRequest", RUN_POD_SANDBOX), ("CreateContainerRequest", CREATE_CONTAINER)]
-    {
+    for (request, table) in TABLES {
         text.push_str(&format!("\n## {request}\n\n| field | `shared` | `vm` | |\n|---|---|---|---|\n"));
         for (path, support) in table {
             const NOTHING: &str = "no meaning here";
@@ -207,11 +236,11 @@ pub fn markdown() -> String {
 
 const INTRODUCTION: &str = "# Fields of the CRI
 
-What kina does with each field of the requests that make pods and containers, by runtime handler: on the
-node's own kernel (`shared`) and in a virtual machine (`vm`). *Honoured*: it is acted upon. *Refused*: any
-value but the default is an error that names the field. *Partly*: the column beside it says what is refused.
-*No meaning here*: it asks for nothing that kina could do or leave undone. A field with an entry stands for
-all below it.
+What kina does with each field of the requests that make pods and containers and connect to them, by runtime
+handler: on the node's own kernel (`shared`) and in a virtual machine (`vm`). *Honoured*: it is acted upon.
+*Refused*: any value but the default is an error that names the field. *Partly*: the column beside it says
+what is refused. *No meaning here*: it asks for nothing that kina could do or leave undone. A field with an
+entry stands for all below it.
 
 This page is made from `src/cri/support.rs`; a test holds that table against the interface, and this page
 against the table.
@@ -289,9 +318,7 @@ mod tests {
     #[test]
     fn every_field_of_the_interface_is_listed() {
         let messages = messages();
-        for (message, table) in
-            [("RunPodSandboxRequest", RUN_POD_SANDBOX), ("CreateContainerRequest", CREATE_CONTAINER)]
-        {
+        for (message, table) in TABLES {
             let mut found = BTreeSet::new();
             paths(&messages, message, "", table, &mut found);
             let listed: BTreeSet<String> = table.iter().map(|(path, _)| (*path).to_owned()).collect();
@@ -318,9 +345,7 @@ mod tests {
     #[test]
     fn a_whole_message_is_never_honoured_unseen() {
         let messages = messages();
-        for (message, table) in
-            [("RunPodSandboxRequest", RUN_POD_SANDBOX), ("CreateContainerRequest", CREATE_CONTAINER)]
-        {
+        for (message, table) in TABLES {
             let mut leaves = BTreeSet::new();
             paths(&messages, message, "", &[], &mut leaves);
             for (path, support) in table {

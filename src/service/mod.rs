@@ -12,6 +12,7 @@ mod routes;
 mod runtime;
 mod stats;
 mod status;
+mod streaming;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use crate::cri::v1::image_service_server::ImageServiceServer;
 use crate::cri::v1::runtime_service_server::RuntimeServiceServer;
 use crate::error::{Error, chain};
 use crate::runtime::Runtime;
+use crate::streaming::Streaming;
 
 pub use routes::Routes;
 use status::later;
@@ -34,14 +36,15 @@ use status::later;
 /// (`maxMsgSize` of its CRI client).
 pub const MESSAGE_LIMIT: usize = 16 << 20;
 
-/// The CRI over that runtime; [`Routes::with`] puts more beside it.
+/// The CRI over that runtime, with URLs of that streaming server; [`Routes::with`]
+/// puts more beside it.
 #[must_use]
-pub fn server(runtime: Runtime) -> Routes {
+pub fn server(runtime: Runtime, streaming: Streaming) -> Routes {
     let images = images::Images::new(runtime.clone());
     Routes::default()
         .with(admin::Admin::server(runtime.clone()))
         .with(
-            RuntimeServiceServer::new(runtime::Service::new(runtime))
+            RuntimeServiceServer::new(runtime::Service::new(runtime, streaming))
                 .max_decoding_message_size(MESSAGE_LIMIT)
                 .max_encoding_message_size(MESSAGE_LIMIT),
         )

@@ -12,6 +12,7 @@ use crate::cri::v1;
 use crate::cri::v1::runtime_service_server::RuntimeService;
 use crate::error::Error;
 use crate::runtime::{Condition, Runtime};
+use crate::streaming::Streaming;
 
 /// The version of the kubelet's runtime interface that the kubelet expects in
 /// the answer to Version, whatever the runtime's.
@@ -23,12 +24,13 @@ const APPARMOR: &str = "/sys/module/apparmor/parameters/enabled";
 /// The runtime service over a runtime.
 pub(super) struct Service {
     pub(super) runtime: Runtime,
+    pub(super) streaming: Streaming,
     apparmor: OnceCell<bool>,
 }
 
 impl Service {
-    pub(super) fn new(runtime: Runtime) -> Self {
-        Self { runtime, apparmor: OnceCell::new() }
+    pub(super) fn new(runtime: Runtime, streaming: Streaming) -> Self {
+        Self { runtime, streaming, apparmor: OnceCell::new() }
     }
 
     /// Whether the node's kernel enforces AppArmor profiles; asked once.
@@ -263,22 +265,28 @@ impl RuntimeService for Service {
         answer(span, self.update_container(request)).await
     }
 
-    async fn exec(&self, _request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
-        Err(later("Exec"))
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Exec", container = request.container_id);
+        answer(span, self.exec(request)).await
     }
 
     async fn attach(
         &self,
-        _request: Request<v1::AttachRequest>,
+        request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
-        Err(later("Attach"))
+        let request = request.into_inner();
+        let span = info_span!("Attach", container = request.container_id);
+        answer(span, self.attach(request)).await
     }
 
     async fn port_forward(
         &self,
-        _request: Request<v1::PortForwardRequest>,
+        request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
-        Err(later("PortForward"))
+        let request = request.into_inner();
+        let span = info_span!("PortForward", pod = request.pod_sandbox_id);
+        answer(span, self.port_forward(request)).await
     }
 
     async fn container_stats(

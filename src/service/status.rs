@@ -70,7 +70,19 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Node(source) => node(source),
         Error::Image(source) => image(source),
         Error::Store(source) => store(source),
-        Error::Encode { .. } | Error::Log { .. } => Code::Internal,
+        Error::Streaming(source) => streaming(source),
+        Error::Encode { .. } | Error::Log { .. } | Error::Listen { .. } => Code::Internal,
+    }
+}
+
+fn streaming(error: &kina_streaming::Error) -> Code {
+    use kina_streaming::Error;
+    match error {
+        Error::NoStreams | Error::TtyWithStderr => Code::InvalidArgument,
+        Error::TooManyTokens { .. } => Code::ResourceExhausted,
+        Error::Certificate { .. } | Error::Key { .. } | Error::Tls { .. } | Error::Accept(_) => {
+            Code::Internal
+        }
     }
 }
 

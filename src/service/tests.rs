@@ -17,6 +17,7 @@ use crate::cri::v1::image_service_client::ImageServiceClient;
 use crate::cri::v1::runtime_service_client::RuntimeServiceClient;
 use crate::pod::context::Paths;
 use crate::runtime::{Runtime, RuntimeConfig};
+use crate::streaming::Streaming;
 
 async fn runtime(directory: &Path) -> Runtime {
     let paths = Paths { root: directory.join("root"), run: directory.join("run") };
@@ -44,6 +45,13 @@ async fn runtime(directory: &Path) -> Runtime {
     Runtime::with_drivers(config, node, None, Err("none in tests".to_owned())).await.unwrap()
 }
 
+async fn serve(directory: &Path) -> Routes {
+    let runtime = runtime(directory).await;
+    let config = crate::config::Streaming::default().runtime().unwrap();
+    let streaming = Streaming::start(config, runtime.clone()).await.unwrap();
+    server(runtime, streaming)
+}
+
 /// Serves on a socket in the directory until the runtime of the test ends.
 async fn channel(directory: &Path, routes: Routes) -> Channel {
     let path = directory.join("cri.sock");
@@ -65,7 +73,7 @@ fn image(name: &str) -> Option<v1::ImageSpec> {
 #[tokio::test]
 async fn what_can_be_asked_without_a_pod() {
     let directory = tempfile::tempdir().unwrap();
-    let channel = channel(directory.path(), server(runtime(directory.path()).await)).await;
+    let channel = channel(directory.path(), serve(directory.path()).await).await;
     let mut runtime = RuntimeServiceClient::new(channel.clone());
     let mut images = ImageServiceClient::new(channel);
 
@@ -130,7 +138,7 @@ async fn what_can_be_asked_without_a_pod() {
 #[tokio::test]
 async fn refusals_name_the_field() {
     let directory = tempfile::tempdir().unwrap();
-    let channel = channel(directory.path(), server(runtime(directory.path()).await)).await;
+    let channel = channel(directory.path(), serve(directory.path()).await).await;
     let mut runtime = RuntimeServiceClient::new(channel.clone());
     let mut images = ImageServiceClient::new(channel);
 
@@ -160,12 +168,12 @@ async fn refusals_name_the_field() {
 #[tokio::test]
 async fn other_calls_and_services_are_unimplemented() {
     let directory = tempfile::tempdir().unwrap();
-    let channel = channel(directory.path(), server(runtime(directory.path()).await)).await;
+    let channel = channel(directory.path(), serve(directory.path()).await).await;
     let mut runtime = RuntimeServiceClient::new(channel);
-    let refused = runtime.exec(v1::ExecRequest::default()).await.unwrap_err();
+    let refused = runtime.restore_pod(v1::RestorePodRequest::default()).await.unwrap_err();
     assert_eq!(
         (refused.code(), refused.message()),
-        (Code::Unimplemented, "Exec is not implemented in this version of kina")
+        (Code::Unimplemented, "RestorePod is not implemented in this version of kina")
     );
 
     let directory = tempfile::tempdir().unwrap();

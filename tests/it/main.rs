@@ -17,3 +17,4 @@ mod network;
 mod observe;
 mod recovery;
 mod scale;
+mod streaming;

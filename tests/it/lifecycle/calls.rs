@@ -56,9 +56,6 @@ async fn calls_that_are_missing_say_so_by_name() {
     }
     let mut runtime = cri.client.runtime.clone();
     unimplemented!(runtime;
-        exec "Exec"
-        attach "Attach"
-        port_forward "PortForward"
         checkpoint_container "CheckpointContainer"
         checkpoint_pod "CheckpointPod"
         restore_pod "RestorePod");

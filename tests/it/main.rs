@@ -18,3 +18,4 @@ mod observe;
 mod recovery;
 mod scale;
 mod streaming;
+mod vm;

@@ -1,6 +1,7 @@
 //! A daemon of a test's own.
 
 mod cri;
+pub(crate) mod machine;
 mod node_network;
 mod place;
 
@@ -16,17 +17,13 @@ use kina::client::Client;
 use kina::cri::v1;
 use rustix::process::{Pid, Signal, kill_process};
 
+pub(crate) use machine::handler;
 pub(crate) use cri::{Cri, IMAGE, labels, namespaces, output, script, shell, with_security};
 pub(crate) use place::{BRIDGE, Place, busybox};
 
 /// How long anything may take that must come to pass. The machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(10);
-
-/// The runtime handler that the tests ask for: `KINA_IT_HANDLER`, or `shared`.
-pub(crate) fn handler() -> String {
-    std::env::var("KINA_IT_HANDLER").unwrap_or_else(|_| "shared".to_owned())
-}
 
 /// The guest: `KINA_GUEST`, or the static one that `cargo xtask guest` builds,
 /// or the one of the last debug build.

@@ -3,6 +3,7 @@
 use kina::cri::v1;
 use tonic::{Code, Request};
 
+use crate::harness::machine::also_in_vm;
 use crate::harness::{Daemon, Options, handler, labels, script, wait_until};
 
 const FOREVER: &str = "sleep 1000";
@@ -319,4 +320,9 @@ async fn what_cannot_be_made_leaves_nothing() {
         drop(cri);
         daemon.leave_nothing().await;
     }
+}
+
+also_in_vm! {
+    every_call_may_be_repeated,
+    what_cannot_be_made_leaves_nothing,
 }

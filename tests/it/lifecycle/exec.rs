@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
+use crate::harness::machine::also_in_vm;
 use crate::harness::{Daemon, script, shell, wait_until, with_security};
 
 const FOREVER: &str = "sleep 1000";
@@ -127,4 +128,11 @@ async fn confined_as_its_container() {
         assert_eq!(own, theirs, "{name}");
     }
     daemon.leave_nothing().await;
+}
+
+also_in_vm! {
+    output_and_exit_code,
+    a_timeout_ends_all_of_it,
+    output_is_bounded,
+    confined_as_its_container,
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use kina::cri::v1::{self, MountPropagation};
 
+use crate::harness::machine::also_in_vm;
 use crate::harness::{Daemon, script, wait_until, with_security};
 
 const FOREVER: &str = "sleep 1000";
@@ -129,4 +130,9 @@ async fn propagation() {
     cri.sh(&both, "umount /shared/container").await;
     wait_until("the mount to go", async || !shared.join("container/seen").exists()).await;
     daemon.leave_nothing().await;
+}
+
+also_in_vm! {
+    the_root_is_the_containers_own,
+    files_and_directories_of_the_node,
 }

@@ -1,5 +1,6 @@
 //! Logs in the CRI's format.
 
+use crate::harness::machine::also_in_vm;
 use crate::harness::{Daemon, output, script};
 
 /// Bytes of a line after which it is divided.
@@ -63,4 +64,8 @@ async fn a_container_without_a_log() {
     let status = cri.wait_exit(&id).await;
     assert_eq!((status.exit_code, status.log_path.as_str()), (3, ""));
     daemon.leave_nothing().await;
+}
+
+also_in_vm! {
+    lines_streams_and_pieces,
 }

@@ -4,6 +4,7 @@ use kina::cri::v1;
 use kina_testkit::images::{self, File};
 use serde_json::json;
 
+use crate::harness::machine::also_in_vm;
 use crate::harness::{Daemon, IMAGE, end, script, shell, wait_until, with_security};
 
 const CONFIGURED: &str = "localhost/configured:it";
@@ -243,4 +244,12 @@ async fn the_end_is_told_though_a_child_lives() {
     cri.remove(&parent).await.unwrap();
     wait_until("the end of its child", async || daemon.place.processes(&pod).len() == idle).await;
     daemon.leave_nothing().await;
+}
+
+also_in_vm! {
+    command_arguments_and_surroundings_from_image_and_configuration,
+    exit_codes_and_their_reasons,
+    killed_for_want_of_memory,
+    a_stop_is_polite_first,
+    confinement_is_the_default_one,
 }

@@ -2,6 +2,7 @@
 
 use kina::cri::v1::{self, NamespaceMode};
 
+use crate::harness::machine::also_in_vm;
 use crate::harness::{Cri, Daemon, labels, namespaces, script, with_security};
 
 const FOREVER: &str = "sleep 1000";
@@ -180,4 +181,10 @@ async fn sysctls_names_and_resolvers() {
     let refused = cri.run_pod(&bad).await.unwrap_err();
     assert!(refused.message().contains("kernel.panic"), "{refused}");
     daemon.leave_nothing().await;
+}
+
+also_in_vm! {
+    containers_talk_over_localhost,
+    process_namespaces_by_option,
+    sysctls_names_and_resolvers,
 }

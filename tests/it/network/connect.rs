@@ -6,6 +6,7 @@ use kina::cri::v1;
 use serde_json::json;
 
 use super::{GATEWAY, GATEWAY_V6, bridge, ipam};
+use crate::harness::machine::also_in_vm;
 use crate::harness::{Cri, Daemon, Options, script};
 
 /// Serves its own name over HTTP.
@@ -217,4 +218,9 @@ async fn refusals() {
     assert!(status.message().contains("kubernetes.io/ingress-bandwidth"), "{status}");
     assert_eq!(cri.pods(None).await, []);
     daemon.leave_nothing().await;
+}
+
+also_in_vm! {
+    on_a_bridge,
+    point_to_point,
 }

@@ -1,0 +1,102 @@
+//! Machines that die: what the caller sees, and that nothing is left.
+
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::harness::{Daemon, end, kill, lives, machine, script, wait_until};
+
+const FOREVER: &str = "echo up; sleep 1000";
+
+/// The process of a pod whose program has that name.
+fn process(daemon: &Daemon, pod: &str, program: &str) -> u32 {
+    let named = |pid: &u32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        name.split('\0')
+            .next()
+            .is_some_and(|path| path.rsplit('/').next().is_some_and(|name| name.starts_with(program)))
+    };
+    let found = daemon.place.processes(pod).into_iter().find(named);
+    found.unwrap_or_else(|| panic!("no {program} in {:?}", daemon.place.processes(pod)))
+}
+
+/// Each of a machine's processes is killed in turn. The pod fails with a reason
+/// that says which; it is removed, and the next one works.
+#[tokio::test]
+async fn a_killed_part_ends_the_pod_with_the_reason() {
+    machine::use_vm();
+    let mut daemon = Daemon::start().await;
+    for (program, reason) in [("qemu", "killed"), ("virtiofsd", "virtiofsd"), ("kina-vsock", "vsock")] {
+        let cri = daemon.cri();
+        let pod = cri.make_pod(program).await;
+        let one = cri.run(&pod, script("one", FOREVER)).await;
+        cri.wait_output(&one, "up").await;
+        kill(process(&daemon, &pod, program), Signal::KILL);
+        let status = cri.wait_exit(&one).await;
+        assert_eq!(end(&status).0, 137, "{program}");
+        assert!(status.message.contains(reason), "{program}: {status:?}");
+        cri.wait_not_ready(&pod).await;
+        wait_until("its processes to end", async || daemon.place.processes(&pod).is_empty()).await;
+        cri.exec(&one, crate::harness::shell("true"), 1).await.unwrap_err();
+        cri.stop_pod(&pod).await.unwrap();
+        cri.remove_pod(&pod).await.unwrap();
+        daemon.place.wait_clean(Some(daemon.pid())).await;
+    }
+    daemon.leave_nothing().await;
+}
+
+/// The same while no daemon runs.
+#[tokio::test]
+async fn a_machine_that_dies_without_a_daemon_is_found_dead() {
+    machine::use_vm();
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.run(&pod, script("one", FOREVER)).await;
+    let qemu = process(&daemon, &pod, "qemu");
+    daemon.kill9().await;
+    assert!(lives(qemu));
+    kill(qemu, Signal::KILL);
+    wait_until("its end", async || !lives(qemu)).await;
+    daemon.start_again(crate::harness::Options::default()).await;
+    let cri = daemon.cri();
+    assert!(!cri.is_ready(&pod).await);
+    assert_eq!(end(&cri.wait_exit(&one).await).0, 137);
+    daemon.leave_nothing().await;
+}
+
+/// QEMU has no rights of root, no network but the pod's, and cannot gain any.
+#[tokio::test]
+async fn the_monitor_is_unprivileged() {
+    machine::use_vm();
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let (one, two) = (cri.make_pod("one").await, cri.make_pod("two").await);
+    let status = |pod: &str| {
+        let pid = process(&daemon, pod, "qemu");
+        (pid, std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap())
+    };
+    let field = |status: &str, name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().to_owned()
+    };
+    let mut users = Vec::new();
+    for pod in [&one, &two] {
+        let (pid, text) = status(pod);
+        assert_ne!(field(&text, "Uid:"), "0");
+        assert_eq!(field(&text, "CapEff:"), "0000000000000000");
+        assert_eq!(field(&text, "CapBnd:"), "0000000000000000");
+        assert_eq!(field(&text, "NoNewPrivs:"), "1");
+        assert_eq!(field(&text, "Seccomp:"), "2");
+        let network = std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        assert_ne!(network, std::fs::read_link("/proc/self/ns/net").unwrap());
+        users.push(field(&text, "Uid:"));
+    }
+    // Nor can one machine's monitor touch another's.
+    assert_ne!(users[0], users[1]);
+    let (pid, _) = status(&one);
+    let open = Command::new("ls").arg("-l").arg(format!("/proc/{pid}/fd")).output().unwrap();
+    let open = String::from_utf8(open.stdout).unwrap();
+    assert!(!open.contains(daemon.place.socket().to_str().unwrap()), "{open}");
+    daemon.leave_nothing().await;
+}

@@ -1,6 +1,10 @@
 //! On which machine a test's pods run.
 
 use std::cell::Cell;
+use std::path::Path;
+
+use kina::config::{Machine, Qemu};
+use kina_testkit::vm::Prerequisites;
 
 thread_local! {
     /// The handler of the test on this thread; a test's tasks all run on one.
@@ -48,4 +52,29 @@ pub(crate) use also_in_vm;
 /// Has this test's pods run in virtual machines.
 pub(crate) fn use_vm() {
     HANDLER.set(Some("vm"));
+}
+
+/// The `[machine]` of a daemon in that directory. Machines are emulated: that
+/// works everywhere.
+pub(super) fn configuration(directory: &Path) -> Machine {
+    let qemu = if is_vm() {
+        let found = Prerequisites::find().unwrap();
+        Qemu {
+            accelerator: kina_machine_qemu::Choice::Tcg,
+            kernel: found.kernel,
+            kernel_modules: found.modules,
+            virtiofsd: found.virtiofsd,
+            vsock: found.vsock_device,
+            ..Qemu::default()
+        }
+    } else {
+        Qemu { enabled: false, ..Qemu::default() }
+    };
+    Machine {
+        kubelet_root: directory.join("kubelet"),
+        share_roots: vec![directory.join("data"), directory.join("shared")],
+        memory_mib: 256,
+        qemu,
+        ..Machine::default()
+    }
 }

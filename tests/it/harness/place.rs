@@ -63,6 +63,7 @@ impl Place {
                 cache_directory: directory.join("cni"),
                 ..Network::default()
             },
+            machine: super::machine::configuration(&directory),
             ..Config::default()
         };
         for path in [&config.root, &config.run, &config.network.config_directory] {

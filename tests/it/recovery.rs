@@ -187,7 +187,7 @@ async fn what_no_record_explains_is_removed() {
     let mut daemon = Daemon::start().await;
     let cri = daemon.cri();
     let pod = cri.make_pod("p").await;
-    let one = cri.run(&pod, script("one", FOREVER)).await;
+    cri.run(&pod, script("one", FOREVER)).await;
     daemon.kill9().await;
     let store = Store::open(daemon.place.config().root.join("records.redb")).unwrap();
     store.table::<kina::pod::record::PodRecord>().delete(&pod).await.unwrap();

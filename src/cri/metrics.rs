@@ -275,7 +275,7 @@ mod tests {
         let layer = guest::DiskUsage { timestamp_nanos: 8, used_bytes: 10, inodes: 2, incomplete: false };
         let container = guest::ContainerStats {
             id: id.to_string(),
-            usage: Some(used.clone()),
+            usage: Some(used),
             writable_layer: Some(layer),
         };
         let interfaces = ["eth0", "net1"].map(|name| guest::InterfaceStats {

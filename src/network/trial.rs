@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use kina_model::{PodId, PodSpec};
+use kina_model::{Placement, PodId, PodSpec, SpecError};
 use kina_node::{NetworkProbe, ProbeKind, ProbeStep};
 
 use super::Network;
@@ -44,7 +44,7 @@ impl Network {
     /// servers with a question for `name`.
     ///
     /// # Errors
-    /// When the pod's namespace cannot be entered.
+    /// When the pod's namespace cannot be entered, or is in a machine of its own.
     pub async fn try_out(
         &self,
         pod: &PodId,
@@ -52,6 +52,17 @@ impl Network {
         target: Option<TrialTarget>,
         name: &str,
     ) -> Result<Trial, Error> {
+        if spec.placement == Placement::Vm {
+            // What is sent in the namespace on the node does not come from the machine.
+            return Err(SpecError::unsupported(
+                "from",
+                format!(
+                    "pod {pod} runs in a virtual machine, into which the node does not reach; \
+                         try from a container of it, or from a pod with runtime handler \"shared\""
+                ),
+            )
+            .into());
+        }
         let node = &self.inner.node;
         let whence = (!spec.namespaces.host_network).then_some(pod);
         let mut probe = NetworkProbe {

@@ -150,7 +150,7 @@ async fn usage_is_told() {
     let all = v1::ListContainerStatsRequest { filter: None };
     let listed = runtime.list_container_stats(all).await.unwrap().into_inner().stats;
     let ids: Vec<_> = listed.into_iter().map(|stats| stats.attributes.unwrap().id).collect();
-    assert_eq!(ids, [container.clone()]);
+    assert_eq!(ids, std::slice::from_ref(&container));
     let all = v1::StreamContainerStatsRequest { filter: None };
     let mut stream = runtime.stream_container_stats(all).await.unwrap().into_inner();
     let streamed = next(&mut stream).await.unwrap().unwrap().container_stats;

@@ -129,6 +129,7 @@ async fn dial(
         let request = v1::HelloRequest {
             protocol_version: PROTOCOL_VERSION,
             client_version: env!("CARGO_PKG_VERSION").to_owned(),
+            time_nanos: now_nanos(),
         };
         let hello = calls
             .hello(request)
@@ -139,6 +140,12 @@ async fn dial(
         Ok((calls, hello))
     };
     tokio::time::timeout(deadline, attempt).await.unwrap_or(Err(GuestError::Deadline { call: "Hello" }))
+}
+
+/// The clock, or 0 where it is before the epoch.
+fn now_nanos() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(0)
 }
 
 /// gRPC over a stream that is there already. The channel would dial again by

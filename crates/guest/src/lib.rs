@@ -22,6 +22,7 @@
 mod arguments;
 mod attach;
 mod build;
+mod clock;
 mod console;
 mod container;
 mod demo;

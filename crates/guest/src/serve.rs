@@ -140,7 +140,7 @@ async fn serve(guest: &Arc<Guest>, listen: &Listen) -> Result<(), Error> {
             shut_down.shutdown(SIGTERM_GRACE).await;
         }
     });
-    let service = GuestServer::new(Service::new(Arc::clone(guest)))
+    let service = GuestServer::new(Service::new(Arc::clone(guest), matches!(listen, Listen::Vsock(_))))
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
     guest.journal.line(format_args!(

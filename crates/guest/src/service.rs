@@ -33,11 +33,13 @@ const MESSAGE_LIMIT: usize = 2048;
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     guest: Arc<Guest>,
+    /// Whether the kernel, and so its clock, is this guest's alone.
+    own_kernel: bool,
 }
 
 impl Service {
-    pub(crate) fn new(guest: Arc<Guest>) -> Self {
-        Self { guest }
+    pub(crate) fn new(guest: Arc<Guest>, own_kernel: bool) -> Self {
+        Self { guest, own_kernel }
     }
 
     /// Runs an operation to its end even if the caller goes away.
@@ -112,11 +114,14 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl guest_server::Guest for Service {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
-        let theirs = request.into_inner().protocol_version;
+        let v1::HelloRequest { protocol_version: theirs, time_nanos, .. } = request.into_inner();
         if theirs < OLDEST_PROTOCOL_VERSION {
             return Err(Status::failed_precondition(format!(
                 "protocol version {theirs} is too old, {OLDEST_PROTOCOL_VERSION} is the oldest"
             )));
+        }
+        if self.own_kernel {
+            crate::clock::follow(time_nanos);
         }
         let kernel = rustix::system::uname();
         Ok(Response::new(v1::HelloResponse {

@@ -3,7 +3,7 @@
 //! `kina-guest` as the first process in it.
 //!
 //! ```text
-//! <pods>/<pod id>/machine/machine.json   the driver's record; the machine exists while it does
+//! <pods>/<pod id>/machine/qemu.json   the driver's record; the machine exists while it does
 //!                         share/         what the guest sees at /share, a mount of its own
 //!                         guest.sock     where streams to the guest begin
 //!                         console.log    the end of what the machine's processes said

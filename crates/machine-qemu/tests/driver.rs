@@ -75,7 +75,7 @@ mod vm {
         confined(&place, &pod, &spec).await;
         // No two machines have one user.
         let users = [&pod, &other].map(|pod| {
-            let record = fs::read(place.machine(pod).join("machine.json")).unwrap();
+            let record = fs::read(place.machine(pod).join("qemu.json")).unwrap();
             serde_json::from_slice::<serde_json::Value>(&record).unwrap()["uid"].clone()
         });
         assert_ne!(users[0], users[1]);

@@ -17,8 +17,8 @@ use kina::client::Client;
 use kina::cri::v1;
 use rustix::process::{Pid, Signal, kill_process};
 
-pub(crate) use machine::handler;
 pub(crate) use cri::{Cri, IMAGE, labels, namespaces, output, script, shell, with_security};
+pub(crate) use machine::handler;
 pub(crate) use place::{BRIDGE, Place, busybox};
 
 /// How long anything may take that must come to pass. The machine may be busy.

@@ -6,7 +6,7 @@ use kina::cri::v1;
 use serde_json::json;
 
 use super::{GATEWAY, GATEWAY_V6, bridge, ipam};
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{self, also_in_vm};
 use crate::harness::{Cri, Daemon, Options, script};
 
 /// Serves its own name over HTTP.
@@ -164,6 +164,14 @@ async fn commands(daemon: &Daemon, one: &str, two: &str) {
     assert!(good && status["network"] == "pods" && status["attachments"] == 2, "{status}");
     assert!(kina(daemon, &["gc"]).await.0);
 
+    if machine::is_vm() {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kina"));
+        command.arg("network").arg("--socket").arg(daemon.place.socket());
+        let output = command.args(["test", "--from", two, "--to", one]).output().await.unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains("runs in a virtual machine"), "{error}");
+        return;
+    }
     let (good, trial) = kina(daemon, &["test", "--from", two, "--to", &format!("{one}:80")]).await;
     assert!(good, "{trial}");
     let step = |trial: &serde_json::Value, kind: &str| {

@@ -85,7 +85,7 @@ async fn the_monitor_is_unprivileged() {
         let (pid, text) = status(pod);
         assert_ne!(field(&text, "Uid:"), "0");
         assert_eq!(field(&text, "CapEff:"), "0000000000000000");
-        assert_eq!(field(&text, "CapBnd:"), "0000000000000000");
+        assert_eq!(field(&text, "CapPrm:"), "0000000000000000");
         assert_eq!(field(&text, "NoNewPrivs:"), "1");
         assert_eq!(field(&text, "Seccomp:"), "2");
         let network = std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();

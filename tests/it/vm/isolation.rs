@@ -72,7 +72,7 @@ async fn root_of_a_guest_finds_its_own_pod_only() {
         assert_eq!(cri.sh(&container, "cat /secret/secret").await, format!("secret of {name}\n"));
     }
     // All that the node shows this machine, mounted anew by the guest's root.
-    cri.sh(&root, "mkdir /all && mount -t virtiofs kina /all").await;
+    cri.sh(&root, "mkdir /all && mount -t virtiofs share /all").await;
     let all = cri.sh(&root, "find /all").await;
     println!("pod a's root sees of the node:\n{all}");
     assert!(all.contains("secret"), "{all}");

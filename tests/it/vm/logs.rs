@@ -26,8 +26,11 @@ async fn kills_and_rotations() {
     }
     let status = daemon.cri().wait_exit(&counter).await;
     assert_eq!(status.exit_code, 0);
-    let parts: Vec<String> =
-        (1..=2).map(rotated).chain([log.clone()]).map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let parts: Vec<String> = (1..=2)
+        .map(rotated)
+        .chain([log.clone()])
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
     let text: String = parts.iter().map(|part| output(part)).collect();
     let expected: Vec<String> =
         (1..=LINES).map(|number| format!("line {number}")).chain(["end".to_owned()]).collect();

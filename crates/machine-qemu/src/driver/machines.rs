@@ -23,7 +23,7 @@ use super::shares::Tree;
 use crate::boot::BootFiles;
 use crate::{Accelerator, Error, QemuConfig};
 
-const RECORD: &str = "machine.json";
+const RECORD: &str = "qemu.json";
 /// Where the console's end is kept.
 pub(super) const CONSOLE: &str = "console.log";
 /// What the machine's processes write to.

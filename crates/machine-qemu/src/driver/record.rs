@@ -1,4 +1,4 @@
-//! The driver's only memory: `machine.json` in a machine's directory.
+//! The driver's only memory: `qemu.json` in a machine's directory.
 //!
 //! It is written whole (temporary file, rename) before the first effect, so
 //! that it names the cgroup in which everything of the machine is found.

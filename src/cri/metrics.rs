@@ -273,11 +273,8 @@ mod tests {
             io_pressure: pressure,
         };
         let layer = guest::DiskUsage { timestamp_nanos: 8, used_bytes: 10, inodes: 2, incomplete: false };
-        let container = guest::ContainerStats {
-            id: id.to_string(),
-            usage: Some(used),
-            writable_layer: Some(layer),
-        };
+        let container =
+            guest::ContainerStats { id: id.to_string(), usage: Some(used), writable_layer: Some(layer) };
         let interfaces = ["eth0", "net1"].map(|name| guest::InterfaceStats {
             name: name.to_owned(),
             rx_bytes: 11,

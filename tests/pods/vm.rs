@@ -63,7 +63,9 @@ async fn volumes() {
     let spec = mounting(&[config_map.clone(), memory, disk, part, shared.clone()]);
     let container = daemon.create_container(pod.as_str(), spec).await.unwrap();
     let request = world.guests.request(&pod, container.as_str()).unwrap();
-    let seen: Vec<(String, Option<(String, u64, String)>)> = request
+    /// Name, bytes of memory, and the part that is mounted.
+    type Volume = (String, u64, String);
+    let seen: Vec<(String, Option<Volume>)> = request
         .mounts
         .into_iter()
         .map(|mount| {

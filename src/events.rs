@@ -2,7 +2,7 @@
 //!
 //! Events are the differences between the snapshots that a pod's actor
 //! publishes, so that they can say nothing that a list would not. The queue is
-//! bounded and no actor waits for a reader: one that is [`CAPACITY`] events
+//! bounded and no actor waits for a reader: one that is `CAPACITY` events
 //! behind is told so, loses its stream, and has to list.
 
 use std::sync::Arc;

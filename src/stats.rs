@@ -2,7 +2,7 @@
 //!
 //! Guests are asked side by side, and one that does not answer in time is left
 //! out. Nothing is sampled in between: how busy a processor was is the mean
-//! since the last time somebody asked, at least [`RATE_SPAN`] ago.
+//! since the last time somebody asked, at least `RATE_SPAN` ago.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

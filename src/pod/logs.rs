@@ -2,15 +2,15 @@
 //! virtual machine keeps records until they are acknowledged, and a task per
 //! container writes them to the kubelet's file.
 //!
-//! What came is written in one piece once there are [`BATCH_BYTES`] of it, or
-//! [`COMMIT_PAUSE`] after the last piece: then the cursor is recorded, then the
+//! What came is written in one piece once there are `BATCH_BYTES` of it, or
+//! `COMMIT_PAUSE` after the last piece: then the cursor is recorded, then the
 //! guest may drop it. So a container costs at most ten commits a second, a line
 //! after a silence is in the file at once, and any other at most that pause
 //! later. See [`kina_log::recovery`] for why no order of kills and rotations
 //! loses or doubles a line.
 //!
 //! While the file takes nothing (a full disk) what came waits, at most
-//! [`PENDING_BYTES`] of it; then nothing more is read, the guest's own buffer
+//! `PENDING_BYTES` of it; then nothing more is read, the guest's own buffer
 //! fills, and the container waits. Nothing is dropped.
 //!
 //! The file is not synced. A power cut takes what the kernel had not yet

@@ -6,6 +6,7 @@ use kina::cri::v1;
 use tokio_stream::StreamExt;
 use tonic::{Code, Streaming};
 
+use crate::harness::machine::also_in_vm;
 use crate::harness::{Daemon, script, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -189,4 +190,9 @@ async fn usage_is_told() {
     assert_eq!(next(&mut stream).await.unwrap().unwrap().pod_sandbox_metrics.len(), 1);
     drop((runtime, stream, cri));
     daemon.leave_nothing().await;
+}
+
+also_in_vm! {
+    events_tell_a_pods_life,
+    usage_is_told,
 }

@@ -123,7 +123,12 @@ impl Subject {
                     let kind = ShareKind::Volume(view.id.clone());
                     let share = Share { source: path.clone(), readonly: mount.readonly, kind };
                     let source = self.driver.share(&self.id, &share).await?;
-                    guest_request::mount(mount, &source)
+                    let mut request = guest_request::mount(mount, &source);
+                    if self.driver.capabilities().own_kernel {
+                        // What the node mounts later comes with the share.
+                        request.set_propagation(v1::MountPropagation::Private);
+                    }
+                    request
                 }
                 Source::Kept(volume) => guest_request::kept_mount(mount, volume.clone()),
             });

@@ -150,3 +150,29 @@ async fn what_is_not_shown() {
     assert_eq!(cri.containers(None).await, []);
     daemon.leave_nothing().await;
 }
+
+/// What the node mounts later below a volume comes into the machine.
+#[tokio::test]
+async fn later_mounts_are_seen() {
+    machine::use_vm();
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let shared = daemon.place.path("shared");
+    let inner = shared.join("inner");
+    fs::create_dir_all(&inner).unwrap();
+    for arguments in [["--bind", "shared", "shared"].as_slice(), &["--make-shared", "shared"]] {
+        let status = Command::new("mount").args(arguments).current_dir(shared.parent().unwrap()).status();
+        assert!(status.unwrap().success());
+    }
+    let pod = cri.make_pod("p").await;
+    let mut one = script("one", FOREVER);
+    one.mounts = vec![mount(&shared, "/shared", false)];
+    one.mounts[0].propagation = v1::MountPropagation::PropagationHostToContainer.into();
+    let one = cri.run(&pod, one).await;
+    assert_eq!(cri.sh(&one, "ls /shared/inner").await, "");
+    let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&inner).status().unwrap();
+    assert!(status.success());
+    fs::write(inner.join("seen"), "").unwrap();
+    wait_until("the new mount", async || cri.sh(&one, "ls /shared/inner").await == "seen\n").await;
+    daemon.leave_nothing().await;
+}

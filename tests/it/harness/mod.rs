@@ -56,6 +56,9 @@ pub(crate) struct Options {
     /// The plugins of the pods' network: the daemon has a node's network of its
     /// own then, which only [`Daemon::with`] makes. Without, pods have loopback.
     pub(crate) plugins: Option<serde_json::Value>,
+    /// The daemon's root is a file system of its own of that many MiB, which only
+    /// [`Daemon::with`] makes.
+    pub(crate) root_mib: Option<u32>,
 }
 
 /// A `kina serve`, with all that it and its pods leave on the machine, which
@@ -96,6 +99,9 @@ impl Daemon {
         if let Some(plugins) = &options.plugins {
             place.add_node_network();
             place.write_network("1.0.0", plugins);
+        }
+        if let Some(mib) = options.root_mib {
+            place.limit_root(mib);
         }
         let mut daemon = Self { child: Process(None), client: None, place };
         daemon.start_again(options).await;

@@ -125,7 +125,12 @@ impl Place {
     /// What is there of the pods, beside the daemon itself.
     pub(crate) fn traces(&self, daemon: Option<u32>) -> Vec<Trace> {
         let mut found = self.scope.find();
-        found.retain(|trace| !matches!(trace, Trace::Process { pid, .. } if Some(*pid) == daemon));
+        found.retain(|trace| match trace {
+            Trace::Process { pid, .. } => Some(*pid) != daemon,
+            // The test's own, of a root with a limit.
+            Trace::Mount(path) => *path != self.config.root,
+            _ => true,
+        });
         found
     }
 
@@ -168,6 +173,15 @@ impl Place {
         run.retain(|name| name != "layers");
         assert_eq!(run, ["kina.lock", "pods"]);
         assert_eq!(names(&self.config.run.join("pods")), [""; 0]);
+    }
+
+    /// Has the root on a file system of its own, which goes with this place.
+    pub(super) fn limit_root(&self, mib: u32) {
+        let size = format!("size={mib}m");
+        let mut mount = std::process::Command::new("mount");
+        let status =
+            mount.args(["-t", "tmpfs", "-o", &size, "none"]).arg(&self.config.root).status().unwrap();
+        assert!(status.success());
     }
 
     pub(super) fn add_node_network(&mut self) {

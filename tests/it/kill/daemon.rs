@@ -149,7 +149,7 @@ async fn cancelled_start(failpoint: &str, remove: bool) {
     let mut daemon = Daemon::start().await;
     daemon.stop().await;
     let guest = silent_guest(&daemon);
-    let options = Options { failpoint: Some(failpoint.to_owned()), guest: Some(guest), plugins: None };
+    let options = Options { failpoint: Some(failpoint.to_owned()), guest: Some(guest), ..Options::default() };
     daemon.start_again(options).await;
     let cri = daemon.cri();
     let config = cri.pod("killed");
@@ -198,7 +198,7 @@ async fn a_failed_start() {
         let options = Options {
             failpoint: Some(failpoint.to_owned()),
             guest: Some(daemon.place.path("no-guest")),
-            plugins: None,
+            ..Options::default()
         };
         daemon.start_again(options).await;
         let config = daemon.cri().pod("killed");

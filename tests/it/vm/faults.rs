@@ -4,7 +4,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::harness::{Daemon, end, kill, lives, machine, script, wait_until};
+use crate::harness::{Daemon, Options, end, kill, lives, machine, script, shell, wait_until};
 
 const FOREVER: &str = "echo up; sleep 1000";
 
@@ -37,7 +37,7 @@ async fn a_killed_part_ends_the_pod_with_the_reason() {
         assert!(status.message.contains(reason), "{program}: {status:?}");
         cri.wait_not_ready(&pod).await;
         wait_until("its processes to end", async || daemon.place.processes(&pod).is_empty()).await;
-        cri.exec(&one, crate::harness::shell("true"), 1).await.unwrap_err();
+        cri.exec(&one, shell("true"), 1).await.unwrap_err();
         cri.stop_pod(&pod).await.unwrap();
         cri.remove_pod(&pod).await.unwrap();
         daemon.place.wait_clean(Some(daemon.pid())).await;
@@ -58,7 +58,7 @@ async fn a_machine_that_dies_without_a_daemon_is_found_dead() {
     assert!(lives(qemu));
     kill(qemu, Signal::KILL);
     wait_until("its end", async || !lives(qemu)).await;
-    daemon.start_again(crate::harness::Options::default()).await;
+    daemon.start_again(Options::default()).await;
     let cri = daemon.cri();
     assert!(!cri.is_ready(&pod).await);
     assert_eq!(end(&cri.wait_exit(&one).await).0, 137);
@@ -98,5 +98,32 @@ async fn the_monitor_is_unprivileged() {
     let open = Command::new("ls").arg("-l").arg(format!("/proc/{pid}/fd")).output().unwrap();
     let open = String::from_utf8(open.stdout).unwrap();
     assert!(!open.contains(daemon.place.socket().to_str().unwrap()), "{open}");
+    daemon.leave_nothing().await;
+}
+
+/// The node's disk is full: a machine's writes fail, and nothing else does. The
+/// pod can be asked, stopped and removed; what it took is given back.
+#[tokio::test]
+async fn a_full_disk_of_the_node_is_an_error_inside() {
+    machine::use_vm();
+    let mut daemon = Daemon::with(Options { root_mib: Some(192), ..Options::default() }).await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.run(&pod, script("one", FOREVER)).await;
+    let free = || rustix::fs::statvfs(&daemon.place.config().root).unwrap().f_bavail;
+    let before = free();
+    let write = "dd if=/dev/zero of=/big bs=1M count=400 conv=fsync 2>&1; echo code $?; sync";
+    let seen = cri.exec(&one, shell(write), 120).await.unwrap();
+    let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
+    println!("the container sees: {seen}");
+    assert!(!seen.contains("code 0"), "{seen}");
+    assert!(cri.is_ready(&pod).await);
+    assert_eq!(cri.sh(&one, "echo here; cat /bin/yes > /dev/null").await, "here\n");
+    cri.stop_pod(&pod).await.unwrap();
+    cri.remove_pod(&pod).await.unwrap();
+    assert!(free() + 64 >= before, "{} blocks are free, {before} were", free());
+    let next = cri.make_pod("next").await;
+    let two = cri.run(&next, script("two", FOREVER)).await;
+    cri.sh(&two, "echo x > /file").await;
     daemon.leave_nothing().await;
 }

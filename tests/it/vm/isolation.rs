@@ -46,6 +46,19 @@ async fn every_pod_has_a_kernel_of_its_own() {
     daemon.leave_nothing().await;
 }
 
+/// The files of the share as the guest's root mounts it anew.
+async fn mounted_anew(cri: &Cri, root: &str, at: &str) -> String {
+    cri.sh(root, &format!("mkdir {at} && mount -t virtiofs share {at} && find {at}")).await
+}
+
+/// Whether every file of the images is as it was, and what `kina image verify` says.
+async fn verify(daemon: &Daemon) -> (bool, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kina"));
+    command.args(["image", "verify", "--socket"]).arg(daemon.place.socket());
+    let output = command.output().await.unwrap();
+    (output.status.success(), format!("{output:?}"))
+}
+
 /// Container root with everything allowed is root of the machine; it may break
 /// its own machine, and finds nothing of other pods or of the node.
 #[tokio::test]
@@ -60,6 +73,12 @@ async fn root_of_a_guest_finds_its_own_pod_only() {
     }
     let (pod, root) = privileged(&cri, "a").await;
     let other = cri.make_pod("b").await;
+    // Linux gives whoever mounts the share anew the part of it that was joined last:
+    // the layers now, a volume below.
+    let layers = mounted_anew(&cri, &root, "/layers").await;
+    println!("pod a's root sees of the node, before there is a volume:\n{layers}");
+    assert!(layers.lines().count() >= 2, "{layers}");
+    assert!(!layers.contains("secret"), "{layers}");
     for (pod, name) in [(&pod, "a"), (&other, "b")] {
         let mut container = script("with-secret", FOREVER);
         container.mounts = vec![v1::Mount {
@@ -71,23 +90,25 @@ async fn root_of_a_guest_finds_its_own_pod_only() {
         let container = cri.run(pod, container).await;
         assert_eq!(cri.sh(&container, "cat /secret/secret").await, format!("secret of {name}\n"));
     }
-    // All that the node shows this machine, mounted anew by the guest's root.
-    cri.sh(&root, "mkdir /all && mount -t virtiofs share /all").await;
-    let all = cri.sh(&root, "find /all").await;
-    println!("pod a's root sees of the node:\n{all}");
-    assert!(all.contains("secret"), "{all}");
-    let found = cri.sh(&root, "find /all -name secret -type f | xargs cat").await;
+    let volume = mounted_anew(&cri, &root, "/volume").await;
+    println!("pod a's root sees of the node, after there is one:\n{volume}");
+    let found = cri.sh(&root, "find /layers /volume -name secret -type f | xargs cat").await;
     assert_eq!(found, "secret of a\n");
-    // Layers are other pods' too: not to be written, replaced or removed.
-    let attempts = "for f in $(find /all -type f); do \
+    // Layers are other pods' too, and the volume was shared to be read: neither is to
+    // be written, replaced or removed.
+    let attempts = "for f in $(find /layers /volume -type f); do \
         { echo x >> $f; } 2>/dev/null && echo wrote $f; \
         rm $f 2>/dev/null && echo removed $f; \
         chmod 777 $f 2>/dev/null && echo changed $f; done; \
-        touch /all/layers/new 2>/dev/null && echo made; true";
+        for d in $(find /layers /volume -type d); do \
+        touch $d/new 2>/dev/null && echo made $d/new; \
+        mount -o remount,rw $d 2>/dev/null && touch $d/new 2>/dev/null && echo made $d/new; done; true";
     assert_eq!(cri.sh(&root, attempts).await, "");
+    let (verified, said) = verify(&daemon).await;
+    assert!(verified, "{said}");
     // Symlinks that leave the tree end in the guest's own files.
     let status =
-        cri.exec(&root, crate::harness::shell("cat /all/../../../etc/shadow /proc/1/root/etc/shadow"), 0);
+        cri.exec(&root, crate::harness::shell("cat /volume/../../../etc/shadow /proc/1/root/etc/shadow"), 0);
     let stolen = String::from_utf8(status.await.unwrap().stdout).unwrap();
     let shadow = std::fs::read_to_string("/etc/shadow").unwrap();
     assert!(!shadow.lines().any(|line| !line.is_empty() && stolen.contains(line)), "{stolen}");

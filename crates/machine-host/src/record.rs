@@ -8,9 +8,6 @@ use std::path::PathBuf;
 use kina_node::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
-/// Most bytes of a record that are read.
-pub(crate) const LIMIT: usize = 64 * 1024;
-
 /// What is known of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {

@@ -1,20 +1,20 @@
 //! What the driver does with one machine.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kina_machine::{
-    Details, Error as MachineError, Found, MachineSpec, MachineState, Overhead, Process, Share, Stream,
+    Details, Error as MachineError, Found, MachineSpec, MachineState, Overhead, Process, Share, Stream, Turns,
 };
 use kina_model::PodId;
-use kina_node::{Error as NodeError, GuestProgram, MAX_SOCKET_PATH, Node, ProcessIdentity};
-use tokio::sync::Semaphore;
+use kina_node::{
+    Error as NodeError, GuestProgram, MAX_SOCKET_PATH, MachineRecords, Node, ProcessIdentity, Recorded,
+};
 use tracing::warn;
 
-use crate::record::{self, Phase, Record};
+use crate::record::{Phase, Record};
 use crate::{Error, HostConfig};
 
 /// The driver's name.
@@ -27,8 +27,8 @@ const LOG: &str = "guest.log";
 pub(crate) struct Machines {
     node: Arc<dyn Node>,
     config: HostConfig,
-    /// One permit per machine that is being changed.
-    turns: Mutex<HashMap<PodId, Weak<Semaphore>>>,
+    records: MachineRecords<Record>,
+    turns: Turns,
 }
 
 /// What a machine does, with what is there in that state.
@@ -48,14 +48,6 @@ impl Now {
     }
 }
 
-fn node_error(
-    pod: &PodId,
-    operation: &'static str,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> MachineError {
-    MachineError::Node { pod: pod.clone(), operation, source: source.into() }
-}
-
 /// The system error behind a refusal of the node, where there is one.
 fn io_error(error: NodeError) -> io::Error {
     let kind = error.io_kind().unwrap_or(io::ErrorKind::Other);
@@ -64,26 +56,15 @@ fn io_error(error: NodeError) -> io::Error {
 
 impl Machines {
     pub(crate) fn new(node: Arc<dyn Node>, config: HostConfig) -> Self {
-        Self { node, config, turns: Mutex::new(HashMap::new()) }
+        let records = MachineRecords::new(Arc::clone(&node), config.pods_directory.clone(), RECORD);
+        Self { node, config, records, turns: Turns::default() }
     }
 
     pub(crate) fn directory(&self, pod: &PodId) -> PathBuf {
-        self.config.pods_directory.join(pod.as_str()).join("machine")
+        self.records.directory(pod)
     }
 
-    fn turn(&self, pod: &PodId) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        turns.get(pod).and_then(Weak::upgrade).unwrap_or_else(|| {
-            let turn = Arc::new(Semaphore::new(1));
-            turns.insert(pod.clone(), Arc::downgrade(&turn));
-            turn
-        })
-    }
-
-    /// Runs one change in a task of its own, when no other change of that
-    /// machine runs. A caller that is dropped before the change has its turn
-    /// takes it back; later it runs to its end.
+    /// See [`Turns::run`].
     pub(crate) async fn change<F>(
         self: &Arc<Self>,
         pod: &PodId,
@@ -93,37 +74,28 @@ impl Machines {
     where
         F: Future<Output = Result<(), MachineError>> + Send + 'static,
     {
-        let permit =
-            self.turn(pod).acquire_owned().await.map_err(|closed| node_error(pod, operation, closed))?;
-        let change = change(Arc::clone(self));
-        let task = tokio::spawn(async move {
-            let result = change.await;
-            drop(permit);
-            result
-        });
-        task.await.unwrap_or_else(|broken| Err(node_error(pod, operation, broken)))
+        self.turns.run(pod, operation, change(Arc::clone(self))).await
     }
 
+    /// What is known of a machine. One whose record is damaged has ended: what
+    /// runs of it is found by its cgroup, and can be stopped and destroyed.
     async fn record(&self, pod: &PodId) -> Result<Option<Record>, MachineError> {
-        let path = self.directory(pod).join(RECORD);
-        let content = match self.node.read_file(&path, record::LIMIT).await {
-            Ok(content) => content,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(node_error(pod, "read the record", error)),
-        };
-        serde_json::from_slice(&content)
-            .map(Some)
-            .map_err(|source| node_error(pod, "read the record", Error::Record { path, source }))
+        let failed = |source| MachineError::node(pod, "read the record", source);
+        match self.records.read(pod).await.map_err(failed)? {
+            Recorded::Missing => Ok(None),
+            Recorded::Whole(record) => Ok(Some(record)),
+            Recorded::Damaged(reason) => {
+                warn!(pod_id = %pod, reason, "a machine counts as ended");
+                let cgroup = self.records.find_cgroup(pod).await.map_err(failed)?;
+                let cgroup = cgroup.unwrap_or_else(|| format!("/{pod}"));
+                Ok(Some(Record { cgroup, netns: None, boot_id: String::new(), phase: Phase::Stopped }))
+            }
+        }
     }
 
     async fn write(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
-        let content =
-            serde_json::to_vec(record).map_err(|source| node_error(pod, "write the record", source))?;
-        let path = self.directory(pod).join(RECORD);
-        self.node
-            .write_file(&path, &content, 0o600)
-            .await
-            .map_err(|source| node_error(pod, "write the record", source))
+        let written = self.records.write(pod, record).await;
+        written.map_err(|source| MachineError::node(pod, "write the record", source))
     }
 
     /// The record of a machine that must exist.
@@ -132,7 +104,7 @@ impl Machines {
     }
 
     async fn boot_id(&self, pod: &PodId) -> Result<String, MachineError> {
-        self.node.boot_id().await.map_err(|source| node_error(pod, "read the boot id", source))
+        self.node.boot_id().await.map_err(|source| MachineError::node(pod, "read the boot id", source))
     }
 
     /// Compares a record with what runs.
@@ -148,7 +120,7 @@ impl Machines {
                     .node
                     .process_lives(guest)
                     .await
-                    .map_err(|source| node_error(pod, "look for the guest", source))?;
+                    .map_err(|source| MachineError::node(pod, "look for the guest", source))?;
                 Ok(if lives { Now::Running(guest) } else { Now::Stopped })
             }
             Phase::Created => {
@@ -156,7 +128,7 @@ impl Machines {
                     .node
                     .cgroup_processes(&format!("{}/guest", record.cgroup))
                     .await
-                    .map_err(|source| node_error(pod, "look for the guest", source))?;
+                    .map_err(|source| MachineError::node(pod, "look for the guest", source))?;
                 // The guest is the first process of its cgroup; it may have
                 // started others since.
                 let guest = processes.into_iter().min_by_key(|found| (found.start_ticks, found.pid));
@@ -167,7 +139,7 @@ impl Machines {
 
     pub(crate) async fn create(&self, spec: &MachineSpec) -> Result<(), MachineError> {
         let pod = &spec.pod;
-        let refuse = |error: Error| node_error(pod, "create", error);
+        let refuse = |error: Error| MachineError::node(pod, "create", error);
         let expected = self.directory(pod);
         if spec.directory != expected {
             return Err(refuse(Error::Directory { path: spec.directory.clone(), expected }));
@@ -185,8 +157,8 @@ impl Machines {
                 MachineState::Created => {
                     Err(refuse(Error::Cgroup { existing: record.cgroup, asked: cgroup }))
                 }
-                MachineState::Running => Err(wrong_state(pod, "create", "running")),
-                MachineState::Stopped => Err(wrong_state(pod, "create", "stopped")),
+                MachineState::Running => Err(MachineError::wrong_state(pod, "create", "running")),
+                MachineState::Stopped => Err(MachineError::wrong_state(pod, "create", "stopped")),
             };
         }
         let boot_id = self.boot_id(pod).await?;
@@ -198,7 +170,7 @@ impl Machines {
         let mut record = self.known(pod).await?;
         let guest = match self.now(pod, &record).await? {
             Now::Running(guest) => guest,
-            Now::Stopped => return Err(wrong_state(pod, "start", "stopped")),
+            Now::Stopped => return Err(MachineError::wrong_state(pod, "start", "stopped")),
             Now::Created => self.spawn(pod, &record).await?,
         };
         let phase = Phase::started(guest);
@@ -221,7 +193,7 @@ impl Machines {
         match self.node.spawn_guest(&guest).await {
             Ok(guest) => Ok(guest),
             Err(NodeError::Execute { path, source }) => Err(MachineError::Guest { path, source }),
-            Err(error) => Err(node_error(pod, "start the guest", error)),
+            Err(error) => Err(MachineError::node(pod, "start the guest", error)),
         }
     }
 
@@ -246,7 +218,7 @@ impl Machines {
             Err(error @ NodeError::Survivors { .. }) => {
                 Err(MachineError::Survives { pod: pod.clone(), survivors: error.to_string() })
             }
-            Err(error) => Err(node_error(pod, "kill the processes", error)),
+            Err(error) => Err(MachineError::node(pod, "kill the processes", error)),
         }
     }
 
@@ -255,10 +227,8 @@ impl Machines {
         // Also of an earlier boot or after the guest's death: what it left in
         // the cgroup goes with it.
         self.kill(pod, &record).await?;
-        if record.phase != Phase::Stopped {
-            record.phase = Phase::Stopped;
-            self.write(pod, &record).await?;
-        }
+        record.phase = Phase::Stopped;
+        self.write(pod, &record).await?;
         self.remove(pod, SOCKET).await
     }
 
@@ -271,7 +241,7 @@ impl Machines {
             .node
             .list_directory(&directory)
             .await
-            .map_err(|source| node_error(pod, "list the machine's files", source))?;
+            .map_err(|source| MachineError::node(pod, "list the machine's files", source))?;
         for name in names.iter().filter(|name| *name != RECORD) {
             self.remove(pod, name).await?;
         }
@@ -283,17 +253,14 @@ impl Machines {
         self.node
             .remove_tree(&self.directory(pod).join(name))
             .await
-            .map_err(|source| node_error(pod, "remove the machine's files", source))
+            .map_err(|source| MachineError::node(pod, "remove the machine's files", source))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Found>, MachineError> {
-        let names = self
-            .node
-            .list_directory(&self.config.pods_directory)
-            .await
-            .map_err(|source| MachineError::List { driver: NAME, source: Box::new(source) })?;
+        let pods = self.records.pods().await;
+        let pods = pods.map_err(|source| MachineError::List { driver: NAME, source: Box::new(source) })?;
         let mut found = Vec::new();
-        for pod in names.iter().filter_map(|name| name.parse::<PodId>().ok()) {
+        for pod in pods {
             match self.status(&pod).await {
                 Ok(state) => found.push(Found { pod, state }),
                 Err(MachineError::NotFound { .. }) => {}
@@ -311,13 +278,13 @@ impl Machines {
     pub(crate) async fn wait(&self, pod: &PodId) -> Result<(), MachineError> {
         let record = self.known(pod).await?;
         match self.now(pod, &record).await? {
-            Now::Created => Err(wrong_state(pod, "wait", "created")),
+            Now::Created => Err(MachineError::wrong_state(pod, "wait", "created")),
             Now::Stopped => Ok(()),
             Now::Running(guest) => self
                 .node
                 .wait_process(guest)
                 .await
-                .map_err(|source| node_error(pod, "wait for the guest", source)),
+                .map_err(|source| MachineError::node(pod, "wait for the guest", source)),
         }
     }
 
@@ -359,7 +326,7 @@ impl Machines {
             .node
             .process_usage(guest)
             .await
-            .map_err(|source| node_error(pod, "measure the guest", source))?;
+            .map_err(|source| MachineError::node(pod, "measure the guest", source))?;
         // It may have ended meanwhile.
         Ok(usage.map(|usage| Process {
             role: "guest",
@@ -375,7 +342,7 @@ impl Machines {
             Ok(words) => Ok(words),
             // It has not been started, or has said nothing yet.
             Err(error) if error.is_not_found() => Ok(Vec::new()),
-            Err(error) => Err(node_error(pod, "read the guest's log", error)),
+            Err(error) => Err(MachineError::node(pod, "read the guest's log", error)),
         }
     }
 
@@ -390,8 +357,4 @@ impl Machines {
         facts.push(("socket", self.directory(pod).join(SOCKET).display().to_string()));
         Ok(Details { processes: self.guest(pod).await?.into_iter().collect(), facts })
     }
-}
-
-fn wrong_state(pod: &PodId, operation: &'static str, state: &'static str) -> MachineError {
-    MachineError::WrongState { pod: pod.clone(), operation, state }
 }

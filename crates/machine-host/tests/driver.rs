@@ -308,3 +308,30 @@ async fn steps_are_quick() {
     // Ten times the goal: fails on a wait that should not be there.
     assert!(create + start + connect < Duration::from_millis(80));
 }
+
+#[tokio::test]
+async fn a_damaged_record_hides_nothing_and_its_machine_can_be_removed() {
+    let place = Place::new();
+    let (pod, other) = (PodId::random(), PodId::random());
+    for pod in [&pod, &other] {
+        place.driver.create(&place.pod_spec(pod)).await.unwrap();
+        place.driver.start(pod).await.unwrap();
+    }
+    let guest = place.guest_processes(&pod).await;
+    assert!(!guest.is_empty());
+    for damage in [b"{\"cgr".to_vec(), vec![b' '; 100 << 10]] {
+        fs::write(place.machine(&pod).join("machine.json"), damage).unwrap();
+        let mut found = place.another().list().await.unwrap();
+        found.sort_by_key(|found| found.state == MachineState::Running);
+        let found: Vec<_> = found.into_iter().map(|found| (found.pod, found.state)).collect();
+        assert_eq!(found, [(pod.clone(), MachineState::Stopped), (other.clone(), MachineState::Running)]);
+    }
+    // What the record named is found without it.
+    place.driver.wait(&pod).await.unwrap();
+    place.driver.stop(&pod, Duration::ZERO).await.unwrap();
+    assert!(place.guest_processes(&pod).await.is_empty());
+    assert!(!place.guest_processes(&other).await.is_empty());
+    place.driver.destroy(&pod).await.unwrap();
+    assert_eq!(fs::read_dir(place.machine(&pod)).unwrap().count(), 0);
+    place.driver.destroy(&other).await.unwrap();
+}

@@ -153,15 +153,6 @@ pub enum Error {
         /// The cgroup asked for.
         asked: String,
     },
-    /// The record of a machine cannot be read.
-    #[error("machine record {path} is damaged")]
-    Record {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
-    },
     /// All users are taken.
     #[error("each of the {} users from {} on has a machine: allow more", users.len(), users.start)]
     Users {

@@ -219,6 +219,39 @@ mod vm {
         assert_eq!(place.left(&pod).await, Vec::<String>::new());
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_damaged_record_hides_nothing_and_its_machine_can_be_removed() {
+        let place = Place::new().await;
+        let (pod, other) = (PodId::random(), PodId::random());
+        let spec = place.spec(&pod).await;
+        place.driver.create(&spec).await.unwrap();
+        let process = Daemon {
+            args: vec!["1000".into()],
+            ..Daemon::new("/bin/sleep".into(), format!("{}/machine", spec.cgroup))
+        };
+        let process = place.node.start(&process).await.unwrap();
+        fs::write(place.machine(&pod).join("qemu.json"), "{\"cgr").unwrap();
+        // Others are made all the same.
+        place.driver.create(&place.spec(&other).await).await.unwrap();
+        let mut found = place.driver.list().await.unwrap();
+        found.sort_by_key(|found| found.state == MachineState::Created);
+        let found: Vec<_> = found.into_iter().map(|found| (found.pod, found.state)).collect();
+        assert_eq!(found, [(pod.clone(), MachineState::Stopped), (other.clone(), MachineState::Created)]);
+        let ended = place.driver.wait(&pod).await.unwrap();
+        assert!(ended.reason.contains("qemu.json"), "{ended:?}");
+        // What the record named is found without it.
+        place.driver.stop(&pod, Duration::ZERO).await.unwrap();
+        assert!(!place.node.process_lives(process).await.unwrap());
+        place.driver.destroy(&pod).await.unwrap();
+        // Where its layers are only the record knew: the caller removes them.
+        fs::remove_dir_all(place.storage(&pod)).unwrap();
+        fs::create_dir(place.storage(&pod)).unwrap();
+        place.driver.destroy(&other).await.unwrap();
+        for pod in [&pod, &other] {
+            assert_eq!(place.left(pod).await, Vec::<String>::new());
+        }
+    }
+
     /// A program for x86-64 that only ends, with exit code 7: a header, one
     /// segment, `mov eax, 60; mov edi, 7; syscall` (elf(5)).
     fn program_that_ends() -> Vec<u8> {

@@ -95,3 +95,21 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
+
+impl Error {
+    /// An [`Error::Node`].
+    #[must_use]
+    pub fn node(
+        pod: &PodId,
+        operation: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Node { pod: pod.clone(), operation, source: source.into() }
+    }
+
+    /// An [`Error::WrongState`].
+    #[must_use]
+    pub fn wrong_state(pod: &PodId, operation: &'static str, state: &'static str) -> Self {
+        Self::WrongState { pod: pod.clone(), operation, state }
+    }
+}

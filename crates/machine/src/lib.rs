@@ -18,6 +18,7 @@ pub mod conformance;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod turns;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use kina_model::{ContainerId, PodId};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::Error;
+pub use turns::Turns;
 
 /// A byte stream to the guest.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -135,6 +135,21 @@ pub enum Error {
         /// How long they had.
         waited: Duration,
     },
+    /// The record of a machine cannot be put into words.
+    #[error("encode the machine's record {path}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A cgroup cannot be looked for.
+    #[error("there are more than {limit} cgroups: too many to look for one")]
+    Cgroups {
+        /// How many are looked at.
+        limit: usize,
+    },
     /// The node stops, or the operation itself broke.
     #[error("{operation} was interrupted")]
     Interrupted {
@@ -170,6 +185,8 @@ impl Error {
             | Self::ProgramOutput { .. }
             | Self::Cgroup { .. }
             | Self::Survivors { .. }
+            | Self::Record { .. }
+            | Self::Cgroups { .. }
             | Self::Interrupted { .. } => None,
         }
     }

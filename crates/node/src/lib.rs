@@ -12,6 +12,7 @@ mod error;
 mod local;
 mod path_facts;
 mod probe;
+mod records;
 mod temporary;
 
 use std::ffi::OsString;
@@ -29,6 +30,7 @@ pub use error::Error;
 pub use local::LocalNode;
 pub use path_facts::{MountFacts, PathFacts, PathKind};
 pub use probe::{NetworkProbe, ProbeKind, ProbeStep};
+pub use records::{MachineRecords, Recorded};
 pub use temporary::temporary_age;
 
 /// Longest path of a unix socket in bytes: `sun_path` holds 108 with its end mark.

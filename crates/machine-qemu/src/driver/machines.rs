@@ -1,24 +1,25 @@
 //! What the driver does with one machine, but for starting it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kina_attachment::{Namespace, tap};
 use kina_machine::{
     Attachment, Ended, Error as MachineError, Found, MachineSpec, MachineState, Share, ShareKind, Stream,
+    Turns,
 };
 use kina_model::{ContainerId, PodId};
-use kina_node::{Error as NodeError, Node, ProcessIdentity};
+use kina_node::{Error as NodeError, MachineRecords, Node, ProcessIdentity, Recorded};
 use kina_vsock::Address;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
 use super::NAME;
 use super::ended::{Remains, reason};
-use super::record::{self, Network, Phase, Record, Started};
+use super::record::{Network, Phase, Record, Started};
 use super::shares::Tree;
 use crate::boot::BootFiles;
 use crate::{Accelerator, Error, QemuConfig};
@@ -44,6 +45,9 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(4);
 /// is to blame.
 const QEMU_PATIENCE: Duration = Duration::from_millis(200);
 
+/// In place of a user that is not known.
+const NOBODY: u32 = 65534;
+
 /// Bytes of the console in which the reason of an end is looked for.
 const LAST_WORDS: usize = 16 * 1024;
 
@@ -59,8 +63,8 @@ pub(super) struct Machines {
     pub(super) node: Arc<dyn Node>,
     pub(super) config: QemuConfig,
     ready: Ready,
-    /// One permit per machine that is being changed.
-    turns: Mutex<HashMap<PodId, Weak<Semaphore>>>,
+    records: MachineRecords<Record>,
+    turns: Turns,
     /// One permit, for choosing a user until it is written down.
     users: Semaphore,
 }
@@ -84,18 +88,6 @@ impl Now {
     }
 }
 
-pub(super) fn node_error(
-    pod: &PodId,
-    operation: &'static str,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> MachineError {
-    MachineError::Node { pod: pod.clone(), operation, source: source.into() }
-}
-
-fn wrong_state(pod: &PodId, operation: &'static str, state: &'static str) -> MachineError {
-    MachineError::WrongState { pod: pod.clone(), operation, state }
-}
-
 /// The system error behind a refusal of the node, where there is one.
 fn io_error(error: NodeError) -> io::Error {
     let kind = error.io_kind().unwrap_or(io::ErrorKind::InvalidInput);
@@ -104,7 +96,8 @@ fn io_error(error: NodeError) -> io::Error {
 
 impl Machines {
     pub(super) fn new(node: Arc<dyn Node>, config: QemuConfig, ready: Ready) -> Self {
-        Self { node, config, ready, turns: Mutex::new(HashMap::new()), users: Semaphore::new(1) }
+        let records = MachineRecords::new(Arc::clone(&node), config.pods_directory.clone(), RECORD);
+        Self { node, config, ready, records, turns: Turns::default(), users: Semaphore::new(1) }
     }
 
     pub(super) fn ready(&self) -> &Ready {
@@ -112,26 +105,14 @@ impl Machines {
     }
 
     pub(super) fn directory(&self, pod: &PodId) -> PathBuf {
-        self.config.pods_directory.join(pod.as_str()).join("machine")
+        self.records.directory(pod)
     }
 
     pub(super) fn tree(&self, pod: &PodId, storage: &Path) -> Tree<'_> {
         Tree::new(&*self.node, &self.directory(pod), storage)
     }
 
-    fn turn(&self, pod: &PodId) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        turns.get(pod).and_then(Weak::upgrade).unwrap_or_else(|| {
-            let turn = Arc::new(Semaphore::new(1));
-            turns.insert(pod.clone(), Arc::downgrade(&turn));
-            turn
-        })
-    }
-
-    /// Runs one change in a task of its own, when no other change of that
-    /// machine runs. A caller that is dropped before the change has its turn
-    /// takes it back; later it runs to its end.
+    /// See [`Turns::run`].
     pub(super) async fn change<T, F>(
         self: &Arc<Self>,
         pod: &PodId,
@@ -142,35 +123,37 @@ impl Machines {
         T: Send + 'static,
         F: Future<Output = Result<T, MachineError>> + Send + 'static,
     {
-        let permit =
-            self.turn(pod).acquire_owned().await.map_err(|closed| node_error(pod, operation, closed))?;
-        let change = change(Arc::clone(self));
-        let task = tokio::spawn(async move {
-            let result = change.await;
-            drop(permit);
-            result
-        });
-        task.await.unwrap_or_else(|broken| Err(node_error(pod, operation, broken)))
+        self.turns.run(pod, operation, change(Arc::clone(self))).await
     }
 
+    /// What is known of a machine. One whose record is damaged has ended: what
+    /// runs of it is found by its cgroup, and can be stopped and destroyed. Its
+    /// layers and its disk are left to the caller, whose directory they are in.
     async fn record(&self, pod: &PodId) -> Result<Option<Record>, MachineError> {
-        let path = self.directory(pod).join(RECORD);
-        let content = match self.node.read_file(&path, record::LIMIT).await {
-            Ok(content) => content,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(node_error(pod, "read the record", error)),
-        };
-        serde_json::from_slice(&content)
-            .map(Some)
-            .map_err(|source| node_error(pod, "read the record", Error::Record { path, source }))
+        let failed = |source| MachineError::node(pod, "read the record", source);
+        match self.records.read(pod).await.map_err(failed)? {
+            Recorded::Missing => Ok(None),
+            Recorded::Whole(record) => Ok(Some(record)),
+            Recorded::Damaged(reason) => {
+                warn!(pod_id = %pod, reason, "a machine counts as ended");
+                let cgroup = self.records.find_cgroup(pod).await.map_err(failed)?;
+                Ok(Some(Record {
+                    cgroup: cgroup.unwrap_or_else(|| format!("/{pod}")),
+                    storage_directory: self.directory(pod),
+                    network: None,
+                    uid: NOBODY,
+                    memory_bytes: 0,
+                    cpus: 0,
+                    boot_id: String::new(),
+                    phase: Phase::Stopped { reason },
+                }))
+            }
+        }
     }
 
     pub(super) async fn write(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
-        let content =
-            serde_json::to_vec(record).map_err(|source| node_error(pod, "write the record", source))?;
-        let path = self.directory(pod).join(RECORD);
-        let written = self.node.write_file(&path, &content, 0o600).await;
-        written.map_err(|source| node_error(pod, "write the record", source))
+        let written = self.records.write(pod, record).await;
+        written.map_err(|source| MachineError::node(pod, "write the record", source))
     }
 
     /// The record of a machine that must exist.
@@ -179,12 +162,12 @@ impl Machines {
     }
 
     async fn boot_id(&self, pod: &PodId) -> Result<String, MachineError> {
-        self.node.boot_id().await.map_err(|source| node_error(pod, "read the boot id", source))
+        self.node.boot_id().await.map_err(|source| MachineError::node(pod, "read the boot id", source))
     }
 
     async fn lives(&self, pod: &PodId, process: ProcessIdentity) -> Result<bool, MachineError> {
         let lives = self.node.process_lives(process).await;
-        lives.map_err(|source| node_error(pod, "look for the machine", source))
+        lives.map_err(|source| MachineError::node(pod, "look for the machine", source))
     }
 
     /// Compares a record with what runs.
@@ -208,7 +191,7 @@ impl Machines {
 
     pub(super) async fn create(&self, spec: &MachineSpec) -> Result<(), MachineError> {
         let pod = &spec.pod;
-        let refuse = |error: Error| node_error(pod, "create", error);
+        let refuse = |error: Error| MachineError::node(pod, "create", error);
         let expected = self.directory(pod);
         if spec.directory != expected {
             return Err(refuse(Error::Directory { path: spec.directory.clone(), expected }));
@@ -218,8 +201,8 @@ impl Machines {
             return match self.now(pod, &record).await? {
                 Now::Created if record.cgroup == cgroup => self.create_tree(pod, &record).await,
                 Now::Created => Err(refuse(Error::Cgroup { existing: record.cgroup, asked: cgroup })),
-                Now::Running(_) => Err(wrong_state(pod, "create", "running")),
-                Now::Broken(_) | Now::Stopped(_) => Err(wrong_state(pod, "create", "stopped")),
+                Now::Running(_) => Err(MachineError::wrong_state(pod, "create", "running")),
+                Now::Broken(_) | Now::Stopped(_) => Err(MachineError::wrong_state(pod, "create", "stopped")),
             };
         }
         let boot_id = self.boot_id(pod).await?;
@@ -228,7 +211,8 @@ impl Machines {
             interface: network.interface.clone(),
         });
         let record = {
-            let _permit = self.users.acquire().await.map_err(|closed| node_error(pod, "create", closed))?;
+            let _permit =
+                self.users.acquire().await.map_err(|closed| MachineError::node(pod, "create", closed))?;
             let record = Record {
                 cgroup,
                 storage_directory: spec.storage_directory.clone(),
@@ -253,7 +237,7 @@ impl Machines {
 
     async fn create_tree(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
         let made = self.tree(pod, &record.storage_directory).create().await;
-        made.map_err(|source| node_error(pod, "make the shared tree", source))
+        made.map_err(|source| MachineError::node(pod, "make the shared tree", source))
     }
 
     /// The first user that no machine has.
@@ -261,20 +245,24 @@ impl Machines {
         let mut taken = BTreeSet::new();
         for other in self.pods().await? {
             // A record that is damaged keeps its pod from being used, not others.
-            if let Ok(Some(record)) = self.record(&other).await {
+            if let Ok(Recorded::Whole(record)) = self.records.read(&other).await {
                 taken.insert(record.uid);
             }
         }
         let mut users = self.config.users.clone();
         let free = users.find(|user| !taken.contains(user));
-        free.ok_or_else(|| node_error(pod, "create", Error::Users { users: self.config.users.clone() }))
+        free.ok_or_else(|| {
+            MachineError::node(pod, "create", Error::Users { users: self.config.users.clone() })
+        })
     }
 
     pub(super) async fn start(&self, pod: &PodId) -> Result<(), MachineError> {
         let mut record = self.known(pod).await?;
         match self.now(pod, &record).await? {
             Now::Running(_) => return Ok(()),
-            Now::Broken(_) | Now::Stopped(_) => return Err(wrong_state(pod, "start", "stopped")),
+            Now::Broken(_) | Now::Stopped(_) => {
+                return Err(MachineError::wrong_state(pod, "start", "stopped"));
+            }
             Now::Created => {}
         }
         // What a daemon left that was killed while it did this.
@@ -320,7 +308,7 @@ impl Machines {
             Err(error @ NodeError::Survivors { .. }) => {
                 Err(MachineError::Survives { pod: pod.clone(), survivors: error.to_string() })
             }
-            Err(error) => Err(node_error(pod, "kill the processes", error)),
+            Err(error) => Err(MachineError::node(pod, "kill the processes", error)),
         }
     }
 
@@ -341,7 +329,7 @@ impl Machines {
     /// Takes the tap out of the pod's namespace, if that is still there.
     async fn detach(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
         let Some((namespace, tap)) = card(record) else { return Ok(()) };
-        let failed = |source| node_error(pod, "take the network back", source);
+        let failed = |source| MachineError::node(pod, "take the network back", source);
         let namespace = match Namespace::open(&namespace) {
             Ok(namespace) => namespace,
             // It went with everything in it.
@@ -359,13 +347,13 @@ impl Machines {
             self.kill(pod, &record.cgroup).await?;
             self.detach(pod, &record).await?;
             let removed = self.tree(pod, &record.storage_directory).remove().await;
-            removed.map_err(|source| node_error(pod, "remove the shared tree", source))?;
+            removed.map_err(|source| MachineError::node(pod, "remove the shared tree", source))?;
             for name in [LAYERS, DISK] {
                 self.remove(pod, &record.storage_directory.join(name)).await?;
             }
         }
         let names = self.node.list_directory(&directory).await;
-        let names = names.map_err(|source| node_error(pod, "list the machine's files", source))?;
+        let names = names.map_err(|source| MachineError::node(pod, "list the machine's files", source))?;
         for name in names.iter().filter(|name| *name != RECORD) {
             self.remove(pod, &directory.join(name)).await?;
         }
@@ -375,13 +363,12 @@ impl Machines {
 
     pub(super) async fn remove(&self, pod: &PodId, path: &Path) -> Result<(), MachineError> {
         let removed = self.node.remove_tree(path).await;
-        removed.map_err(|source| node_error(pod, "remove the machine's files", source))
+        removed.map_err(|source| MachineError::node(pod, "remove the machine's files", source))
     }
 
     async fn pods(&self) -> Result<Vec<PodId>, MachineError> {
-        let names = self.node.list_directory(&self.config.pods_directory).await;
-        let names = names.map_err(|source| MachineError::List { driver: NAME, source: Box::new(source) })?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+        let pods = self.records.pods().await;
+        pods.map_err(|source| MachineError::List { driver: NAME, source: Box::new(source) })
     }
 
     pub(super) async fn list(&self) -> Result<Vec<Found>, MachineError> {
@@ -404,7 +391,7 @@ impl Machines {
     pub(super) async fn wait(self: &Arc<Self>, pod: &PodId) -> Result<Ended, MachineError> {
         let record = self.known(pod).await?;
         match self.now(pod, &record).await? {
-            Now::Created => return Err(wrong_state(pod, "wait", "created")),
+            Now::Created => return Err(MachineError::wrong_state(pod, "wait", "created")),
             Now::Stopped(reason) => return Ok(Ended { reason }),
             Now::Broken(_) => {}
             Now::Running(started) => {
@@ -414,7 +401,7 @@ impl Machines {
                     ended = self.node.wait_process(first) => ended,
                     ended = self.node.wait_process(second) => ended,
                 };
-                ended.map_err(|source| node_error(pod, "wait for the machine", source))?;
+                ended.map_err(|source| MachineError::node(pod, "wait for the machine", source))?;
             }
         }
         let owned = pod.clone();
@@ -452,7 +439,7 @@ impl Machines {
             }
         }
         let kills = self.node.out_of_memory_kills(&machine_cgroup(record)).await;
-        let kills = kills.map_err(|source| node_error(pod, "look why the machine ended", source))?;
+        let kills = kills.map_err(|source| MachineError::node(pod, "look why the machine ended", source))?;
         let status = if helper.is_some() { None } else { self.node.exit_status(qemu).await };
         let console = self.console(pod, LAST_WORDS).await?;
         Ok(reason(&Remains { helper, status, out_of_memory: kills, console }))
@@ -465,7 +452,7 @@ impl Machines {
             match self.node.read_end(&self.directory(pod).join(name), limit).await {
                 Ok(content) => words.extend(content),
                 Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(node_error(pod, "read the console", error)),
+                Err(error) => return Err(MachineError::node(pod, "read the console", error)),
             }
         }
         words.drain(..words.len().saturating_sub(limit));
@@ -492,7 +479,7 @@ impl Machines {
         let record = self.known(pod).await?;
         let failed = |source| MachineError::Share { pod: pod.clone(), path: share.source.clone(), source };
         if let Now::Broken(_) | Now::Stopped(_) = self.now(pod, &record).await? {
-            return Err(wrong_state(pod, "share", "stopped"));
+            return Err(MachineError::wrong_state(pod, "share", "stopped"));
         }
         let tree = self.tree(pod, &record.storage_directory);
         let shared = match &share.kind {
@@ -509,13 +496,13 @@ impl Machines {
     pub(super) async fn unshare(&self, pod: &PodId, container: &ContainerId) -> Result<(), MachineError> {
         let Some(record) = self.record(pod).await? else { return Ok(()) };
         let taken = self.tree(pod, &record.storage_directory).unshare(container).await;
-        taken.map_err(|source| node_error(pod, "take volumes back", source))
+        taken.map_err(|source| MachineError::node(pod, "take volumes back", source))
     }
 
     pub(super) async fn attach_network(&self, pod: &PodId) -> Result<Attachment, MachineError> {
         let record = self.known(pod).await?;
         let Some((namespace, tap)) = card(&record) else { return Ok(Attachment::Loopback) };
-        let failed = |source| node_error(pod, "join the network", source);
+        let failed = |source| MachineError::node(pod, "join the network", source);
         let namespace = Namespace::open(&namespace).map_err(failed)?;
         let interface = tap::attach(&namespace, &tap).await.map_err(failed)?;
         Ok(Attachment::Interface(Box::new(interface)))

@@ -10,9 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::Accelerator;
 
-/// Most bytes of a record that are read.
-pub(super) const LIMIT: usize = 64 * 1024;
-
 /// What is known of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::arguments::{self, Card, Descriptor, Qemu, SHARE_TAG};
 use super::disk;
 use super::machines::{
-    CONSOLE, CONSOLE_PIPE, DISK, GUEST_PORT, GUEST_SOCKET, Machines, card, machine_cgroup, node_error,
+    CONSOLE, CONSOLE_PIPE, DISK, GUEST_PORT, GUEST_SOCKET, Machines, card, machine_cgroup,
 };
 use super::record::{Record, Started};
 use super::shares::IN_GUEST;
@@ -120,7 +120,7 @@ impl Machines {
             self.remove(pod, &at(name)).await?;
         }
         let made = self.node.create_pipe(&at(CONSOLE_PIPE), 0o600).await;
-        made.map_err(|source| node_error(pod, "make the console", source))
+        made.map_err(|source| MachineError::node(pod, "make the console", source))
     }
 
     /// A process of a machine, in its cgroup and its network.
@@ -154,7 +154,7 @@ impl Machines {
                 let reason = format!("{} cannot be executed: {source}", path.display());
                 Err(MachineError::Boot { pod: pod.clone(), reason })
             }
-            Err(error) => Err(node_error(pod, "start the machine", error)),
+            Err(error) => Err(MachineError::node(pod, "start the machine", error)),
         }
     }
 
@@ -167,7 +167,7 @@ impl Machines {
         socket: &Path,
     ) -> Result<OwnedFd, MachineError> {
         let end = Instant::now() + self.config.device_deadline;
-        let failed = |source: io::Error| node_error(pod, "connect a device", source);
+        let failed = |source: io::Error| MachineError::node(pod, "connect a device", source);
         let refusal = loop {
             match self.node.dial(socket).await {
                 Ok(stream) => {
@@ -176,11 +176,12 @@ impl Machines {
                     return Ok(stream.into());
                 }
                 Err(error @ NodeError::SocketPath { .. }) => {
-                    return Err(node_error(pod, "connect a device", error));
+                    return Err(MachineError::node(pod, "connect a device", error));
                 }
                 Err(error) => {
                     let lives = self.node.process_lives(process).await;
-                    let lives = lives.map_err(|source| node_error(pod, "look for a device", source))?;
+                    let lives =
+                        lives.map_err(|source| MachineError::node(pod, "look for a device", source))?;
                     if !lives {
                         break "has ended".to_owned();
                     }
@@ -202,7 +203,7 @@ impl Machines {
         let Some(template) = &self.ready().template else { return Ok(None) };
         let path = record.storage_directory.join(DISK);
         let copied = disk::copy(&*self.node, template, &path).await;
-        copied.map_err(|source| node_error(pod, "make the machine's disk", source))?;
+        copied.map_err(|source| MachineError::node(pod, "make the machine's disk", source))?;
         open(pod, &path, true).map(Some)
     }
 
@@ -213,7 +214,7 @@ impl Machines {
         inherited: &mut Inherited,
     ) -> Result<Option<Card>, MachineError> {
         let Some((namespace, tap)) = card(record) else { return Ok(None) };
-        let failed = |source| node_error(pod, "join the network", source);
+        let failed = |source| MachineError::node(pod, "join the network", source);
         let namespace = Namespace::open(&namespace).map_err(failed)?;
         let interface = tap::attach(&namespace, &tap).await.map_err(failed)?;
         let queue = tap::open_queue(&namespace, &tap).await.map_err(failed)?;
@@ -231,7 +232,7 @@ impl Machines {
         if self.config.verbose {
             line = line.verbose();
         }
-        line.build().map_err(|source| node_error(pod, "make the kernel's command line", source))
+        line.build().map_err(|source| MachineError::node(pod, "make the kernel's command line", source))
     }
 }
 
@@ -247,6 +248,10 @@ fn account(uid: u32, accelerator: Accelerator) -> Account {
 fn open(pod: &PodId, path: &Path, write: bool) -> Result<OwnedFd, MachineError> {
     let opened = OpenOptions::new().read(true).write(write).open(path).map(File::into);
     opened.map_err(|source| {
-        node_error(pod, "open what the machine boots from", Error::Read { path: path.to_owned(), source })
+        MachineError::node(
+            pod,
+            "open what the machine boots from",
+            Error::Read { path: path.to_owned(), source },
+        )
     })
 }

@@ -3,7 +3,7 @@
 use kina_machine::{Details, Error as MachineError, Overhead, Process};
 use kina_model::PodId;
 
-use super::machines::{Machines, Now, node_error};
+use super::machines::{Machines, Now};
 use super::record::Phase;
 
 impl Machines {
@@ -17,7 +17,7 @@ impl Machines {
         let (mut found, mut guest_bytes) = (Vec::new(), 0);
         for (role, process) in started.processes() {
             let usage = self.node.process_usage(process).await;
-            let usage = usage.map_err(|source| node_error(pod, "measure the machine", source))?;
+            let usage = usage.map_err(|source| MachineError::node(pod, "measure the machine", source))?;
             // One may have ended meanwhile.
             let Some(usage) = usage else { continue };
             guest_bytes += usage.shared_memory_bytes;

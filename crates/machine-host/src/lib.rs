@@ -11,7 +11,8 @@
 //!
 //! What is running is asked of the kernel: a recorded guest by its process
 //! identity, an unrecorded one (the daemon was killed between starting it and
-//! writing it down) by the cgroup that the record named beforehand.
+//! writing it down) by the cgroup that the record named beforehand. A machine
+//! whose record is damaged counts as ended, and is found by its pod's cgroup.
 
 mod error;
 mod record;

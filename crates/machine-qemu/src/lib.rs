@@ -21,6 +21,9 @@
 //! plugins made there (`kina-attachment`); QEMU is given the tap's queue, opened,
 //! and has no other network.
 //!
+//! **Streams.** `kina-vsock` serves every machine, also where the kernel's
+//! vhost-vsock is there: this driver does not use that one.
+//!
 //! **Shares.** One tree for each machine, to which layers and volumes are added
 //! while it runs, and from which volumes are taken. Layers are mounted read-only
 //! in it, since other pods use the same files. Nothing else is visible.
@@ -29,6 +32,10 @@
 //! of the kernel: the recorded processes by their identity, unrecorded ones (the
 //! daemon was killed while it started a machine) by the cgroup that the record
 //! named beforehand; starting such a machine kills them and begins anew.
+//!
+//! **A damaged record** is named in the log and makes its machine count as ended.
+//! What runs of it is found by the pod's cgroup, and stopped and destroyed as
+//! others are; its disk and layers go with the caller's storage directory.
 //!
 //! **Ends.** A machine has ended when QEMU has, or when a process has that it
 //! cannot do without: the rest is killed then. Why is said from what the node

@@ -107,7 +107,9 @@ mod vm {
         let user = user.split(' ').next().unwrap().parse().unwrap();
         assert!(place.config.users.contains(&user), "{user}");
         assert_eq!(status(qemu, "Groups"), "");
-        assert_eq!(status(qemu, "CapEff"), "0000000000000000");
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            assert_eq!(status(qemu, set), "0000000000000000", "{set}");
+        }
         assert_eq!(status(qemu, "Seccomp"), "2");
         assert_eq!(status(place.process(pod, "virtiofsd").await, "Seccomp"), "2");
         // QEMU listens nowhere and has nothing open but what it was given.

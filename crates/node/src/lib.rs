@@ -145,7 +145,8 @@ pub struct Daemon {
     pub cgroup: String,
     /// Its network.
     pub network: DaemonNetwork,
-    /// The user that it becomes; the starter's without.
+    /// The user that it becomes, with no capability to gain any more; the
+    /// starter's without.
     pub user: Option<Account>,
     /// Whether it can no longer gain privileges by executing something.
     pub no_new_privileges: bool,

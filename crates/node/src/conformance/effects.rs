@@ -196,6 +196,7 @@ pub async fn daemons_get_what_they_are_given(subject: &dyn Subject) {
         "Groups: 61003 61004",
         "NoNewPrivs: 1",
         "CapEff: 0000000000000000",
+        "CapBnd: 0000000000000000",
         "error",
         "env 1 2",
         "given an argument",

@@ -40,7 +40,7 @@
 //! **Ends.** A machine has ended when QEMU has, or when a process has that it
 //! cannot do without: the rest is killed then. Why is said from what the node
 //! knows (its out-of-memory kills, how QEMU ended where this daemon started it),
-//! then from the console (the kernel's panic).
+//! then from the console (the kernel's panic, or that it was switched off).
 
 #[cfg(target_os = "linux")]
 pub mod accelerator;

@@ -46,6 +46,19 @@ mod vm {
         }
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_adopted_machine_that_switches_itself_off_says_so() {
+        let place = Place::new().await;
+        let (pod, guest) = place.started().await;
+        // Only the daemon that started QEMU is told how it ended.
+        let adopting = place.another();
+        guest.shutdown(Duration::ZERO).await.unwrap();
+        let ended = tokio::time::timeout(DEADLINE, adopting.wait(&pod)).await.unwrap().unwrap();
+        assert_eq!(ended.reason, "its guest has ended");
+        adopting.destroy(&pod).await.unwrap();
+        assert_eq!(place.left(&pod).await, Vec::<String>::new());
+    }
+
     /// The value of a line of `/proc/<pid>/status`.
     fn status(pid: u32, name: &str) -> String {
         let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -5,6 +5,8 @@ use kina_node::ExitStatus;
 /// Longest reason that the machine itself had a say in, in bytes.
 const LIMIT: usize = 200;
 
+const GUEST_ENDED: &str = "its guest has ended";
+
 /// What is left of a machine.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Remains {
@@ -41,7 +43,8 @@ pub(super) fn reason(remains: &Remains) -> String {
             let words = if words.is_empty() { String::new() } else { format!(": {}", printable(words)) };
             format!("QEMU ended with status {code}{words}")
         }
-        Some(ExitStatus::Code(_) | ExitStatus::Signal(_)) => "its guest has ended".to_owned(),
+        Some(ExitStatus::Code(_) | ExitStatus::Signal(_)) => GUEST_ENDED.to_owned(),
+        None if switched_off(&console) => GUEST_ENDED.to_owned(),
         // Another daemon has started it, and its parent is told how it ended.
         None => "it has ended".to_owned(),
     }
@@ -53,6 +56,14 @@ fn kernel_panic(console: &str) -> Option<&str> {
     let line =
         console.lines().rev().find(|line| line.contains(MARK) && !line.contains("end Kernel panic"))?;
     line.split_once(MARK).map(|(_, words)| words)
+}
+
+/// Whether the kernel's last words are that it was told to end.
+fn switched_off(console: &str) -> bool {
+    let last = console.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    ["reboot: Power down", "reboot: System halted", "reboot: Restarting system"]
+        .iter()
+        .any(|words| last.trim_end().ends_with(words))
 }
 
 /// What may go to a terminal.
@@ -88,6 +99,10 @@ mod tests {
         assert_eq!(reason(&clean), "its guest has ended");
         let unknown = Remains { status: None, ..clean };
         assert_eq!(reason(&unknown), "it has ended");
+        let off = b"[    9.0] reboot: Power down\r\n".to_vec();
+        assert_eq!(reason(&Remains { console: off, ..unknown.clone() }), "its guest has ended");
+        let earlier = b"[    9.0] reboot: Power down\r\nmore\n".to_vec();
+        assert_eq!(reason(&Remains { console: earlier, ..unknown }), "it has ended");
     }
 
     #[test]

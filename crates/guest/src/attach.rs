@@ -8,9 +8,11 @@
 //!
 //! A piece of output goes to the log first, then to every client. A client whose
 //! queue is full holds the next piece back, as the CRI's runtimes do: nothing is
-//! dropped silently. Unlike there it does so for a bounded time only; then it is cut
-//! off and told, and the container, its log and the other clients go on.
+//! dropped silently. Unlike there it has a bounded time for that, which it wins back by
+//! reading; one that does not read, or only trickles, is cut off and told, and the
+//! container, its log and the other clients go on.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,6 +29,7 @@ use kina_log::Stream as Output;
 use tokio::io::{AsyncRead, AsyncWriteExt, Interest, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
@@ -41,8 +44,11 @@ const CLIENTS_LIMIT: usize = 32;
 const QUEUE: usize = 4;
 /// Answers on their way to one client beyond that.
 const RESPONSES: usize = 1;
-/// How long one client may hold a piece of output back.
+/// How long one client may hold output back, in all.
 const SLOW_PATIENCE: Duration = Duration::from_secs(5);
+/// What it wins back of that with every piece that it takes. Output that was held back comes
+/// in pieces of 16 KiB: whoever reads 64 KiB a second is never cut off.
+const EARNED_PATIENCE: Duration = Duration::from_millis(250);
 /// Pieces of input that wait for the container, of all its clients.
 const INPUT_QUEUE: usize = 2;
 
@@ -76,7 +82,23 @@ struct Client {
     stdout: bool,
     stderr: bool,
     queue: mpsc::Sender<Piece>,
+    /// How long it may still hold output back.
+    patience: Duration,
     too_slow: Arc<AtomicBool>,
+}
+
+impl Client {
+    fn took_a_piece(&mut self) {
+        self.patience = (self.patience + EARNED_PATIENCE).min(SLOW_PATIENCE);
+    }
+}
+
+/// A client that is waited for, by its number, and the piece that it has no room for.
+struct Waiting {
+    number: u64,
+    queue: mpsc::Sender<Piece>,
+    piece: Piece,
+    patience: Duration,
 }
 
 type Piece = (Output, Arc<[u8]>);
@@ -104,7 +126,14 @@ impl Audience {
         if !clients.is_over() {
             let number = clients.next;
             clients.next += 1;
-            clients.list.push(Client { number, stdout, stderr, queue, too_slow: Arc::clone(&too_slow) });
+            clients.list.push(Client {
+                number,
+                stdout,
+                stderr,
+                queue,
+                patience: SLOW_PATIENCE,
+                too_slow: Arc::clone(&too_slow),
+            });
         }
         Ok(Seat { pieces, too_slow })
     }
@@ -128,14 +157,14 @@ impl Audience {
     }
 
     /// Gives every client a piece, and returns those that it still waits for.
-    fn offer(&self, output: Output, bytes: &[u8]) -> Vec<(u64, mpsc::Sender<Piece>, Piece)> {
+    fn offer(&self, output: Output, bytes: &[u8]) -> Vec<Waiting> {
         let mut clients = self.clients();
         if clients.list.is_empty() {
             return Vec::new();
         }
         let bytes: Arc<[u8]> = bytes.into();
         let mut waiting = Vec::new();
-        clients.list.retain(|client| {
+        clients.list.retain_mut(|client| {
             let wants = match output {
                 Output::Stdout => client.stdout,
                 Output::Stderr => client.stderr,
@@ -144,9 +173,13 @@ impl Audience {
                 return !client.queue.is_closed();
             }
             match client.queue.try_send((output, Arc::clone(&bytes))) {
-                Ok(()) => true,
+                Ok(()) => {
+                    client.took_a_piece();
+                    true
+                }
                 Err(mpsc::error::TrySendError::Full(piece)) => {
-                    waiting.push((client.number, client.queue.clone(), piece));
+                    let (number, patience) = (client.number, client.patience);
+                    waiting.push(Waiting { number, queue: client.queue.clone(), piece, patience });
                     true
                 }
                 Err(mpsc::error::TrySendError::Closed(_)) => false,
@@ -156,18 +189,25 @@ impl Audience {
     }
 
     /// Waits for slow clients, and cuts those off that are too slow.
-    async fn wait(self: Arc<Self>, waiting: Vec<(u64, mpsc::Sender<Piece>, Piece)>) {
-        let each = waiting.into_iter().map(|(number, queue, piece)| async move {
-            let sent = tokio::time::timeout(SLOW_PATIENCE, queue.send(piece)).await;
-            sent.is_err().then_some(number)
+    async fn wait(self: Arc<Self>, waiting: Vec<Waiting>) {
+        let each = waiting.into_iter().map(async |Waiting { number, queue, piece, patience }| {
+            let begin = Instant::now();
+            let sent = tokio::time::timeout(patience, queue.send(piece)).await;
+            (number, sent.is_ok().then(|| begin.elapsed()))
         });
-        let slow = futures::future::join_all(each).await;
-        self.clients().list.retain(|client| {
-            let cut = slow.contains(&Some(client.number));
-            if cut {
-                client.too_slow.store(true, Ordering::Release);
+        let waited: BTreeMap<u64, Option<Duration>> =
+            futures::future::join_all(each).await.into_iter().collect();
+        self.clients().list.retain_mut(|client| match waited.get(&client.number) {
+            None => true,
+            Some(Some(time)) => {
+                client.patience = client.patience.saturating_sub(*time);
+                client.took_a_piece();
+                true
             }
-            !cut
+            Some(None) => {
+                client.too_slow.store(true, Ordering::Release);
+                false
+            }
         });
     }
 }
@@ -358,10 +398,49 @@ async fn tell(started: v1::AttachStarted, mut seat: Seat, sender: &Sender) {
         }
     }
     let last = if seat.too_slow.load(Ordering::Acquire) {
-        let seconds = SLOW_PATIENCE.as_secs();
-        Err(Status::resource_exhausted(format!("output was not read for {seconds} s: attach again")))
+        let held = SLOW_PATIENCE.as_secs();
+        Err(Status::resource_exhausted(format!(
+            "output was read so slowly that the container waited {held} s for it: attach again, and read faster"
+        )))
     } else {
         answer(Response::End(v1::Empty {}))
     };
     drop(sender.send(last).await);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    /// How long `pieces` pieces are held up by a client that takes one every `pause`, and
+    /// whether it was cut off.
+    async fn hold_up(pieces: usize, pause: Duration) -> (Duration, bool) {
+        let audience = Arc::new(Audience::default());
+        let Seat { pieces: mut queue, too_slow } = audience.join(true, false).unwrap();
+        let client = tokio::spawn(async move {
+            while queue.recv().await.is_some() {
+                tokio::time::sleep(pause).await;
+            }
+        });
+        let mut held = Duration::ZERO;
+        for _ in 0..pieces {
+            let begin = Instant::now();
+            let waiting = audience.offer(Output::Stdout, b"piece");
+            Arc::clone(&audience).wait(waiting).await;
+            held += begin.elapsed();
+        }
+        client.abort();
+        (held, too_slow.load(Ordering::Acquire))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_trickles_is_cut_off_and_one_that_reads_is_not() {
+        for pause in [SLOW_PATIENCE * 2, SLOW_PATIENCE - Duration::from_millis(1), Duration::from_secs(1)] {
+            let (held, cut) = hold_up(1000, pause).await;
+            assert!(cut && held < SLOW_PATIENCE * 2, "{pause:?}: {held:?}");
+        }
+        let (held, cut) = hold_up(1000, EARNED_PATIENCE).await;
+        assert!(!cut && held > Duration::from_secs(200), "{held:?}");
+    }
 }

@@ -24,13 +24,13 @@ use crate::process::{self, SignalError};
 use crate::spec::PidNamespace;
 
 /// No pod has more containers.
-const CONTAINERS_LIMIT: usize = 256;
+pub(crate) const CONTAINERS_LIMIT: usize = 256;
 /// Execs at one time.
-const EXECS_LIMIT: usize = 128;
+pub(crate) const EXECS_LIMIT: usize = 128;
 /// Forwarded connections at one time.
-const FORWARDS_LIMIT: usize = 128;
+pub(crate) const FORWARDS_LIMIT: usize = 128;
 /// Attached clients at one time, of all containers.
-const ATTACHES_LIMIT: usize = 128;
+pub(crate) const ATTACHES_LIMIT: usize = 128;
 const ID_LIMIT: usize = 128;
 /// How long killed processes may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);

@@ -23,12 +23,18 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::arguments::{Listen, Serve};
 use crate::error::Error;
-use crate::guest::{Guest, cgroup_error, chain};
+use crate::guest::{
+    ATTACHES_LIMIT, CONTAINERS_LIMIT, EXECS_LIMIT, FORWARDS_LIMIT, Guest, cgroup_error, chain,
+};
 use crate::journal::Journal;
 use crate::service::Service;
 
-/// Connections at one time: control, and one per bulk stream.
-const CONNECTIONS_LIMIT: usize = 256;
+/// Connections beside those of bulk streams: control, and streams that are refused or end.
+const SPARE_CONNECTIONS: usize = 64;
+/// Connections at one time, one per bulk stream. Were it fewer than there may be streams,
+/// clients that keep theirs open would keep the next daemon from connecting.
+const CONNECTIONS_LIMIT: usize =
+    EXECS_LIMIT + ATTACHES_LIMIT + FORWARDS_LIMIT + CONTAINERS_LIMIT + SPARE_CONNECTIONS;
 /// Streams of one connection at one time.
 const STREAMS_LIMIT: u32 = 128;
 /// Bytes that one stream, and one connection, may have on its way to the guest.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kina_guest_api::v1;
-use kina_model::SpecError;
 use kina_streaming::{
     Attach, Backend, BackendError, ByteStream, Config, Exec, PortForward, Request, Server, SessionIo,
     Streams, TlsFiles,
@@ -86,23 +85,15 @@ impl Streaming {
         self.url(Request::Exec(Exec { container: container.to_string(), command, streams }))
     }
 
-    /// A URL that attaches to a running container.
+    /// A URL that attaches to a running container, whatever streams it was made with:
+    /// the kubelet passes on what its client wants, and the CRI's other runtimes refuse
+    /// none of it. Input to a container made without is dropped, and whether there is a
+    /// terminal is the container's affair.
     ///
     /// # Errors
-    /// As [`Streaming::exec`], and [`Error::Spec`] for streams that the container was
-    /// not made with.
+    /// As [`Streaming::exec`].
     pub fn attach(&self, container: &str, streams: Streams) -> Result<String, Error> {
         let (container, ..) = self.runtime.running(container, ATTACH)?;
-        let spec = &self.runtime.find_container(container.as_str())?.spec;
-        if streams.stdin && !spec.stdin {
-            let reason = format!("container {container} was made without; attach to its output only");
-            return Err(SpecError::invalid("stdin", reason).into());
-        }
-        if streams.tty != spec.tty {
-            let made = if spec.tty { "with" } else { "without" };
-            let reason = format!("container {container} was made {made} a terminal; attach {made} one");
-            return Err(SpecError::invalid("tty", reason).into());
-        }
         self.url(Request::Attach(Attach { container: container.to_string(), streams }))
     }
 

@@ -4,7 +4,7 @@
 //! out. Nothing is sampled in between: how busy a processor was is the mean
 //! since the last time somebody asked, at least `RATE_SPAN` ago.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +33,12 @@ const MAX_INTERFACES: usize = 64;
 
 /// The longest name of an interface (IFNAMSIZ without its end).
 const MAX_INTERFACE_NAME: usize = 15;
+
+/// Block devices of one container that are told.
+const MAX_BLOCK_DEVICES: usize = 64;
+
+/// The longest name of a block device (DISK_NAME_LEN without its end).
+const MAX_BLOCK_DEVICE_NAME: usize = 31;
 
 /// A pod and what its guest says that it uses.
 #[derive(Clone, Debug)]
@@ -132,8 +138,8 @@ fn of_pod(rates: &Rates, pod: Arc<PodView>, usage: Option<v1::StatsResponse>) ->
     PodUsage { pod, usage, nano_cores, container_nano_cores }
 }
 
-/// Of a guest's answer what can be true: containers of this pod, once each, and
-/// not more interfaces than anybody has.
+/// Of a guest's answer what can be true: containers of this pod, interfaces and
+/// block devices, each once, and not more of them than anybody has.
 fn plausible(mut usage: v1::StatsResponse, pod: &PodView) -> v1::StatsResponse {
     let mut known: Vec<&str> = pod.containers.keys().map(|id| id.as_str()).collect();
     usage.containers.retain(|stats| {
@@ -141,11 +147,25 @@ fn plausible(mut usage: v1::StatsResponse, pod: &PodView) -> v1::StatsResponse {
         place.map(|place| known.swap_remove(place)).is_some()
     });
     usage.interfaces.truncate(MAX_INTERFACES);
+    let mut names = HashSet::new();
     usage.interfaces.retain(|one| {
-        (1..=MAX_INTERFACE_NAME).contains(&one.name.len())
-            && one.name.bytes().all(|byte| byte.is_ascii_graphic())
+        !one.name.is_empty() && is_name(&one.name, MAX_INTERFACE_NAME) && names.insert(one.name.clone())
     });
+    for container in &mut usage.containers {
+        let devices = &mut container.block_devices;
+        devices.truncate(MAX_BLOCK_DEVICES);
+        let (mut names, mut numbers) = (HashSet::new(), HashSet::new());
+        devices.retain(|one| {
+            is_name(&one.name, MAX_BLOCK_DEVICE_NAME)
+                && numbers.insert((one.major, one.minor))
+                && (one.name.is_empty() || names.insert(one.name.clone()))
+        });
+    }
     usage
+}
+
+fn is_name(name: &str, longest: usize) -> bool {
+    name.len() <= longest && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
@@ -195,16 +215,34 @@ mod tests {
         let stats = |id: &str| v1::ContainerStats { id: id.to_owned(), ..v1::ContainerStats::default() };
         let interface =
             |name: &str| v1::InterfaceStats { name: name.to_owned(), ..v1::InterfaceStats::default() };
+        let device = |name: &str, minor| v1::BlockDeviceStats {
+            name: name.to_owned(),
+            minor,
+            ..v1::BlockDeviceStats::default()
+        };
+        let devices = [("vda", 0), ("vda", 1), ("vdb", 0), ("", 2), ("", 3), ("a b", 4)];
+        let mut own = stats(id.as_str());
+        own.block_devices = devices.map(|(name, minor)| device(name, minor)).to_vec();
+        own.block_devices.push(device(&"x".repeat(32), 5));
         let mut answer = v1::StatsResponse {
-            containers: vec![stats("other"), stats(id.as_str()), stats(id.as_str())],
-            interfaces: vec![interface("eth0"), interface(""), interface("a b"), interface(&"x".repeat(16))],
+            containers: vec![stats("other"), own, stats(id.as_str())],
+            interfaces: vec![
+                interface("eth0"),
+                interface("eth0"),
+                interface(""),
+                interface("a b"),
+                interface(&"x".repeat(16)),
+            ],
             ..v1::StatsResponse::default()
         };
         let many = (0..1_000).map(|number| interface(&format!("e{number}")));
         answer.interfaces.extend(many);
         let answer = plausible(answer, &view);
-        assert_eq!(answer.containers, [stats(id.as_str())]);
-        assert_eq!(answer.interfaces.len(), MAX_INTERFACES - 3);
+        let containers: Vec<&str> = answer.containers.iter().map(|one| one.id.as_str()).collect();
+        assert_eq!(containers, [id.as_str()]);
+        let told = [device("vda", 0), device("", 2), device("", 3)];
+        assert_eq!(answer.containers[0].block_devices, told);
+        assert_eq!(answer.interfaces.len(), MAX_INTERFACES - 4);
         assert_eq!(answer.interfaces[0].name, "eth0");
     }
 }

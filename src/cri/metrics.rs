@@ -30,6 +30,15 @@ fn seconds(nanos: Option<u64>) -> Option<u64> {
     nanos.map(|nanos| nanos / SECOND)
 }
 
+fn since_epoch(nanos: i64) -> Option<u64> {
+    seconds(u64::try_from(nanos).ok())
+}
+
+/// Limits that are none are negative.
+fn positive(limit: Option<i64>) -> Option<u64> {
+    limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0)
+}
+
 fn stalled(pressure: Option<&guest::Pressure>) -> Option<u64> {
     Some(pressure?.full.as_ref()?.total_micros / MICROS)
 }
@@ -78,8 +87,18 @@ const USAGE: &[Family<guest::Usage>] = &[
         |used| used.major_page_faults),
     family!(Gauge "container_spec_memory_limit_bytes" "Memory limit in bytes; 0 is none." []
         |used| used.memory_bytes.map(|_| used.memory_limit_bytes.unwrap_or(0))),
+    family!(Gauge "container_memory_kernel_usage" "Memory that the kernel uses for it in bytes." []
+        |used| used.memory_kernel_bytes),
+    family!(Gauge "container_memory_max_usage_bytes" "The most memory that was ever used in bytes." []
+        |used| used.memory_peak_bytes),
+    family!(Counter "container_oom_events_total" "Processes that were killed for want of memory." []
+        |used| used.oom_kills),
     family!(Gauge "container_threads" "Processes and threads." []
         |used| used.pids),
+    family!(Gauge "container_threads_max" "The most processes and threads that there may be; 0 is no limit." []
+        |used| used.pids.map(|_| used.pids_limit.unwrap_or(0))),
+    family!(Gauge "container_last_seen" "When it was measured, in seconds since the epoch." []
+        |used| since_epoch(used.timestamp_nanos)),
     family!(Counter "container_pressure_cpu_stalled_seconds_total" "Time in which no task could run for want of a processor in seconds." []
         |used| stalled(used.cpu_pressure.as_ref())),
     family!(Counter "container_pressure_cpu_waiting_seconds_total" "Time in which tasks waited for a processor in seconds." []
@@ -94,17 +113,62 @@ const USAGE: &[Family<guest::Usage>] = &[
         |used| waiting(used.io_pressure.as_ref())),
 ];
 
-/// Of containers only.
-const LAYER: &[Family<guest::DiskUsage>] =
-    &[family!(Gauge "container_fs_usage_bytes" "Bytes of the writable layer." ["device" = "writable"]
-        |layer| Some(layer.used_bytes))];
+/// Of containers only, as all below up to [`NETWORK`].
+const LAYER: &[Family<guest::DiskUsage>] = &[
+    family!(Gauge "container_fs_usage_bytes" "Bytes of the writable layer." ["device" = "writable"]
+        |layer| Some(layer.used_bytes)),
+    family!(Gauge "container_fs_limit_bytes" "Size of the writable layer's file system in bytes." ["device" = "writable"]
+        |layer| layer.filesystem_bytes),
+    family!(Gauge "container_fs_inodes_total" "Inodes of the writable layer's file system." ["device" = "writable"]
+        |layer| layer.filesystem_inodes),
+    family!(Gauge "container_fs_inodes_free" "Free inodes of the writable layer's file system." ["device" = "writable"]
+        |layer| layer.filesystem_free_inodes),
+];
 
-const STARTED: &[Family<ContainerView>] = &[
+const PROCESSES: &[Family<guest::ProcessCount>] = &[
+    family!(Gauge "container_processes" "Processes." [] |count| Some(count.processes)),
+    family!(Gauge "container_file_descriptors" "Open descriptors of the processes." []
+        |count| Some(count.descriptors)),
+    family!(Gauge "container_sockets" "Descriptors that are sockets." [] |count| Some(count.sockets)),
+];
+
+/// Per device.
+const DEVICE_BYTES: &[Family<guest::BlockDeviceStats>] = &[
+    family!(Counter "container_blkio_device_usage_total" "Bytes that went to or came from a block device." ["operation" = "Read"]
+        |device| Some(device.read_bytes)),
+    family!(Counter "container_blkio_device_usage_total" "Bytes that went to or came from a block device." ["operation" = "Write"]
+        |device| Some(device.written_bytes)),
+];
+
+/// The further labels of [`DEVICE_BYTES`]; [`DEVICES`] has the first.
+const DEVICE_LABELS: [&str; 3] = ["device", "major", "minor"];
+
+/// Per device.
+const DEVICES: &[Family<guest::BlockDeviceStats>] = &[
+    family!(Counter "container_fs_reads_bytes_total" "Bytes read from a block device." []
+        |device| Some(device.read_bytes)),
+    family!(Counter "container_fs_reads_total" "Reads from a block device." [] |device| Some(device.reads)),
+    family!(Counter "container_fs_writes_bytes_total" "Bytes written to a block device." []
+        |device| Some(device.written_bytes)),
+    family!(Counter "container_fs_writes_total" "Writes to a block device." [] |device| Some(device.writes)),
+];
+
+/// What the daemon knows by itself. A limit that was not asked for has no value, but where 0 says
+/// so.
+const KNOWN: &[Family<ContainerView>] = &[
     family!(Gauge "container_start_time_seconds" "When it was started, in seconds since the epoch." []
     |container| match container.state {
-        kina_model::ContainerState::Running(running) => u64::try_from(running.started_at).ok().map(|at| at / SECOND),
+        kina_model::ContainerState::Running(running) => since_epoch(running.started_at),
         _ => None,
     }),
+    family!(Gauge "container_spec_cpu_period" "Period of the processor limit in microseconds." []
+        |container| container.spec.resources.cpu_period_micros),
+    family!(Gauge "container_spec_cpu_quota" "Processor limit in microseconds of each period." []
+        |container| positive(container.spec.resources.cpu_quota_micros)),
+    family!(Gauge "container_spec_cpu_shares" "Weight for the processor." []
+        |container| container.spec.resources.cpu_shares),
+    family!(Gauge "container_spec_memory_swap_limit_bytes" "Limit of memory and swap together in bytes; 0 is none." []
+        |container| Some(positive(container.spec.resources.memory_swap_limit_bytes).unwrap_or(0))),
 ];
 
 /// Of pods only, per interface.
@@ -147,7 +211,10 @@ pub fn descriptors() -> Vec<v1::MetricDescriptor> {
     }
     let mut descriptors: Vec<_> = all(USAGE, &[])
         .chain(all(LAYER, &[]))
-        .chain(all(STARTED, &[]))
+        .chain(all(PROCESSES, &[]))
+        .chain(all(DEVICE_BYTES, &DEVICE_LABELS))
+        .chain(all(DEVICES, &DEVICE_LABELS[..1]))
+        .chain(all(KNOWN, &[]))
         .chain(all(NETWORK, &[INTERFACE_LABEL]))
         .collect();
     descriptors.dedup_by(|one, other| one.name == other.name);
@@ -162,11 +229,11 @@ pub fn pod_metrics(usage: &PodUsage) -> v1::PodSandboxMetrics {
     let mut metrics = Vec::new();
     let labels = labels(pod, None);
     if let Some(used) = answer.and_then(|answer| answer.pod.as_ref()) {
-        add(&mut metrics, USAGE, used, used.timestamp_nanos, &labels, None);
+        add(&mut metrics, USAGE, used, used.timestamp_nanos, &labels, &[]);
         let interfaces =
             answer.filter(|_| !pod.spec.namespaces.host_network).map(|answer| &answer.interfaces);
         for interface in interfaces.into_iter().flatten() {
-            add(&mut metrics, NETWORK, interface, used.timestamp_nanos, &labels, Some(&interface.name));
+            add(&mut metrics, NETWORK, interface, used.timestamp_nanos, &labels, &[&interface.name]);
         }
     }
     let running = pod.containers.values().filter(|container| is_running(container));
@@ -184,10 +251,24 @@ fn container_metrics(container: &ContainerView, usage: &PodUsage) -> v1::Contain
     if let Some(stats) = usage.container(id)
         && let Some(used) = &stats.usage
     {
-        add(&mut metrics, USAGE, used, used.timestamp_nanos, &labels, None);
-        add(&mut metrics, STARTED, container, used.timestamp_nanos, &labels, None);
+        let at = used.timestamp_nanos;
+        add(&mut metrics, USAGE, used, at, &labels, &[]);
+        add(&mut metrics, KNOWN, container, at, &labels, &[]);
         if let Some(layer) = &stats.writable_layer {
-            add(&mut metrics, LAYER, layer, layer.timestamp_nanos, &labels, None);
+            add(&mut metrics, LAYER, layer, layer.timestamp_nanos, &labels, &[]);
+        }
+        if let Some(count) = &stats.processes {
+            add(&mut metrics, PROCESSES, count, at, &labels, &[]);
+        }
+        for device in &stats.block_devices {
+            let (major, minor) = (device.major.to_string(), device.minor.to_string());
+            let name = if device.name.is_empty() {
+                format!("{major}:{minor}")
+            } else {
+                format!("/dev/{}", device.name)
+            };
+            add(&mut metrics, DEVICE_BYTES, device, at, &labels, &[&name, &major, &minor]);
+            add(&mut metrics, DEVICES, device, at, &labels, &[&name]);
         }
     }
     v1::ContainerMetrics { container_id: id.to_owned(), metrics }
@@ -213,7 +294,7 @@ fn add<T>(
     of: &T,
     timestamp: i64,
     labels: &[String; 6],
-    more: Option<&String>,
+    more: &[&str],
 ) {
     for family in families {
         let Some(value) = (family.value)(of) else {
@@ -224,7 +305,12 @@ fn add<T>(
             name: family.name.to_owned(),
             timestamp,
             metric_type: family.kind.into(),
-            label_values: labels.iter().cloned().chain(own).chain(more.cloned()).collect(),
+            label_values: labels
+                .iter()
+                .cloned()
+                .chain(own)
+                .chain(more.iter().map(|&value| value.to_owned()))
+                .collect(),
             value: Some(v1::UInt64Value { value }),
         });
     }
@@ -245,7 +331,17 @@ mod tests {
         let pod: PodId = "a".repeat(32).parse().unwrap();
         let id: ContainerId = "c".repeat(32).parse().unwrap();
         let state = ContainerState::Running(Running { started_at: 5_000_000_000 });
-        let container = Arc::new(test_support::container(id.clone(), pod.clone(), state));
+        let mut container = test_support::container(id.clone(), pod.clone(), state);
+        let resources = kina_model::Resources {
+            cpu_period_micros: Some(100_000),
+            cpu_quota_micros: Some(20_000),
+            cpu_shares: Some(1024),
+            memory_swap_limit_bytes: Some(-1),
+            ..kina_model::Resources::default()
+        };
+        let spec = kina_model::ContainerSpec { resources, ..(*container.spec).clone() };
+        container.spec = Arc::new(spec);
+        let container = Arc::new(container);
         let pod = test_support::pod(pod, PodState::Starting, BTreeMap::from([(id.clone(), container)]));
         let stall = guest::Stall { total_micros: 3_500_000, ..guest::Stall::default() };
         let pressure = Some(guest::Pressure { some: Some(stall), full: Some(stall) });
@@ -268,13 +364,37 @@ mod tests {
             page_faults: Some(7),
             major_page_faults: Some(8),
             pids: Some(9),
+            memory_kernel_bytes: Some(40),
+            memory_peak_bytes: Some(120),
+            oom_kills: Some(1),
+            pids_limit: None,
             cpu_pressure: pressure,
             memory_pressure: pressure,
             io_pressure: pressure,
         };
-        let layer = guest::DiskUsage { timestamp_nanos: 8, used_bytes: 10, inodes: 2, incomplete: false };
-        let container =
-            guest::ContainerStats { id: id.to_string(), usage: Some(used), writable_layer: Some(layer) };
+        let layer = guest::DiskUsage {
+            timestamp_nanos: 8,
+            used_bytes: 10,
+            inodes: 2,
+            incomplete: false,
+            filesystem_bytes: Some(1_000),
+            filesystem_inodes: Some(100),
+            filesystem_free_inodes: Some(50),
+        };
+        let block_devices = [("vda", 0), ("", 16)].map(|(name, minor)| guest::BlockDeviceStats {
+            name: name.to_owned(),
+            major: 8,
+            minor,
+            read_bytes: 4096,
+            ..guest::BlockDeviceStats::default()
+        });
+        let container = guest::ContainerStats {
+            id: id.to_string(),
+            usage: Some(used),
+            writable_layer: Some(layer),
+            processes: Some(guest::ProcessCount { processes: 2, descriptors: 7, sockets: 3 }),
+            block_devices: block_devices.to_vec(),
+        };
         let interfaces = ["eth0", "net1"].map(|name| guest::InterfaceStats {
             name: name.to_owned(),
             rx_bytes: 11,
@@ -321,6 +441,19 @@ mod tests {
         assert_eq!(value("container_spec_memory_limit_bytes"), Some(0));
         assert_eq!(value("container_pressure_io_waiting_seconds_total"), Some(3));
         assert_eq!(value("container_start_time_seconds"), Some(5));
+        assert_eq!(value("container_threads_max"), Some(0), "there is no limit");
+        assert_eq!(value("container_sockets"), Some(3));
+        assert_eq!(value("container_spec_cpu_quota"), Some(20_000));
+        assert_eq!(value("container_spec_memory_swap_limit_bytes"), Some(0), "there is no limit");
+        let read = metrics.container_metrics[0].metrics.iter();
+        let read: Vec<_> =
+            read.filter(|metric| metric.name == "container_blkio_device_usage_total").collect();
+        assert_eq!(read[0].label_values[LABELS.len()..], ["Read", "/dev/vda", "8", "0"]);
+        assert_eq!(
+            read[2].label_values[LABELS.len()..],
+            ["Read", "8:16", "8", "16"],
+            "its name is not known"
+        );
         // Without an answer there is nothing to tell, and nobody is told zero.
         let silent = PodUsage { usage: None, ..usage() };
         let metrics = pod_metrics(&silent);

@@ -13,6 +13,7 @@
 //! kernel.
 #![cfg(target_os = "linux")]
 
+mod block;
 mod devices;
 mod error;
 mod group;
@@ -21,6 +22,7 @@ mod kill;
 mod resources;
 mod stats;
 
+pub use block::BlockDeviceStats;
 pub use devices::{DeviceKind, DeviceRule};
 pub use error::Error;
 pub use group::Group;

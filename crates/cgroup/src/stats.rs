@@ -34,6 +34,10 @@ pub struct Stats {
     pub memory_mapped_file: Option<u64>,
     /// Bytes that are swapped out.
     pub memory_swap: Option<u64>,
+    /// Bytes that the kernel uses for the group; on v2 from Linux 5.18 on.
+    pub memory_kernel: Option<u64>,
+    /// The most bytes that were ever charged; on v2 from Linux 5.19 on.
+    pub memory_peak: Option<u64>,
     /// How often the limit was reached.
     pub memory_failures: Option<u64>,
     /// The limit in bytes; `None` also if there is no limit.
@@ -44,6 +48,8 @@ pub struct Stats {
     pub major_page_faults: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// The most that there may be of them; `None` also if there is no limit.
+    pub pids_limit: Option<u64>,
     /// How processes had to wait for a processor; here and below only where the kernel keeps it, in
     /// the cgroup2 hierarchy.
     pub cpu_pressure: Option<Pressure>,
@@ -182,12 +188,19 @@ impl Group {
                 let events = keyed(&beside("memory.events"), "max").ok();
                 (number(&beside("memory.swap.current")).ok(), events)
             };
+            (stats.memory_kernel, stats.memory_peak) = if v1 {
+                let kernel = number(&beside("memory.kmem.usage_in_bytes")).ok();
+                (kernel, number(&beside("memory.max_usage_in_bytes")).ok())
+            } else {
+                (value("kernel"), number(&beside("memory.peak")).ok())
+            };
             let limit = read(&path.with_file_name(files[1]))?;
             // v1 shows "no limit" as the largest page-aligned number.
             stats.memory_limit = limit.trim().parse().ok().filter(|limit| *limit < 1 << 62);
         }
         if let Some(path) = self.control("pids", "pids.current", "pids.current") {
             stats.pids = Some(number(&path)?);
+            stats.pids_limit = number(&path.with_file_name("pids.max")).ok();
         }
         stats.cpu_pressure = self.pressure("cpu.pressure");
         stats.memory_pressure = self.pressure("memory.pressure");

@@ -6,7 +6,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kina_cgroup::{Error, Group, Hierarchy, Layout, Pressure, Resources, Stall, ThrottleDevice};
+use kina_cgroup::{
+    BlockDeviceStats, Error, Group, Hierarchy, Layout, Pressure, Resources, Stall, ThrottleDevice,
+};
 
 struct Fake {
     root: tempfile::TempDir,
@@ -129,12 +131,15 @@ fn usage_is_read() {
         ("memory.swap.current", "4096\n"),
         ("memory.current", "5000\n"),
         ("memory.max", "max\n"),
+        ("memory.peak", "7000\n"),
         (
             "memory.stat",
-            "anon 3000\nfile 2000\nfile_mapped 900\ninactive_file 1500\npgfault 4\npgmajfault 1\n",
+            "anon 3000\nfile 2000\nkernel 800\nfile_mapped 900\ninactive_file 1500\npgfault 4\npgmajfault 1\n",
         ),
         ("memory.events", "low 0\nmax 6\noom 2\noom_kill 1\n"),
         ("pids.current", "3\n"),
+        ("pids.max", "40\n"),
+        ("io.stat", "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n"),
     ] {
         fs::write(fake.place("pod/c").join(file), content).unwrap();
     }
@@ -144,7 +149,10 @@ fn usage_is_read() {
     assert_eq!(stats.memory_working_set, Some(3500));
     assert_eq!(stats.memory_rss, Some(3000));
     assert_eq!(stats.memory_limit, None);
-    assert_eq!(stats.pids, Some(3));
+    assert_eq!((stats.pids, stats.pids_limit), (Some(3), Some(40)));
+    assert_eq!((stats.memory_kernel, stats.memory_peak), (Some(800), Some(7000)));
+    let device = BlockDeviceStats { major: 8, read_bytes: 4096, reads: 1, ..BlockDeviceStats::default() };
+    assert_eq!(fake.group.block_devices().unwrap(), [device]);
     assert_eq!((stats.cpu_user_ns, stats.cpu_system_ns), (Some(7_000), Some(5_000)));
     let throttled = (stats.cpu_periods, stats.cpu_throttled_periods, stats.cpu_throttled_ns);
     assert_eq!(throttled, (Some(9), Some(2), Some(3_000)));

@@ -58,6 +58,13 @@ fn measure(root: &Path, end: Instant) -> v1::DiskUsage {
     let Ok((status, directory)) = opened else {
         return unknown();
     };
+    if let Ok(filesystem) = directory.statvfs() {
+        usage.filesystem_bytes = Some(filesystem.f_blocks.saturating_mul(filesystem.f_frsize));
+        // Some count no inodes, and say that they have none.
+        let inodes = (filesystem.f_files > 0).then_some(filesystem.f_files);
+        usage.filesystem_inodes = inodes;
+        usage.filesystem_free_inodes = inodes.map(|_| filesystem.f_ffree);
+    }
     let mut linked = HashSet::new();
     count(&mut usage, &status, &mut linked);
     // Opened directories only, never paths: what a container puts in a directory's place
@@ -134,6 +141,13 @@ mod tests {
         let du = std::process::Command::new("du").args(["-s", "-B1"]).arg(directory.path()).output().unwrap();
         let du = String::from_utf8(du.stdout).unwrap();
         assert_eq!(du.split_whitespace().next().unwrap(), usage.used_bytes.to_string());
+        let df = ["-B1", "--output=size,itotal"];
+        let df = std::process::Command::new("df").args(df).arg(directory.path()).output().unwrap();
+        let df = String::from_utf8(df.stdout).unwrap();
+        let number = |value: Option<u64>| value.unwrap_or(0).to_string();
+        let filesystem = [number(usage.filesystem_bytes), number(usage.filesystem_inodes)];
+        assert_eq!(df.lines().last().unwrap().split_whitespace().collect::<Vec<_>>(), filesystem);
+        assert!(usage.filesystem_free_inodes <= usage.filesystem_inodes);
     }
 
     #[test]

@@ -42,6 +42,7 @@ mod network;
 mod pause;
 mod pod;
 mod process;
+mod process_count;
 mod resources;
 mod rootfs;
 mod serve;

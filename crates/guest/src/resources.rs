@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kina_cgroup::{Pressure, Stats};
+use kina_cgroup::{Group, Pressure, Stats};
 use kina_guest_api::v1;
 
 use crate::container::{Container, now_nanos};
@@ -13,6 +14,7 @@ use crate::error::Error;
 use crate::guest::{Guest, blocking, cgroup_error};
 use crate::namespaces::{enter_network, in_thread};
 use crate::pod::Pod;
+use crate::process_count;
 use crate::spec;
 
 /// How long writable layers may be measured for one answer.
@@ -52,7 +54,11 @@ impl Guest {
                 each.extend(container_stats(&container, end)?);
             }
             let used = pod.group.stats().map_err(|source| cgroup_error(&pod.group, source))?;
-            Ok(v1::StatsResponse { containers: each, pod: Some(usage(&used)), interfaces: interfaces(&pod)? })
+            Ok(v1::StatsResponse {
+                containers: each,
+                pod: Some(usage(&pod.group, &used)),
+                interfaces: interfaces(&pod)?,
+            })
         })
         .await
     }
@@ -73,12 +79,15 @@ fn container_stats(container: &Container, end: Instant) -> Result<Option<v1::Con
     };
     Ok(Some(v1::ContainerStats {
         id: container.id.clone(),
-        usage: Some(usage(&used)),
+        usage: Some(usage(&made.group, &used)),
+        // Bounded by itself; a large layer may take all of the time.
+        processes: process_count::of(&made.group, end),
         writable_layer: Some(made.writable.usage(end)),
+        block_devices: block_devices(&made.group),
     }))
 }
 
-fn usage(used: &Stats) -> v1::Usage {
+fn usage(group: &Group, used: &Stats) -> v1::Usage {
     v1::Usage {
         timestamp_nanos: now_nanos(),
         cpu_nanos: used.cpu_usage_ns,
@@ -98,6 +107,11 @@ fn usage(used: &Stats) -> v1::Usage {
         page_faults: used.page_faults,
         major_page_faults: used.major_page_faults,
         pids: used.pids,
+        pids_limit: used.pids_limit,
+        memory_kernel_bytes: used.memory_kernel,
+        memory_peak_bytes: used.memory_peak,
+        // Older kernels do not count them.
+        oom_kills: group.oom_kill_count().ok().flatten(),
         cpu_pressure: used.cpu_pressure.as_ref().map(pressure),
         memory_pressure: used.memory_pressure.as_ref().map(pressure),
         io_pressure: used.io_pressure.as_ref().map(pressure),
@@ -112,6 +126,28 @@ fn pressure(measured: &Pressure) -> v1::Pressure {
         total_micros: stall.total_micros,
     };
     v1::Pressure { some: Some(stall(measured.some)), full: measured.full.map(stall) }
+}
+
+/// What went to and from block devices; nothing of a group that is going.
+fn block_devices(group: &Group) -> Vec<v1::BlockDeviceStats> {
+    let devices = group.block_devices().unwrap_or_default();
+    let told = devices.into_iter().map(|device| v1::BlockDeviceStats {
+        name: block_device_name(device.major, device.minor),
+        major: device.major,
+        minor: device.minor,
+        read_bytes: device.read_bytes,
+        written_bytes: device.written_bytes,
+        reads: device.reads,
+        writes: device.writes,
+    });
+    told.collect()
+}
+
+/// As the kernel calls it: sysfs has a link of its numbers to the directory of its name.
+fn block_device_name(major: u32, minor: u32) -> String {
+    let target = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok();
+    let name = target.as_deref().and_then(Path::file_name);
+    name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The counters of the pod's own interfaces; none for one on the machine's network.

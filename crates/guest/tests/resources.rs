@@ -97,7 +97,14 @@ async fn what_is_used_is_told() {
     assert!(usage.memory_bytes.unwrap() > 0 && usage.memory_working_set_bytes.unwrap() > 0, "{usage:?}");
     assert!(usage.memory_rss_bytes.is_some() && usage.page_faults.unwrap() > 0, "{usage:?}");
     assert_eq!(usage.memory_limit_bytes, Some(64 * MIB));
-    assert_eq!(usage.pids, Some(2));
+    assert_eq!((usage.pids, usage.pids_limit), (Some(2), Some(50)));
+    assert_eq!(usage.oom_kills, Some(0));
+    assert!(usage.memory_kernel_bytes.is_some(), "{usage:?}");
+    assert!(usage.memory_peak_bytes >= usage.memory_rss_bytes, "{usage:?}");
+    let count = busy.processes.unwrap();
+    // Each has its input, output and errors, and a shell's own.
+    assert_eq!((count.processes, count.sockets), (2, 0), "{count:?}");
+    assert!((6..20).contains(&count.descriptors), "{count:?}");
     assert!(usage.cpu_periods.unwrap() > 0, "{usage:?}");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let age = now - Duration::from_nanos(u64::try_from(usage.timestamp_nanos).unwrap());
@@ -106,6 +113,7 @@ async fn what_is_used_is_told() {
     assert!((3_000_000..4_000_000).contains(&layer.used_bytes), "{layer:?}");
     // At least its root, tmp, the file, a and b; and what mounts made places for.
     assert!(layer.inodes >= 5 && !layer.incomplete, "{layer:?}");
+    assert!(layer.filesystem_bytes.unwrap() > layer.used_bytes, "{layer:?}");
     let pod = all.pod.unwrap();
     assert!(pod.cpu_nanos.unwrap() >= usage.cpu_nanos.unwrap(), "{pod:?}");
     assert!(pod.pids.unwrap() >= 3, "{pod:?}");

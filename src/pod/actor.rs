@@ -419,53 +419,6 @@ impl Pod {
         Ok(result?)
     }
 
-    fn begin_start(&mut self, effects: Vec<PodEffect>) {
-        let cancel = CancellationToken::new();
-        self.starting = Some(cancel.clone());
-        let subject = self.subject.clone();
-        self.tasks.spawn(async move { Done::Start(subject.start(&effects, &cancel).await) });
-    }
-
-    fn begin_teardown(&mut self, effects: Vec<PodEffect>) {
-        self.guest_watch.cancel();
-        let guest = self.guest.take();
-        self.publish_guest.send_replace(None);
-        let subject = self.subject.clone();
-        let containers: Vec<ContainerId> = self.containers.keys().cloned().collect();
-        let logs: Vec<ContainerLog> =
-            self.containers.values().filter_map(|known| known.log.clone()).collect();
-        let container_work = Arc::clone(&self.container_work);
-        self.tasks.spawn(async move {
-            let mut failures = Vec::new();
-            let mut failed = Vec::new();
-            for effect in effects {
-                // A record is what finds the rest again: it goes only when all else is gone.
-                if effect == PodEffect::DeleteRecords && !failures.is_empty() {
-                    break;
-                }
-                if effect.waits_for().is_some_and(|before| failed.contains(&before)) {
-                    continue;
-                }
-                if effect != PodEffect::StopMachine {
-                    // Whoever still works on a container notices that the guest is gone.
-                    drop(container_work.write().await);
-                }
-                match subject.teardown_effect(effect, &containers, guest.as_ref()).await {
-                    // Nothing more comes; nothing is written when the records go.
-                    Ok(()) if effect == PodEffect::StopMachine => {
-                        join_all(logs.iter().map(|log| log.finish(Duration::ZERO))).await;
-                    }
-                    Ok(()) => {}
-                    Err(failure) => {
-                        failures.push(failure);
-                        failed.push(effect);
-                    }
-                }
-            }
-            Done::Teardown(if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) })
-        });
-    }
-
     fn adopt_guest(&mut self, guest: GuestClient, sequence: u64) {
         self.guest = Some(guest.clone());
         self.publish_guest.send_replace(Some(guest.clone()));
@@ -514,91 +467,9 @@ impl Pod {
         }
     }
 
-    async fn start_ended(&mut self, result: Result<(GuestClient, Ready), StartError>) {
-        self.starting = None;
-        match result {
-            Ok((guest, ready)) => {
-                if self.state == PodState::Starting {
-                    self.adopt_guest(guest, 0);
-                }
-                self.happen(PodEvent::Started(ready)).await;
-            }
-            Err(StartError::Cancelled) => {}
-            Err(StartError::Failed(reason)) => {
-                warn!(pod = %self.subject.id, reason, "the pod did not start");
-                self.failure = Some(reason.clone());
-                self.happen(PodEvent::StartFailed(reason)).await;
-            }
-        }
-        if self.state.is_ready() {
-            self.start_waiters.drain(..).for_each(|waiter| drop(waiter.send(Ok(()))));
-        }
-        let interrupted = std::mem::take(&mut self.after_start);
-        if !interrupted.is_empty() {
-            self.perform(interrupted).await;
-        }
-    }
-
-    async fn teardown_ended(&mut self, result: Result<(), String>) {
-        // A removed pod's containers are forgotten with it; writing their end
-        // would bring their records back.
-        if self.state != PodState::Removing || result.is_err() {
-            self.containers_ended_with_pod().await;
-        }
-        let failure = result.as_ref().err().cloned();
-        match result {
-            Ok(()) => self.happen(PodEvent::TornDown).await,
-            Err(reason) => {
-                warn!(pod = %self.subject.id, reason, "the pod is not torn down");
-                self.happen(PodEvent::TeardownFailed(reason)).await;
-            }
-        }
-        for waiter in std::mem::take(&mut self.start_waiters) {
-            let reason = self.failure.clone().unwrap_or_else(|| "it was stopped while it started".to_owned());
-            let _ = waiter.send(Err(Error::StartFailed { pod: self.subject.id.clone(), reason }));
-        }
-        for waiter in std::mem::take(&mut self.teardown_waiters) {
-            let answer = match &failure {
-                None => Ok(()),
-                Some(reason) => {
-                    Err(Error::TeardownFailed { pod: self.subject.id.clone(), reason: reason.clone() })
-                }
-            };
-            let _ = waiter.send(answer);
-        }
-        for command in std::mem::take(&mut self.waiting) {
-            self.obey_again(command).await;
-        }
-    }
-
     /// A request that had to wait; boxed because it may come back here.
     fn obey_again(&mut self, command: Command) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.obey(command))
-    }
-
-    /// The machine is gone: containers that were not seen to end have ended now.
-    async fn containers_ended_with_pod(&mut self) {
-        let finished_at = now();
-        let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
-        for id in ids {
-            let event = match &self.state {
-                PodState::Stopping(StopCause::MachineEnded(reason)) => {
-                    ContainerEvent::MachineEnded(finished_at, format!("the pod's machine ended: {reason}"))
-                }
-                PodState::Stopping(StopCause::Rebooted) => {
-                    ContainerEvent::MachineEnded(finished_at, "the node was rebooted".to_owned())
-                }
-                // Killed with its pod, as asked.
-                PodState::Stopping(_)
-                | PodState::Starting
-                | PodState::Ready(_)
-                | PodState::StopFailed { .. }
-                | PodState::Stopped(_)
-                | PodState::Removing
-                | PodState::Removed => ContainerEvent::ExitSeen { code: 137, finished_at, oom_killed: false },
-            };
-            self.container_event(&id, event).await;
-        }
     }
 
     fn publish(&self) {
@@ -640,3 +511,4 @@ fn view(
 
 mod containers;
 mod logs;
+mod phases;

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::text::{bytes, short, table};
-use super::{print_line, socket};
+use super::{show, socket};
 use crate::admin::v1;
 
 /// Flags and what to do.
@@ -50,29 +50,21 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Ls => {
                 let request = v1::ListMachinesRequest { pod: String::new() };
                 let machines = admin.list_machines(request).await?.into_inner().machines;
-                if json {
-                    let all: Vec<Value> = machines.iter().map(machine_json).collect();
-                    print_line(&format!("{:#}", Value::from(all)));
-                } else {
-                    print_line(&list(&machines));
-                }
+                let all: Vec<Value> = machines.iter().map(machine_json).collect();
+                show(json, &Value::from(all), || list(&machines));
             }
             Command::Console { pod, bytes } => {
                 let request = v1::MachineConsoleRequest { pod, limit_bytes: bytes };
                 let answer = admin.machine_console(request).await?.into_inner();
                 let text = String::from_utf8_lossy(&answer.console);
-                if json {
-                    let value = serde_json::json!({ "pod": answer.pod, "console": text });
-                    print_line(&format!("{value:#}"));
-                } else {
-                    print_line(printable(&text).trim_end());
-                }
+                let value = serde_json::json!({ "pod": answer.pod, "console": text });
+                show(json, &value, || printable(&text).trim_end().to_owned());
             }
             Command::Inspect { pod } => {
                 let machines =
                     admin.list_machines(v1::ListMachinesRequest { pod }).await?.into_inner().machines;
                 for machine in &machines {
-                    print_line(&if json { format!("{:#}", machine_json(machine)) } else { all(machine) });
+                    show(json, &machine_json(machine), || all(machine));
                 }
             }
         }

@@ -125,6 +125,15 @@ fn print_line(line: &str) {
     println!("{line}");
 }
 
+/// Prints an answer: as JSON for programs, or as text for people.
+fn show(as_json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
+    if as_json {
+        print_line(&format!("{value:#}"));
+    } else {
+        print_line(&text());
+    }
+}
+
 #[allow(clippy::print_stderr, reason = "a command's error goes to standard error")]
 fn print_error(message: &str) {
     eprintln!("kina: {message}");

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::text::{short, table};
-use super::{print_line, socket};
+use super::{show, socket};
 use crate::admin::v1;
 
 /// Flags and what to do.
@@ -97,14 +97,6 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Ok(())
     })
-}
-
-fn show(as_json: bool, value: &Value, text: impl FnOnce() -> String) {
-    if as_json {
-        print_line(&format!("{value:#}"));
-    } else {
-        print_line(&text());
-    }
 }
 
 fn network_json(answer: &v1::NetworkResponse) -> Value {

@@ -210,7 +210,7 @@ fn node(error: &kina_node::Error) -> Code {
         Error::NoLocalNode => Code::Unimplemented,
         // A path of the pod's specification.
         Error::NotBindable { .. } => Code::InvalidArgument,
-        Error::LoopDevices { .. } => Code::ResourceExhausted,
+        Error::LoopDevices { .. } | Error::Cgroups { .. } => Code::ResourceExhausted,
         Error::ProgramDeadline { .. } => Code::DeadlineExceeded,
         Error::Survivors { .. } | Error::Interrupted { .. } => Code::Unavailable,
         Error::TooLarge { .. }
@@ -222,6 +222,7 @@ fn node(error: &kina_node::Error) -> Code {
         | Error::Execute { .. }
         | Error::ProgramOutput { .. }
         | Error::Process { .. }
+        | Error::Record { .. }
         | Error::Cgroup { .. } => Code::Internal,
     }
 }

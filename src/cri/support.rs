@@ -1,6 +1,12 @@
-//! What kina does with each field of the requests that make pods and
-//! containers and connect to them. A test holds the table against the protocol file, the
-//! conversions name every field, and the documentation is made from it.
+//! What kina does with each call of the CRI and each field of its requests. Tests
+//! hold the tables against the protocol file, the conversions name every field,
+//! and the documentation is made from it.
+
+mod calls;
+mod requests;
+
+pub use calls::{Answer, Call, IMAGE, RUNTIME};
+use requests::{REQUESTS, Rows};
 
 /// What happens to a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,8 +209,8 @@ pub const ATTACH: &[(&str, Support)] = &[
 /// Fields of `PortForwardRequest`, by path.
 pub const PORT_FORWARD: &[(&str, Support)] = &[("pod_sandbox_id", Honoured), ("port", Honoured)];
 
-/// The requests of this table.
-const TABLES: [(&str, &[(&str, Support)]); 5] = [
+/// The requests of this file.
+const OF_PODS: &[(&str, Rows)] = &[
     ("RunPodSandboxRequest", RUN_POD_SANDBOX),
     ("CreateContainerRequest", CREATE_CONTAINER),
     ("ExecRequest", EXEC),
@@ -212,12 +218,32 @@ const TABLES: [(&str, &[(&str, Support)]); 5] = [
     ("PortForwardRequest", PORT_FORWARD),
 ];
 
+/// All requests with what becomes of their fields.
+fn tables() -> impl Iterator<Item = (&'static str, Rows)> {
+    OF_PODS.iter().chain(REQUESTS).copied()
+}
+
 /// The table as documentation, `docs/cri-support.md`.
 #[must_use]
 pub fn markdown() -> String {
     let mut text = INTRODUCTION.to_owned();
-    for (request, table) in TABLES {
-        text.push_str(&format!("\n## {request}\n\n| field | `shared` | `vm` | |\n|---|---|---|---|\n"));
+    for (service, calls) in [("RuntimeService", RUNTIME), ("ImageService", IMAGE)] {
+        text.push_str(&format!("\n## Calls of {service}\n\n| call | answered | |\n|---|---|---|\n"));
+        for Call { name, answer } in calls {
+            let (answered, note) = match answer {
+                Answer::Full(note) => ("yes", note),
+                Answer::Unimplemented(why) => ("`Unimplemented`", why),
+            };
+            text.push_str(&format!("| `{name}` | {answered} | {note} |\n"));
+        }
+    }
+    for (request, table) in tables() {
+        text.push_str(&format!("\n## {request}\n\n"));
+        if table.is_empty() {
+            text.push_str("It has no fields.\n");
+            continue;
+        }
+        text.push_str("| field | `shared` | `vm` | |\n|---|---|---|---|\n");
         for (path, support) in table {
             const NOTHING: &str = "no meaning here";
             let (shared, vm, why) = match support {
@@ -234,9 +260,9 @@ pub fn markdown() -> String {
     text
 }
 
-const INTRODUCTION: &str = "# Fields of the CRI
+const INTRODUCTION: &str = "# Calls and fields of the CRI
 
-What kina does with each field of the requests that make pods and containers and connect to them, by runtime
+What kina does with each call, and with each field of each request, by runtime
 handler: on the node's own kernel (`shared`) and in a virtual machine (`vm`). *Honoured*: it is acted upon.
 *Refused*: any value but the default is an error that names the field. *Partly*: the column beside it says
 what is refused. *No meaning here*: it asks for nothing that kina could do or leave undone. A field with an
@@ -250,6 +276,8 @@ against the table.
 mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
+
+    use protox::prost_reflect::prost_types::FileDescriptorProto;
 
     use super::*;
 
@@ -280,10 +308,14 @@ mod tests {
 
     type Messages = Vec<(String, Vec<Field>)>;
 
-    fn messages() -> Messages {
+    fn interface() -> FileDescriptorProto {
         let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/cri");
         let set = protox::compile([include.join("api.proto")], [&include]).unwrap();
-        let file = set.file.iter().find(|file| file.package() == "runtime.v1").unwrap();
+        set.file.into_iter().find(|file| file.package() == "runtime.v1").unwrap()
+    }
+
+    fn messages() -> Messages {
+        let file = interface();
         file.message_type
             .iter()
             .map(|message| {
@@ -316,9 +348,34 @@ mod tests {
     }
 
     #[test]
+    fn every_call_of_the_interface_is_listed() {
+        let file = interface();
+        let calls = |table: &[Call]| table.iter().map(|call| call.name.to_owned()).collect::<Vec<_>>();
+        let mut requests = BTreeSet::new();
+        for service in &file.service {
+            let table = match service.name() {
+                "RuntimeService" => RUNTIME,
+                "ImageService" => IMAGE,
+                other => panic!("{other} has no table"),
+            };
+            let found: Vec<String> = service.method.iter().map(|method| method.name().to_owned()).collect();
+            assert_eq!(calls(table), found);
+            requests.extend(
+                service
+                    .method
+                    .iter()
+                    .map(|method| method.input_type().strip_prefix(".runtime.v1.").unwrap().to_owned()),
+            );
+        }
+        let listed: Vec<String> = tables().map(|(request, _)| request.to_owned()).collect();
+        assert_eq!(listed.len(), requests.len(), "a request is listed twice, or not");
+        assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), requests);
+    }
+
+    #[test]
     fn every_field_of_the_interface_is_listed() {
         let messages = messages();
-        for (message, table) in TABLES {
+        for (message, table) in tables() {
             let mut found = BTreeSet::new();
             paths(&messages, message, "", table, &mut found);
             let listed: BTreeSet<String> = table.iter().map(|(path, _)| (*path).to_owned()).collect();
@@ -345,7 +402,7 @@ mod tests {
     #[test]
     fn a_whole_message_is_never_honoured_unseen() {
         let messages = messages();
-        for (message, table) in TABLES {
+        for (message, table) in tables() {
             let mut leaves = BTreeSet::new();
             paths(&messages, message, "", &[], &mut leaves);
             for (path, support) in table {

@@ -12,28 +12,29 @@ use kina_machine::conformance::{self, Subject};
 use kina_machine::{Driver, Error, MachineSpec, MachineState, SandboxNetwork, Share, ShareKind, Stream};
 use kina_machine_host::{HostConfig, HostDriver};
 use kina_model::PodId;
-use kina_node::{GuestProgram, LocalNode, LocalNodeConfig, Node};
-use tempfile::TempDir;
+use kina_node::{GuestProgram, LocalNode, Node};
+use kina_testkit::ground::{self, Ground};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const KILL: Duration = Duration::from_secs(10);
 
 /// Directories and a cgroup of one test's own.
 struct Place {
-    directory: TempDir,
+    directory: Ground,
     cgroup: String,
     node: LocalNode,
     driver: HostDriver,
 }
 
+/// What the names of these tests' places begin with.
+const KIND: &str = "kmh";
+
 impl Place {
     fn new() -> Self {
-        // Short, for the sake of socket paths.
-        let directory = tempfile::Builder::new().prefix("kmh").tempdir_in("/tmp").unwrap();
-        let node = LocalNode::new(LocalNodeConfig::new(directory.path().join("run")));
+        let directory = Ground::new(KIND);
+        let node = directory.node().clone();
         let driver = driver(&node, directory.path());
-        let cgroup = format!("/kina-test-{}", PodId::random());
-        Self { directory, cgroup, node, driver }
+        Self { cgroup: directory.cgroup(), directory, node, driver }
     }
 
     fn machine(&self, pod: &PodId) -> PathBuf {
@@ -72,22 +73,6 @@ impl Place {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Also after a panic, within a runtime or not.
-        let (node, cgroup) = (self.node.clone(), self.cgroup.clone());
-        let cleaned = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().unwrap();
-            runtime.block_on(node.kill_cgroup(&cgroup, KILL))
-        });
-        if !std::thread::panicking() {
-            cleaned.join().unwrap().unwrap();
-        } else {
-            drop(cleaned.join());
-        }
-    }
-}
-
 fn driver(node: &LocalNode, directory: &Path) -> HostDriver {
     let config = HostConfig::new(PathBuf::from(env!("CARGO_BIN_EXE_stand-in-guest")), directory.join("pods"));
     HostDriver::new(Arc::new(node.clone()), config)
@@ -100,8 +85,7 @@ impl Subject for Place {
     }
 
     fn another(&self) -> Arc<dyn Driver> {
-        let node = LocalNode::new(LocalNodeConfig::new(self.directory.path().join("run")));
-        Arc::new(driver(&node, self.directory.path()))
+        Arc::new(driver(&self.directory.another_node(), self.directory.path()))
     }
 
     async fn spec(&self, pod: &PodId) -> MachineSpec {
@@ -334,4 +318,20 @@ async fn a_damaged_record_hides_nothing_and_its_machine_can_be_removed() {
     place.driver.destroy(&pod).await.unwrap();
     assert_eq!(fs::read_dir(place.machine(&pod)).unwrap().count(), 0);
     place.driver.destroy(&other).await.unwrap();
+}
+
+#[test]
+fn nothing_stays_of_a_killed_test() {
+    ground::check_sweep(KIND, "nothing_stays_of_a_killed_test", || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let place = Place::new();
+        runtime.block_on(async {
+            let pod = PodId::random();
+            place.driver.create(&place.pod_spec(&pod)).await.unwrap();
+            place.node.create_network_namespace(&pod).await.unwrap();
+            place.driver.start(&pod).await.unwrap();
+        });
+        let directory = place.directory.path().to_owned();
+        ((runtime, place), directory)
+    });
 }

@@ -17,8 +17,9 @@ mod vm {
     use kina_machine_qemu::QemuDriver;
     use kina_model::{ContainerId, PodId};
     use kina_node::{Daemon, Node};
+    use kina_testkit::ground;
 
-    use super::support::{DEADLINE, Place, command, kill};
+    use super::support::{DEADLINE, KIND, Place, command, kill};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_driver_conforms() {
@@ -57,6 +58,22 @@ mod vm {
         assert_eq!(ended.reason, "its guest has ended");
         adopting.destroy(&pod).await.unwrap();
         assert_eq!(place.left(&pod).await, Vec::<String>::new());
+    }
+
+    #[test]
+    fn nothing_stays_of_a_killed_test() {
+        ground::check_sweep(KIND, "vm::nothing_stays_of_a_killed_test", || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let place = runtime.block_on(async {
+                let place = Place::new().await;
+                let pod = PodId::random();
+                place.driver.create(&place.spec(&pod).await).await.unwrap();
+                place.driver.start(&pod).await.unwrap();
+                place
+            });
+            let directory = place.directory.path().to_owned();
+            ((runtime, place), directory)
+        });
     }
 
     /// The value of a line of `/proc/<pid>/status`.

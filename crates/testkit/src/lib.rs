@@ -1,8 +1,10 @@
-//! Test images, fakes, machines in software.
+//! Test images, fakes, machines in software, places for tests.
 
 pub mod fake_cni;
 pub mod fake_guest;
 pub mod fake_node;
+#[cfg(target_os = "linux")]
+pub mod ground;
 pub mod images;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod vm;

@@ -15,9 +15,9 @@ use kina_machine::{Driver, MachineSpec, SandboxNetwork, Share, ShareKind, Stream
 use kina_machine_qemu::boot::KernelFiles;
 use kina_machine_qemu::{Choice, QemuConfig, QemuDriver};
 use kina_model::PodId;
-use kina_node::{LocalNode, LocalNodeConfig, Node};
+use kina_node::{LocalNode, Node};
+use kina_testkit::ground::Ground;
 use kina_testkit::vm::Prerequisites;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// No step takes longer, a boot without acceleration included.
@@ -29,8 +29,11 @@ const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0kinakina";
 const TYPE_PING: u8 = 6;
 const ACKNOWLEDGED: u8 = 1;
 
+/// What the names of these tests' places begin with.
+pub const KIND: &str = "kmq";
+
 pub struct Place {
-    pub directory: TempDir,
+    pub directory: Ground,
     pub cgroup: String,
     pub node: LocalNode,
     pub config: QemuConfig,
@@ -44,14 +47,13 @@ pub struct Place {
 impl Place {
     pub async fn new() -> Self {
         let prerequisites = Prerequisites::find().unwrap();
-        // Short, for the sake of socket paths.
-        let directory = tempfile::Builder::new().prefix("kmq").tempdir_in("/tmp").unwrap();
+        let directory = Ground::new(KIND);
         let at = |name: &str| directory.path().join(name);
         for name in ["pods", "storage", "images"] {
             fs::create_dir(at(name)).unwrap();
         }
         fs::write(at("images/layer"), "of all pods").unwrap();
-        let node = LocalNode::new(LocalNodeConfig::new(at("run")));
+        let node = directory.node().clone();
         let config = QemuConfig {
             qemu: prerequisites.qemu,
             virtiofsd: prerequisites.virtiofsd,
@@ -68,7 +70,7 @@ impl Place {
             )
         };
         let driver = QemuDriver::open(Arc::new(node.clone()), config.clone()).await.unwrap();
-        let cgroup = format!("/kina-test-{}", PodId::random());
+        let cgroup = directory.cgroup();
         let (pods, begun) = Default::default();
         Self { directory, cgroup, node, config, driver, pods, begun }
     }
@@ -145,28 +147,6 @@ impl Place {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Also after a panic, within a runtime or not.
-        let (node, cgroup) = (self.node.clone(), self.cgroup.clone());
-        let pods: Vec<PodId> = self.pods.lock().unwrap().iter().cloned().collect();
-        let directory = self.directory.path().to_owned();
-        let cleaned = std::thread::spawn(move || {
-            tokio::runtime::Runtime::new().unwrap().block_on(async {
-                node.kill_cgroup(&cgroup, DEADLINE).await.unwrap();
-                node.unbind(&directory).await.unwrap();
-                for pod in pods {
-                    node.remove_network_namespace(&pod).await.unwrap();
-                }
-            });
-        })
-        .join();
-        if !std::thread::panicking() {
-            cleaned.unwrap();
-        }
-    }
-}
-
 /// Runs a command that succeeds.
 pub fn command(line: &str) {
     let mut words = line.split_whitespace();
@@ -235,7 +215,7 @@ impl Subject for Place {
     }
 
     fn another(&self) -> Arc<dyn Driver> {
-        let node = LocalNode::new(LocalNodeConfig::new(self.directory.path().join("run")));
+        let node = self.directory.another_node();
         let config = self.config.clone();
         let opened = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -68,6 +68,9 @@ pub struct Qemu {
     pub verbose: bool,
     /// Seconds that the boot may take that finds out about KVM.
     pub probe_seconds: u64,
+    /// Whether frames of machines are let through whose Ethernet, IP or ARP
+    /// source is not their pod's.
+    pub allow_forged_addresses: bool,
 }
 
 impl Default for Machine {
@@ -102,6 +105,7 @@ impl Default for Qemu {
             console_kib: 256,
             verbose: false,
             probe_seconds: 20,
+            allow_forged_addresses: false,
         }
     }
 }
@@ -164,6 +168,7 @@ impl Qemu {
             verbose: self.verbose,
             probe_deadline: Duration::from_secs(self.probe_seconds),
             console_limit: self.console_kib.saturating_mul(1 << 10),
+            forging: self.allow_forged_addresses,
             ..defaults
         })
     }

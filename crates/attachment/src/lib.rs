@@ -24,6 +24,8 @@
 
 mod error;
 mod model;
+#[cfg(target_os = "linux")]
+mod own;
 pub mod plan;
 pub mod vni;
 

@@ -218,7 +218,7 @@ impl fmt::Display for Damage {
             Self::Changed { device, what } => write!(formatter, "device {device} has changed in {what}"),
             Self::Down { device } => write!(formatter, "device {device} is down"),
             Self::NotJoined { from, to } => write!(formatter, "frames of {from} do not go to {to}"),
-            Self::Unguarded => write!(formatter, "the packet filter of the tunnel is not in place"),
+            Self::Unguarded => write!(formatter, "the packet filter is not in place"),
         }
     }
 }

@@ -69,6 +69,8 @@ pub struct QemuConfig {
     pub kill_deadline: Duration,
     /// Most bytes that are kept of a machine's console.
     pub console_limit: usize,
+    /// Whether machines may send frames with addresses that are not their pods'.
+    pub forging: bool,
 }
 
 impl QemuConfig {
@@ -93,6 +95,7 @@ impl QemuConfig {
             device_deadline: Duration::from_secs(10),
             kill_deadline: Duration::from_secs(10),
             console_limit: 256 * 1024,
+            forging: false,
         }
     }
 }

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::namespace::Namespace;
-use super::nftables::{Attributes, Base, Kind, Rule, Transaction, Verdict, count};
+use super::nftables::{Attributes, Base, Family, Kind, Rule, Transaction, Verdict, count};
 use super::tunnel::Tunnel;
 use crate::{Error, Refusal};
 
@@ -59,8 +59,11 @@ pub(super) async fn allow(namespace: &Namespace, tunnel: &Tunnel) -> Result<(), 
     let done = namespace.run(move || {
         let table = &wanted.table;
         let chains = chains(wanted.port);
-        let transaction =
-            if is_complete(table, &chains)? { Transaction::new() } else { rebuild(table, chains) };
+        let transaction = if is_complete(table, &chains)? {
+            Transaction::new(Family::Inet)
+        } else {
+            rebuild(table, chains)
+        };
         transaction
             .create(Kind::NewElement, &element(table, peers(&wanted.remote), &peer_key(&wanted)))
             .create(Kind::NewElement, &element(table, IDENTIFIERS, &identifier_key(wanted.vni)))
@@ -76,7 +79,7 @@ pub(super) async fn forbid(namespace: &Namespace, tunnel: &Tunnel) -> Result<(),
     let done = namespace.run(move || {
         let delete = |set, key: &[u8]| {
             let element = element(&wanted.table, set, key);
-            match Transaction::new().delete(Kind::DeleteElement, &element).commit() {
+            match Transaction::new(Family::Inet).delete(Kind::DeleteElement, &element).commit() {
                 Err(refusal) if is_missing(&refusal) => Ok(()),
                 other => other,
             }
@@ -92,7 +95,7 @@ pub(super) async fn is_guarded(namespace: &Namespace, tunnel: &Tunnel) -> Result
     let wanted = tunnel.clone();
     let looked = namespace.run(move || {
         let table = &wanted.table;
-        let has = |set, key: &[u8]| count(Kind::GetElement, &element(table, set, key), false);
+        let has = |set, key: &[u8]| count(Family::Inet, Kind::GetElement, &element(table, set, key), false);
         Ok(is_complete(table, &chains(wanted.port))?
             && has(peers(&wanted.remote), &peer_key(&wanted))? == 1
             && has(IDENTIFIERS, &identifier_key(wanted.vni))? == 1)
@@ -124,7 +127,7 @@ fn chains(port: u16) -> Vec<Chain> {
 fn is_complete(table: &str, chains: &[Chain]) -> Result<bool, Refusal> {
     for (name, _, rules) in chains {
         let chain = Attributes::new().text(1, table).text(2, name);
-        match count(Kind::GetRule, &chain, true) {
+        match count(Family::Inet, Kind::GetRule, &chain, true) {
             Ok(found) if found == rules.len() => {}
             Ok(_) => return Ok(false),
             Err(refusal) if is_missing(&refusal) => return Ok(false),
@@ -136,7 +139,8 @@ fn is_complete(table: &str, chains: &[Chain]) -> Result<bool, Refusal> {
 
 /// The whole table with its rules. What is in the sets stays there.
 fn rebuild(table: &str, chains: Vec<Chain>) -> Transaction {
-    let mut transaction = Transaction::new().create(Kind::NewTable, &Attributes::new().text(1, table));
+    let mut transaction =
+        Transaction::new(Family::Inet).create(Kind::NewTable, &Attributes::new().text(1, table));
     let pair = |address| address << 6 | TYPE_MARK;
     let sets =
         [(PEERS4, pair(TYPE_IPV4), 8, 1), (PEERS6, pair(TYPE_IPV6), 20, 2), (IDENTIFIERS, TYPE_MARK, 4, 3)];

@@ -9,5 +9,6 @@ pub(crate) mod namespace;
 mod netlink;
 mod nftables;
 mod redirect;
+mod sink;
 pub mod tap;
 pub mod tunnel;

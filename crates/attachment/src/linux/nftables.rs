@@ -1,5 +1,5 @@
-//! The part of the nf_tables netlink interface that the tunnels' packet filter
-//! needs: tables, chains, rules and sets, changed in transactions.
+//! The part of the nf_tables netlink interface that the packet filters here
+//! need: tables, chains, rules and sets, changed in transactions.
 //!
 //! Spoken directly and not through `nft`, because the machine's end needs the same
 //! filter and a machine's system is one static program.
@@ -18,8 +18,14 @@ const NETFILTER: isize = 12;
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 
-/// Both families at once (`NFPROTO_INET`).
-const INET: u8 = 1;
+/// Where a table's packets come from (`NFPROTO_*`).
+#[derive(Clone, Copy)]
+pub(super) enum Family {
+    /// IPv4 and IPv6.
+    Inet = 1,
+    /// A device, whatever comes in by it.
+    Netdev = 5,
+}
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
@@ -44,6 +50,7 @@ const DONE: u16 = 3;
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     NewTable = 0,
+    DeleteTable = 2,
     NewChain = 3,
     NewRule = 6,
     GetRule = 7,
@@ -179,15 +186,15 @@ pub(super) enum Verdict {
 }
 
 /// Messages that take effect together or not at all.
-#[derive(Default)]
 pub(super) struct Transaction {
+    family: Family,
     bytes: Vec<u8>,
     messages: u32,
 }
 
 impl Transaction {
-    pub(super) fn new() -> Self {
-        let mut transaction = Self::default();
+    pub(super) fn new(family: Family) -> Self {
+        let mut transaction = Self { family, bytes: Vec::new(), messages: 0 };
         transaction.push(BEGIN, REQUEST, 0, SUBSYSTEM, &Attributes::new());
         transaction
     }
@@ -195,13 +202,13 @@ impl Transaction {
     /// Makes something, or changes nothing if it is there. Rules come after those that
     /// are there.
     pub(super) fn create(mut self, kind: Kind, attributes: &Attributes) -> Self {
-        self.push(message(kind), REQUEST | ACK | CREATE | APPEND, INET, 0, attributes);
+        self.push(message(kind), REQUEST | ACK | CREATE | APPEND, self.family as u8, 0, attributes);
         self
     }
 
     /// Removes something.
     pub(super) fn delete(mut self, kind: Kind, attributes: &Attributes) -> Self {
-        self.push(message(kind), REQUEST | ACK, INET, 0, attributes);
+        self.push(message(kind), REQUEST | ACK, self.family as u8, 0, attributes);
         self
     }
 
@@ -219,10 +226,15 @@ impl Transaction {
 }
 
 /// How many things of a kind there are; one, when it is asked for by name.
-pub(super) fn count(kind: Kind, attributes: &Attributes, dump: bool) -> Result<usize, Refusal> {
+pub(super) fn count(
+    family: Family,
+    kind: Kind,
+    attributes: &Attributes,
+    dump: bool,
+) -> Result<usize, Refusal> {
     let mut bytes = Vec::new();
     let flags = REQUEST | if dump { DUMP } else { 0 };
-    push(&mut bytes, message(kind), flags, 1, INET, 0, attributes);
+    push(&mut bytes, message(kind), flags, 1, family as u8, 0, attributes);
     exchange(&bytes)
 }
 

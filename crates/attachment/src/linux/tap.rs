@@ -8,6 +8,10 @@
 //! machine answers too; and nothing runs in the namespace that would send. What the
 //! kernel sends unasked (router solicitations, multicast reports) is stopped by
 //! having no IPv6 on the tap and no IPv6 solicitations on the interface.
+//!
+//! The machine's root makes frames as it likes. Those that say they come from elsewhere
+//! than the interface are dropped here (`own.rs`): most plugins that make bridges do
+//! not look, and trust what comes out of the namespace.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,6 +25,8 @@ use super::link::{Link, check_name};
 use super::namespace::Namespace;
 use super::netlink::Netlink;
 use super::redirect;
+use super::sink;
+use crate::own::{self, Filter};
 use crate::{Damage, Error, Interface};
 
 /// What a tap should be.
@@ -35,12 +41,21 @@ pub struct Tap {
     pub multi_queue: bool,
     /// The user and group that may open it besides root.
     pub owner: Option<(u32, u32)>,
+    /// Whether the machine may send what says it comes from others: frames with
+    /// addresses that the CNI interface does not have. Without, they are dropped.
+    pub forging: bool,
 }
 
 impl Tap {
-    /// A tap for `interface`: `tap0`, one queue, root's.
+    /// A tap for `interface`: `tap0`, one queue, root's, no forging.
     pub fn new(interface: &str) -> Self {
-        Self { name: "tap0".to_owned(), interface: interface.to_owned(), multi_queue: false, owner: None }
+        Self {
+            name: "tap0".to_owned(),
+            interface: interface.to_owned(),
+            multi_queue: false,
+            owner: None,
+            forging: false,
+        }
     }
 }
 
@@ -67,8 +82,14 @@ pub async fn attach(namespace: &Namespace, tap: &Tap) -> Result<Interface, Error
     }
     silence(namespace, &tap.interface, &tap.name).await?;
     let inner = netlink.present_link(&tap.name).await?;
+    // First, so that nothing comes in unchecked.
+    if tap.forging {
+        sink::close(namespace, &tap.name).await?;
+    } else {
+        sink::open(namespace, &tap.name).await?;
+    }
     complete(&netlink, &inner, interface.mtu).await?;
-    redirect::join(&netlink, &outer, &inner).await?;
+    redirect::join(&netlink, &outer, &inner, allowed(tap, &interface).as_deref()).await?;
     raise_if_down(&netlink, &outer).await?;
     Ok(interface)
 }
@@ -81,8 +102,17 @@ pub async fn check(namespace: &Namespace, tap: &Tap) -> Result<Vec<Damage>, Erro
         return Ok(vec![Damage::Missing { device: tap.name.clone() }]);
     };
     let mut damage = check_devices(&outer, &inner);
-    damage.extend(redirect::check(&netlink, &outer, &inner).await?);
+    let interface = inspect::read(&netlink, &tap.interface).await?;
+    damage.extend(redirect::check(&netlink, &outer, &inner, allowed(tap, &interface).as_deref()).await?);
+    if !tap.forging && !sink::is_open(namespace, &tap.name).await? {
+        damage.push(Damage::Unguarded);
+    }
     Ok(damage)
+}
+
+/// What the machine may send; everything with `None`.
+fn allowed(tap: &Tap, interface: &Interface) -> Option<Vec<Filter>> {
+    (!tap.forging).then(|| own::filters(interface))
 }
 
 /// Removes the tap and gives the CNI interface back to the namespace. What is gone
@@ -92,7 +122,8 @@ pub async fn detach(namespace: &Namespace, tap: &Tap) -> Result<(), Error> {
     if let Some(outer) = netlink.link(&tap.interface).await? {
         redirect::part(&netlink, &outer).await?;
     }
-    netlink.remove_link(&tap.name).await
+    netlink.remove_link(&tap.name).await?;
+    sink::close(namespace, &tap.name).await
 }
 
 /// Opens a queue of the tap: frames with a `virtio_net_hdr` before them. For a

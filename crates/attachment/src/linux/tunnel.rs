@@ -244,7 +244,7 @@ async fn join(netlink: &Netlink, outer: &str, mtu: u32) -> Result<(), Error> {
     let inner = netlink.present_link(DEVICE).await?;
     tap::complete(netlink, &inner, mtu).await?;
     let outer = netlink.present_link(outer).await?;
-    redirect::join(netlink, &outer, &inner).await?;
+    redirect::join(netlink, &outer, &inner, None).await?;
     tap::raise_if_down(netlink, &outer).await
 }
 
@@ -257,7 +257,7 @@ async fn check_joint(netlink: &Netlink, outer: &Link, tunnel: &Tunnel) -> Result
     if !is_tunnel(&inner, tunnel) {
         damage.push(Damage::Changed { device: DEVICE.to_owned(), what: "the tunnel" });
     }
-    damage.extend(redirect::check(netlink, outer, &inner).await?);
+    damage.extend(redirect::check(netlink, outer, &inner, None).await?);
     Ok(damage)
 }
 

@@ -328,7 +328,7 @@ impl Machines {
 
     /// Takes the tap out of the pod's namespace, if that is still there.
     async fn detach(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
-        let Some((namespace, tap)) = card(record) else { return Ok(()) };
+        let Some((namespace, tap)) = self.card_of(record) else { return Ok(()) };
         let failed = |source| MachineError::node(pod, "take the network back", source);
         let namespace = match Namespace::open(&namespace) {
             Ok(namespace) => namespace,
@@ -501,24 +501,25 @@ impl Machines {
 
     pub(super) async fn attach_network(&self, pod: &PodId) -> Result<Attachment, MachineError> {
         let record = self.known(pod).await?;
-        let Some((namespace, tap)) = card(&record) else { return Ok(Attachment::Loopback) };
+        let Some((namespace, tap)) = self.card_of(&record) else { return Ok(Attachment::Loopback) };
         let failed = |source| MachineError::node(pod, "join the network", source);
         let namespace = Namespace::open(&namespace).map_err(failed)?;
         let interface = tap::attach(&namespace, &tap).await.map_err(failed)?;
         Ok(Attachment::Interface(Box::new(interface)))
+    }
+
+    /// The namespace of a machine with a network card, and what the card is
+    /// connected to.
+    pub(super) fn card_of(&self, record: &Record) -> Option<(PathBuf, tap::Tap)> {
+        let network = record.network.as_ref()?;
+        let interface = network.interface.as_ref()?;
+        // QEMU is given it open: nobody else may open it.
+        let tap = tap::Tap { forging: self.config.forging, ..tap::Tap::new(interface) };
+        Some((network.namespace.clone(), tap))
     }
 }
 
 /// Where the machine's own processes are.
 pub(super) fn machine_cgroup(record: &Record) -> String {
     format!("{}/machine", record.cgroup)
-}
-
-/// The namespace of a machine with a network card, and what the card is
-/// connected to.
-pub(super) fn card(record: &Record) -> Option<(PathBuf, tap::Tap)> {
-    let network = record.network.as_ref()?;
-    let interface = network.interface.as_ref()?;
-    // QEMU is given it open: nobody else may open it.
-    Some((network.namespace.clone(), tap::Tap::new(interface)))
 }

@@ -17,9 +17,7 @@ use tokio::time::Instant;
 
 use super::arguments::{self, Card, Descriptor, Qemu, SHARE_TAG};
 use super::disk;
-use super::machines::{
-    CONSOLE, CONSOLE_PIPE, DISK, GUEST_PORT, GUEST_SOCKET, Machines, card, machine_cgroup,
-};
+use super::machines::{CONSOLE, CONSOLE_PIPE, DISK, GUEST_PORT, GUEST_SOCKET, Machines, machine_cgroup};
 use super::record::{Record, Started};
 use super::shares::IN_GUEST;
 use crate::boot::CommandLine;
@@ -213,7 +211,7 @@ impl Machines {
         record: &Record,
         inherited: &mut Inherited,
     ) -> Result<Option<Card>, MachineError> {
-        let Some((namespace, tap)) = card(record) else { return Ok(None) };
+        let Some((namespace, tap)) = self.card_of(record) else { return Ok(None) };
         let failed = |source| MachineError::node(pod, "join the network", source);
         let namespace = Namespace::open(&namespace).map_err(failed)?;
         let interface = tap::attach(&namespace, &tap).await.map_err(failed)?;

@@ -2,7 +2,7 @@
 //! [`kina_machine::fake::FakeDriver`]. Containers are entries of a table; the
 //! test says when one exits, and what it prints.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use kina_guest_api::v1;
 use kina_guest_api::v1::guest_server::{Guest, GuestServer};
 use kina_log::RecordBuffer;
 use kina_model::PodId;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::Connected;
@@ -20,10 +20,34 @@ use tonic::{Request, Response, Status, Streaming};
 #[derive(Clone, Default)]
 pub struct FakeGuests {
     world: Arc<Mutex<HashMap<PodId, Arc<State>>>>,
-    refusals: Arc<Mutex<BTreeMap<&'static str, u32>>>,
-    silent: Arc<Mutex<bool>>,
-    version: Arc<Mutex<Option<u32>>>,
-    lies: Arc<Mutex<VecDeque<Vec<v1::ReadLogResponse>>>>,
+    manners: Arc<Mutex<Manners>>,
+}
+
+/// How guests behave that do not behave.
+#[derive(Default)]
+struct Manners {
+    /// Calls that are refused, and how often.
+    refusals: BTreeMap<&'static str, u32>,
+    /// Calls that are never answered.
+    ignored: BTreeSet<&'static str>,
+    /// What new streams get.
+    streams: Streams,
+    version: Option<u32>,
+    /// Bytes of the version in words.
+    boast: usize,
+    /// Events without end that say nothing true.
+    flood: bool,
+    lies: VecDeque<Vec<v1::ReadLogResponse>>,
+}
+
+#[derive(Clone, Default)]
+enum Streams {
+    #[default]
+    Served,
+    /// Held open, never answered.
+    Silent,
+    /// This, again and again, whatever is asked.
+    Garbage(Vec<u8>),
 }
 
 struct State {
@@ -54,21 +78,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl FakeGuests {
     /// Serves one stream; for [`kina_machine::fake::FakeDriver::new`].
-    pub fn accept(&self, pod: PodId, stream: impl FakeStream) {
-        if *lock(&self.silent) {
-            // Held open, never answered.
-            tokio::spawn(async move {
-                let _stream = stream;
-                std::future::pending::<()>().await;
-            });
-            return;
+    pub fn accept(&self, pod: PodId, mut stream: impl FakeStream) {
+        let streams = lock(&self.manners).streams.clone();
+        match streams {
+            Streams::Served => {}
+            Streams::Silent => {
+                tokio::spawn(async move {
+                    let _stream = stream;
+                    std::future::pending::<()>().await;
+                });
+                return;
+            }
+            Streams::Garbage(garbage) => {
+                tokio::spawn(async move { while stream.write_all(&garbage).await.is_ok() {} });
+                return;
+            }
         }
         let state =
             Arc::clone(lock(&self.world).entry(pod.clone()).or_insert_with(|| {
                 Arc::new(State { table: Mutex::default(), sequence: watch::Sender::new(0) })
             }));
-        let (refusals, version) = (Arc::clone(&self.refusals), *lock(&self.version));
-        let guest = FakeGuest { pod, state, refusals, version, lies: Arc::clone(&self.lies) };
+        let guest = FakeGuest { pod, state, manners: Arc::clone(&self.manners) };
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
         let server = tonic::transport::Server::builder().add_service(GuestServer::new(guest));
         tokio::spawn(server.serve_with_incoming(incoming.chain(tokio_stream::pending())));
@@ -93,22 +123,42 @@ impl FakeGuests {
 
     /// The next ReadLog is answered with this, whatever was printed.
     pub fn lie(&self, answers: Vec<v1::ReadLogResponse>) {
-        lock(&self.lies).push_back(answers);
+        lock(&self.manners).lies.push_back(answers);
     }
 
     /// The next `count` calls of that name are refused.
     pub fn refuse(&self, call: &'static str, count: u32) {
-        lock(&self.refusals).insert(call, count);
+        lock(&self.manners).refusals.insert(call, count);
     }
 
     /// They speak that protocol version from now on, whatever the caller's.
     pub fn speak(&self, version: u32) {
-        *lock(&self.version) = Some(version);
+        lock(&self.manners).version = Some(version);
     }
 
     /// New streams get no answer.
     pub fn be_silent(&self) {
-        *lock(&self.silent) = true;
+        lock(&self.manners).streams = Streams::Silent;
+    }
+
+    /// New streams get these bytes again and again, whatever is asked.
+    pub fn talk_garbage(&self, garbage: &[u8]) {
+        lock(&self.manners).streams = Streams::Garbage(garbage.to_vec());
+    }
+
+    /// Calls of that name are never answered.
+    pub fn ignore(&self, call: &'static str) {
+        lock(&self.manners).ignored.insert(call);
+    }
+
+    /// They say what version they are in that many bytes.
+    pub fn boast(&self, bytes: usize) {
+        lock(&self.manners).boast = bytes;
+    }
+
+    /// They tell events without end, of containers that there are not.
+    pub fn flood_events(&self) {
+        lock(&self.manners).flood = true;
     }
 
     /// A container of a pod ends.
@@ -162,14 +212,15 @@ impl State {
 struct FakeGuest {
     pod: PodId,
     state: Arc<State>,
-    refusals: Arc<Mutex<BTreeMap<&'static str, u32>>>,
-    version: Option<u32>,
-    lies: Arc<Mutex<VecDeque<Vec<v1::ReadLogResponse>>>>,
+    manners: Arc<Mutex<Manners>>,
 }
 
 impl FakeGuest {
-    fn may(&self, call: &'static str) -> Result<(), Status> {
-        match lock(&self.refusals).get_mut(call) {
+    async fn may(&self, call: &'static str) -> Result<(), Status> {
+        if lock(&self.manners).ignored.contains(call) {
+            std::future::pending::<()>().await;
+        }
+        match lock(&self.manners).refusals.get_mut(call) {
             Some(left) if *left > 0 => {
                 *left -= 1;
                 Err(Status::internal("ordered by the test"))
@@ -184,10 +235,14 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl Guest for FakeGuest {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
-        self.may("hello")?;
+        self.may("hello").await?;
+        let (version, boast) = {
+            let manners = lock(&self.manners);
+            (manners.version, manners.boast)
+        };
         Ok(Response::new(v1::HelloResponse {
-            protocol_version: self.version.unwrap_or(request.into_inner().protocol_version),
-            guest_version: "fake".to_owned(),
+            protocol_version: version.unwrap_or(request.into_inner().protocol_version),
+            guest_version: if boast == 0 { "fake".to_owned() } else { "x".repeat(boast) },
             boot_id: "fake-boot".to_owned(),
             kernel_release: "fake-kernel".to_owned(),
             architecture: "fake".to_owned(),
@@ -201,7 +256,7 @@ impl Guest for FakeGuest {
         &self,
         _request: Request<v1::SetupPodRequest>,
     ) -> Result<Response<v1::SetupPodResponse>, Status> {
-        self.may("setup_pod")?;
+        self.may("setup_pod").await?;
         Ok(Response::new(v1::SetupPodResponse::default()))
     }
 
@@ -209,7 +264,7 @@ impl Guest for FakeGuest {
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Result<Response<v1::CreateContainerResponse>, Status> {
-        self.may("create_container")?;
+        self.may("create_container").await?;
         let request = request.into_inner();
         let status = v1::ContainerStatus {
             id: request.id.clone(),
@@ -233,7 +288,7 @@ impl Guest for FakeGuest {
         &self,
         request: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
-        self.may("start_container")?;
+        self.may("start_container").await?;
         let mut table = lock(&self.state.table);
         let status = table
             .containers
@@ -249,7 +304,7 @@ impl Guest for FakeGuest {
         &self,
         request: Request<v1::SignalContainerRequest>,
     ) -> Result<Response<v1::SignalContainerResponse>, Status> {
-        self.may("signal_container")?;
+        self.may("signal_container").await?;
         let request = request.into_inner();
         if request.signal == 9 {
             self.state.exit(&request.id, 137, false);
@@ -261,7 +316,7 @@ impl Guest for FakeGuest {
         &self,
         request: Request<v1::DeleteContainerRequest>,
     ) -> Result<Response<v1::DeleteContainerResponse>, Status> {
-        self.may("delete_container")?;
+        self.may("delete_container").await?;
         let id = request.into_inner().id;
         let mut table = lock(&self.state.table);
         table.containers.remove(&id);
@@ -275,6 +330,7 @@ impl Guest for FakeGuest {
         &self,
         request: Request<v1::UpdateContainerRequest>,
     ) -> Result<Response<v1::UpdateContainerResponse>, Status> {
+        self.may("update_container").await?;
         let id = request.into_inner().id;
         if !lock(&self.state.table).containers.contains_key(&id) {
             return Err(Status::not_found(format!("no container {id}")));
@@ -286,6 +342,7 @@ impl Guest for FakeGuest {
         &self,
         _request: Request<v1::StatsRequest>,
     ) -> Result<Response<v1::StatsResponse>, Status> {
+        self.may("stats").await?;
         let used = |id: &String| v1::ContainerStats { id: id.clone(), ..v1::ContainerStats::default() };
         let containers = lock(&self.state.table).containers.keys().map(used).collect();
         Ok(Response::new(v1::StatsResponse { containers, ..v1::StatsResponse::default() }))
@@ -295,6 +352,7 @@ impl Guest for FakeGuest {
         &self,
         _request: Request<v1::ListContainersRequest>,
     ) -> Result<Response<v1::ListContainersResponse>, Status> {
+        self.may("list_containers").await?;
         let table = lock(&self.state.table);
         Ok(Response::new(v1::ListContainersResponse {
             containers: table.containers.values().cloned().collect(),
@@ -308,6 +366,14 @@ impl Guest for FakeGuest {
         &self,
         request: Request<v1::EventsRequest>,
     ) -> Result<Response<Self::EventsStream>, Status> {
+        if lock(&self.manners).flood {
+            let lie = |sequence| {
+                let id = PodId::random().to_string();
+                let exited = v1::ContainerExited { id, exit: Some(v1::Exit::default()) };
+                Ok(v1::Event { sequence, what: Some(v1::event::What::Exited(exited)) })
+            };
+            return Ok(Response::new(Box::pin(tokio_stream::iter((1..).map(lie)))));
+        }
         let state = Arc::clone(&self.state);
         let mut next = request.into_inner().after as usize;
         let changes = tokio_stream::wrappers::WatchStream::new(state.sequence.subscribe());
@@ -351,6 +417,7 @@ impl Guest for FakeGuest {
         &self,
         _request: Request<v1::ReopenLogRequest>,
     ) -> Result<Response<v1::ReopenLogResponse>, Status> {
+        self.may("reopen_log").await?;
         Ok(Response::new(v1::ReopenLogResponse {}))
     }
 
@@ -360,10 +427,11 @@ impl Guest for FakeGuest {
         &self,
         request: Request<Streaming<v1::ReadLogRequest>>,
     ) -> Result<Response<Self::ReadLogStream>, Status> {
-        self.may("read_log")?;
+        self.may("read_log").await?;
         let mut requests = request.into_inner();
         let start = requests.message().await?.ok_or_else(|| Status::invalid_argument("no first message"))?;
-        if let Some(lie) = lock(&self.lies).pop_front() {
+        let lie = lock(&self.manners).lies.pop_front();
+        if let Some(lie) = lie {
             let answers = tokio_stream::iter(lie.into_iter().map(Ok));
             // Held open: not even its end is told.
             return Ok(Response::new(Box::pin(answers.chain(tokio_stream::pending()))));
@@ -381,7 +449,7 @@ impl Guest for FakeGuest {
         _request: Request<v1::ShutdownRequest>,
     ) -> Result<Response<v1::ShutdownResponse>, Status> {
         lock(&self.state.table).shutdowns += 1;
-        self.may("shutdown")?;
+        self.may("shutdown").await?;
         Ok(Response::new(v1::ShutdownResponse {}))
     }
 }

@@ -94,6 +94,7 @@ pub(super) fn setup_pod(
             Kind::Interface(json)
         }
         Some(Attachment::Loopback) => Kind::Loopback(v1::Empty {}),
+        Some(Attachment::Machine(_)) => Kind::Machine(v1::Empty {}),
     };
     let mode = |host: bool| if host { v1::NamespaceMode::Host } else { v1::NamespaceMode::Pod };
     Ok(v1::SetupPodRequest {

@@ -123,7 +123,10 @@ fn machine(error: &kina_machine::Error) -> Code {
         Error::NotFound { .. } => Code::Unavailable,
         Error::WrongState { .. } | Error::Guest { .. } => Code::FailedPrecondition,
         Error::Unsupported { .. } => Code::Unimplemented,
-        Error::Boot { .. } | Error::Connect { .. } | Error::Survives { .. } => Code::Unavailable,
+        Error::Boot { .. } | Error::Connect { .. } | Error::Survives { .. } | Error::Unavailable { .. } => {
+            Code::Unavailable
+        }
+        Error::TooMany { .. } => Code::ResourceExhausted,
         Error::List { .. } | Error::Share { .. } | Error::Node { .. } => Code::Internal,
     }
 }

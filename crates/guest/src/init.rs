@@ -40,12 +40,12 @@ pub(crate) fn started_by_kernel(program: Option<&str>) -> bool {
     std::process::id() == 1 && program == Some("/init")
 }
 
-fn complain(what: &str, error: impl std::fmt::Display) {
+pub(crate) fn complain(what: &str, error: impl std::fmt::Display) {
     drop(writeln!(io::stderr(), "kina-guest: {what}: {error}"));
 }
 
 /// Mounts a file system of the kernel's; one that is mounted already is fine.
-fn mount(kind: &str, source: &str, at: &str, flags: MsFlags, options: Option<&str>) -> bool {
+pub(crate) fn mount(kind: &str, source: &str, at: &str, flags: MsFlags, options: Option<&str>) -> bool {
     if let Err(error) = fs::create_dir_all(at) {
         complain(at, error);
         return false;

@@ -10,6 +10,8 @@
 //!   │        encode)            ├─▶ exec       one more process, its streams
 //!   └─ unix | vsock             └─▶ events     exits, bounded
 //! init   the first process of a VM: mounts, orphans, power
+//! entry  the same in a VM that has an init of its own, which runs it as a container
+//! relay  a stream to the guest, for whoever can run a program beside it only
 //! pause  the first process of a PID namespace that containers share
 //! ```
 //!
@@ -27,6 +29,7 @@ mod console;
 mod container;
 mod demo;
 mod disk_usage;
+mod entry;
 mod error;
 mod events;
 mod exec;
@@ -43,6 +46,7 @@ mod pause;
 mod pod;
 mod process;
 mod process_count;
+mod relay;
 mod resources;
 mod rootfs;
 mod serve;
@@ -76,6 +80,11 @@ pub fn main() -> ExitCode {
     }
     match arguments::parse(rest) {
         Ok(Command::Serve(options)) => serve::run(&options),
+        Ok(Command::Entry(options)) => entry::run(&options),
+        Ok(Command::Relay(socket)) => match relay::run(&socket) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
         Ok(Command::Pause) => pause::run(),
         Ok(Command::Console(options)) => match console::run(&options) {
             Ok(()) => ExitCode::SUCCESS,

@@ -29,6 +29,8 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(crate) enum Network {
     Host,
+    /// The machine's, which is the pod's alone.
+    Machine,
     Existing(OwnedFd),
 }
 
@@ -38,6 +40,8 @@ pub(crate) struct PodNamespaces {
     pub(crate) ipc: Option<OwnedFd>,
     pub(crate) uts: Option<OwnedFd>,
     pub(crate) network: Option<OwnedFd>,
+    /// Whether its network is the pod's alone.
+    pub(crate) owns_network: bool,
     /// What the pod can be reached by in its own network namespace.
     pub(crate) addresses: Vec<IpAddr>,
 }
@@ -70,8 +74,10 @@ fn create_here(plan: Plan) -> Result<PodNamespaces, Error> {
     flags.set(CloneFlags::CLONE_NEWIPC, plan.ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, plan.uts);
     nix::sched::unshare(flags).map_err(|e| failed("unshare", e))?;
+    let owns_network = !matches!(plan.network, Network::Host);
     let (network, addresses) = match plan.network {
         Network::Host => (None, Vec::new()),
+        Network::Machine => (None, own_addresses()?),
         Network::Existing(namespace) => {
             enter_network(&namespace)?;
             (Some(namespace), own_addresses()?)
@@ -90,7 +96,7 @@ fn create_here(plan: Plan) -> Result<PodNamespaces, Error> {
     }
     let ipc = plan.ipc.then(|| own_namespace("ipc")).transpose()?;
     let uts = plan.uts.then(|| own_namespace("uts")).transpose()?;
-    Ok(PodNamespaces { ipc, uts, network, addresses })
+    Ok(PodNamespaces { ipc, uts, network, owns_network, addresses })
 }
 
 /// Makes a network namespace with loopback only.

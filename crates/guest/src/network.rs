@@ -19,6 +19,7 @@ const CARD_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) async fn prepare(asked: Option<&v1::PodNetwork>) -> Result<Network, Error> {
     match asked.and_then(|network| network.kind.as_ref()) {
         Some(Kind::Host(_)) => Ok(Network::Host),
+        Some(Kind::Machine(_)) => Ok(Network::Machine),
         Some(Kind::Loopback(_)) => Ok(Network::Existing(namespaces::loopback()?)),
         Some(Kind::NamespacePath(path)) => File::open(path)
             .map(|file| Network::Existing(file.into()))

@@ -150,9 +150,9 @@ fn block_device_name(major: u32, minor: u32) -> String {
     name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The counters of the pod's own interfaces; none for one on the machine's network.
+/// The counters of the pod's own interfaces; none for one on a network that others use, too.
 fn interfaces(pod: &Arc<Pod>) -> Result<Vec<v1::InterfaceStats>, Error> {
-    if pod.namespaces.network.is_none() {
+    if !pod.namespaces.owns_network {
         return Ok(Vec::new());
     }
     const LIST: &str = "/proc/thread-self/net/dev";

@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Serve) -> ExitCode {
         .build();
     let served = match runtime {
         Ok(runtime) => {
-            let served = runtime.block_on(serve(&guest, &options.listen));
+            let served = runtime.block_on(serve(&guest, options));
             runtime.shutdown_timeout(GOODBYE_PATIENCE);
             served
         }
@@ -135,7 +135,8 @@ fn enter_cgroup(hierarchy: &Hierarchy, pod: &str) -> Result<(), Error> {
     Ok(())
 }
 
-async fn serve(guest: &Arc<Guest>, listen: &Listen) -> Result<(), Error> {
+async fn serve(guest: &Arc<Guest>, options: &Serve) -> Result<(), Error> {
+    let listen = &options.listen;
     let watch = |kind| signal(kind).map_err(|source| Error::system("watch signals", source));
     let mut terminate = watch(SignalKind::terminate())?;
     // Handled, so that they do not end the guest: it outlives terminals and sessions.
@@ -146,7 +147,9 @@ async fn serve(guest: &Arc<Guest>, listen: &Listen) -> Result<(), Error> {
             shut_down.shutdown(SIGTERM_GRACE).await;
         }
     });
-    let service = GuestServer::new(Service::new(Arc::clone(guest), matches!(listen, Listen::Vsock(_))))
+    // Only a virtual machine is reached by vsock.
+    let own_kernel = options.own_kernel || matches!(listen, Listen::Vsock(_));
+    let service = GuestServer::new(Service::new(Arc::clone(guest), own_kernel))
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
     guest.journal.line(format_args!(

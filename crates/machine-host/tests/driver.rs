@@ -50,6 +50,8 @@ impl Place {
             directory,
             cgroup: format!("{}/{pod}", self.cgroup),
             network: Some(SandboxNetwork { namespace: PathBuf::from("/proc/self/ns/net"), interface: None }),
+            ports: Vec::new(),
+            shareable: Vec::new(),
             memory_bytes: 0,
             cpus: 0,
         }

@@ -74,6 +74,25 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// There are as many machines as there can be.
+    #[error("machine driver {driver} runs {limit} machines, and no more can run: remove a pod first")]
+    TooMany {
+        /// The driver's name.
+        driver: &'static str,
+        /// How many can run.
+        limit: usize,
+    },
+    /// What the driver works with does not answer now; the same may succeed later.
+    #[error("machine driver {driver} cannot {operation} now")]
+    Unavailable {
+        /// The driver's name.
+        driver: &'static str,
+        /// What was being done.
+        operation: &'static str,
+        /// Why, and what to do about it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The node refused an effect.
     #[error("{operation} for the machine of pod {pod}")]
     Node {

@@ -20,6 +20,7 @@ mod error;
 pub mod fake;
 mod turns;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,7 +65,8 @@ pub struct Capabilities {
 pub enum Shares {
     /// At any time.
     Dynamic,
-    /// Only before it starts.
+    /// Files only below directories that it was created with
+    /// ([`MachineSpec::shareable`]); layers at any time.
     AtBoot,
 }
 
@@ -87,6 +89,9 @@ pub enum NetworkAttachment {
     Tap,
     /// A tunnel from that namespace to the machine.
     Tunnel,
+    /// The machine has a network of its own, which is the pod's: no namespace and
+    /// no plugin on the node takes part.
+    Machine,
 }
 
 /// Whether machines boot side by side.
@@ -94,7 +99,7 @@ pub enum NetworkAttachment {
 pub enum Boots {
     /// Side by side.
     Parallel,
-    /// One after another; the daemon queues.
+    /// One after another; the driver queues them.
     Serial,
 }
 
@@ -116,12 +121,41 @@ pub struct MachineSpec {
     /// run.
     pub cgroup: String,
     /// The pod's network namespace on the node; `None` for a pod on the node's
-    /// own network.
+    /// own network, and where the machine has a network of its own.
     pub network: Option<SandboxNetwork>,
+    /// Ports of the node that lead into the machine, where it has a network of its
+    /// own ([`NetworkAttachment::Machine`]); elsewhere plugins see to them.
+    pub ports: Vec<PublishedPort>,
+    /// Directories of which something may be shared with the machine later, where
+    /// that is decided at its boot ([`Shares::AtBoot`]). Those that do not exist
+    /// are left out.
+    pub shareable: Vec<PathBuf>,
     /// Bytes of memory, for drivers that give the machine its own.
     pub memory_bytes: u64,
     /// Virtual CPUs, likewise.
     pub cpus: u32,
+}
+
+/// A port of the node that leads into a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedPort {
+    /// On this address of the node only; `None` is all.
+    pub address: Option<IpAddr>,
+    /// The node's port.
+    pub node: u16,
+    /// The machine's port.
+    pub machine: u16,
+    /// What is carried.
+    pub protocol: PortProtocol,
+}
+
+/// What a published port carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
 }
 
 /// A pod's network on the node, as the plugins made it.
@@ -167,6 +201,17 @@ pub enum Attachment {
     Interface(Box<Interface>),
     /// There is nothing but loopback, which the guest makes itself.
     Loopback,
+    /// The machine's own network is the pod's, with these addresses; one at least.
+    Machine(MachineNetwork),
+}
+
+/// A network that a machine has of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineNetwork {
+    /// The network's name.
+    pub name: String,
+    /// The machine's addresses in it, for as long as this boot lasts.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// How a machine ended.

@@ -85,6 +85,8 @@ fn spec(pod: &PodId) -> MachineSpec {
         storage_directory: PathBuf::from("/nowhere"),
         cgroup: format!("/kina/{pod}"),
         network: Some(SandboxNetwork { namespace: PathBuf::from("/proc/self/ns/net"), interface: None }),
+        ports: Vec::new(),
+        shareable: Vec::new(),
         memory_bytes: 1 << 30,
         cpus: 1,
     }

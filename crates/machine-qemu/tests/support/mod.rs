@@ -242,6 +242,8 @@ impl Subject for Place {
             storage_directory: self.storage(pod),
             cgroup: format!("{}/{pod}", self.cgroup),
             network: Some(SandboxNetwork { namespace, interface: Some("eth0".to_owned()) }),
+            ports: Vec::new(),
+            shareable: Vec::new(),
             memory_bytes: 192 << 20,
             cpus: 1,
         }

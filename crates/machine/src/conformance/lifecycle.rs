@@ -231,6 +231,9 @@ pub async fn answers_match_capabilities(subject: &dyn Subject) {
         ) => {
             assert_eq!(Some(&interface.name), network.interface.as_ref());
         }
+        (Attachment::Machine(own), None, NetworkAttachment::Machine) => {
+            assert!(!own.addresses.is_empty(), "a network of its own without an address");
+        }
         (Attachment::Loopback, network, _) => {
             assert!(network.is_none_or(|network| network.interface.is_none()), "the network is left out");
         }

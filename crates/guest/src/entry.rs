@@ -1,0 +1,154 @@
+//! The first process of a virtual machine that has an init of its own, beside
+//! which this is the only container: Apple's `container`, which boots one machine
+//! for each container.
+//!
+//! That init has mounted the kernel's file systems and configured the network,
+//! whose namespace is the machine's own. What it leaves to do: this process is in
+//! the control group that the pod's groups will be below, and there may be none in
+//! it then; files of /proc may be hidden. The guest proper runs as a child, as in
+//! [`crate::init`], because it waits for its own children only. The machine ends
+//! when this process does.
+//!
+//! Its root is the image's, on the machine's own disk, and the pod's state is in
+//! it. The guest's socket must be there, too: the machine's init connects to it
+//! from outside of this mount namespace and sees nothing that is mounted in it.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitCode, ExitStatus};
+
+use kina_cgroup::Hierarchy;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::arguments::Entry;
+use crate::init::{complain, mount};
+
+/// The group of this process and of what others start beside it.
+const OWN_GROUP: &str = "/guest";
+
+/// Runs the machine to its end.
+pub(crate) fn run(options: &Entry) -> ExitCode {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        signals.add(signal);
+    }
+    // Before there is a child whose end could be missed. Children start without.
+    if let Err(errno) = signals.thread_block() {
+        complain("block signals", errno);
+        return ExitCode::FAILURE;
+    }
+    prepare();
+    let guest = match start(options) {
+        Ok(guest) => guest,
+        Err(error) => {
+            complain("start the guest", error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let status = watch(guest.id(), &signals);
+    complain("the guest has ended", status);
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+}
+
+/// Makes the machine what the guest expects. What cannot be had shows when a
+/// container needs it.
+fn prepare() {
+    let none = None::<&str>;
+    if let Err(errno) = nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none) {
+        complain("keep mounts apart", errno);
+    }
+    uncover();
+    let mounted = mount_points();
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let terminals = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    for (kind, at, flags, options) in [
+        ("devpts", "/dev/pts", terminals, Some("mode=620,gid=5,ptmxmode=666")),
+        ("tmpfs", "/dev/shm", plain, Some("mode=1777")),
+        ("mqueue", "/dev/mqueue", plain, None),
+    ] {
+        if !mounted.iter().any(|point| point == at) {
+            mount(kind, kind, at, flags, options);
+        }
+    }
+    for directory in ["/tmp", "/run", "/etc"] {
+        drop(fs::create_dir_all(directory));
+    }
+    if let Err(error) = leave_the_root_group() {
+        complain("move to a control group of its own", crate::guest::chain(&error));
+    }
+    if let Err(error) = crate::namespaces::bring_loopback_up() {
+        complain("loopback", error);
+    }
+}
+
+/// A group with processes hands nothing down to groups below it, unless it is
+/// the kernel's root, which this one is not.
+fn leave_the_root_group() -> Result<(), kina_cgroup::Error> {
+    let group = Hierarchy::detect()?.group(OWN_GROUP)?;
+    group.create()?;
+    group.enter()
+}
+
+/// Takes away what hides files of /proc or makes them read-only, as containers
+/// usually have it: the guest sets kernel parameters, and confines its containers
+/// itself.
+fn uncover() {
+    for point in mount_points().iter().rev().filter(|point| point.starts_with("/proc/")) {
+        if let Err(errno) = nix::mount::umount2(point.as_str(), MntFlags::MNT_DETACH) {
+            complain(&format!("uncover {point}"), errno);
+        }
+    }
+}
+
+/// Where something is mounted, in order (proc_pid_mountinfo(5): the fifth field).
+fn mount_points() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
+}
+
+fn start(options: &Entry) -> io::Result<Child> {
+    Command::new("/proc/self/exe")
+        .args(["serve", "--own-kernel", "--pod", &options.pod, "--listen", &options.listen])
+        .env_clear()
+        .spawn()
+}
+
+/// Takes in orphans and passes requests to end on, until the guest has ended.
+fn watch(guest: u32, signals: &SigSet) -> ExitStatus {
+    let guest = Pid::from_raw(guest.cast_signed());
+    loop {
+        if let Some(status) = reap(guest) {
+            return status;
+        }
+        match signals.wait() {
+            Ok(Signal::SIGCHLD) | Err(_) => {}
+            Ok(_) => {
+                // It may have ended at this moment, which is found next.
+                let _gone = kill(guest, Signal::SIGTERM);
+            }
+        }
+    }
+}
+
+/// Waits for all that have ended; the guest's status if it is among them.
+fn reap(guest: Pid) -> Option<ExitStatus> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) if pid == guest => {
+                return Some(ExitStatus::from_raw(code << 8));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == guest => {
+                return Some(ExitStatus::from_raw(signal as i32));
+            }
+            Ok(WaitStatus::StillAlive) => return None,
+            Ok(_) | Err(Errno::EINTR) => {}
+            // Without a child there is no guest.
+            Err(_) => return Some(ExitStatus::from_raw(0)),
+        }
+    }
+}

@@ -70,6 +70,12 @@ const HOUSE: &[Room] = &[
         may: &[Platform, Unsafe],
     },
     Room {
+        name: "kina-machine-apple",
+        folder: "crates/machine-apple",
+        uses: &["kina-machine", "kina-model"],
+        may: &[],
+    },
+    Room {
         name: "kina-machine-qemu",
         folder: "crates/machine-qemu",
         uses: &[
@@ -102,6 +108,7 @@ const HOUSE: &[Room] = &[
             "kina-image",
             "kina-log",
             "kina-machine",
+            "kina-machine-apple",
             "kina-machine-host",
             "kina-machine-qemu",
             "kina-model",

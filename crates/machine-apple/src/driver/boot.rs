@@ -1,0 +1,160 @@
+//! Booting a machine.
+
+use kina_machine::Error as MachineError;
+use kina_model::PodId;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::NAME;
+use super::look::Now;
+use super::machines::{Machines, told};
+use super::record::{Phase, Record, Recorded, Started, remove_file};
+use super::shares;
+use crate::Error;
+use crate::command::{self, Boot, State};
+
+const OPERATION: &str = "boot the machine";
+
+/// How often a boot is tried whose hindrance was put out of the way.
+const ATTEMPTS: usize = 3;
+
+/// Bytes of the last words that an error has room for.
+const FEW_WORDS: usize = 500;
+
+/// Why there is no machine.
+enum Failure {
+    Cancelled,
+    Apple(Error),
+    /// It ended at once.
+    Ended(String),
+}
+
+impl Machines {
+    pub(super) async fn start(&self, pod: &PodId, cancel: &CancellationToken) -> Result<(), MachineError> {
+        let mut record = self.known(pod).await?;
+        match self.now(pod, &record).await? {
+            Now::Running => return Ok(()),
+            Now::Stopped(_) => return Err(MachineError::wrong_state(pod, "start", "stopped")),
+            Now::Created => {}
+        }
+        let cancelled = || MachineError::Boot {
+            pod: pod.clone(),
+            reason: "it was stopped before it had booted".to_owned(),
+        };
+        let Some(_turn) = self.queue.boot(cancel).await else { return Err(cancelled()) };
+        self.check_limit(pod).await?;
+        // What a boot left that was ended in its middle.
+        if record.phase == Phase::Booting {
+            self.delete(pod).await?;
+        }
+        record.phase = Phase::Booting;
+        self.write(pod, &record).await?;
+        let booted = self.boot(pod, &record, cancel).await;
+        match booted {
+            Ok(started) => {
+                record.phase = Phase::Started(started);
+                self.write(pod, &record).await
+            }
+            Err(failure) => {
+                // It is still created, and may be started again.
+                match self.delete(pod).await {
+                    Ok(()) => {
+                        record.phase = Phase::Created;
+                        self.write(pod, &record).await?;
+                    }
+                    // As long as it counts as booting, nobody forgets it.
+                    Err(error) => {
+                        warn!(pod_id = %pod, %error, "a machine that does not boot is not ended either")
+                    }
+                }
+                Err(match failure {
+                    Failure::Cancelled => cancelled(),
+                    Failure::Apple(error) if error.is_unavailable() => told(pod, OPERATION, error),
+                    Failure::Apple(error) => {
+                        MachineError::Boot { pod: pod.clone(), reason: super::chain(&error) }
+                    }
+                    Failure::Ended(reason) => MachineError::Boot { pod: pod.clone(), reason },
+                })
+            }
+        }
+    }
+
+    /// Refuses one machine more than can run.
+    async fn check_limit(&self, pod: &PodId) -> Result<(), MachineError> {
+        let mut running = 0;
+        let pods = self.records.pods().await.map_err(|error| told(pod, OPERATION, error))?;
+        for other in pods.iter().filter(|other| *other != pod) {
+            // A damaged record keeps its pod from running, not others.
+            if let Ok(Recorded::Whole(record)) = self.records.read(other).await
+                && matches!(record.phase, Phase::Booting | Phase::Started(_))
+            {
+                running += 1;
+            }
+        }
+        let limit = self.config.limit;
+        if running >= limit { Err(MachineError::TooMany { driver: NAME, limit }) } else { Ok(()) }
+    }
+
+    /// Has Apple boot a machine, and asks for its address.
+    async fn boot(
+        &self,
+        pod: &PodId,
+        record: &Record,
+        cancel: &CancellationToken,
+    ) -> Result<Started, Failure> {
+        let ports: Vec<_> = record.ports.iter().map(Into::into).collect();
+        let (layers, socket) = (shares::layers(&record.storage_directory), self.socket(pod));
+        let boot = Boot {
+            version: self.version,
+            pod,
+            home: &self.home,
+            image: self.image.name(),
+            kernel: self.config.kernel.as_deref(),
+            network: &self.config.network,
+            mtu: self.config.mtu,
+            memory_bytes: record.memory_bytes,
+            cpus: record.cpus,
+            layers: &layers,
+            shareable: &record.shareable,
+            ports: &ports,
+            socket: &socket,
+        };
+        let run = async {
+            let mut left = ATTEMPTS;
+            loop {
+                left -= 1;
+                self.image.ensure(&self.container).await?;
+                // One that was left there would be taken for somebody's.
+                remove_file(&socket).await?;
+                match self.container.run(command::run(&boot)).await {
+                    Err(Error::NoImage { .. }) if left > 0 => self.image.forget().await,
+                    Err(Error::Exists { .. }) if left > 0 => {
+                        self.container.delete(&command::container_name(pod)).await?;
+                    }
+                    Err(Error::SocketExists { .. }) if left > 0 => {}
+                    other => break other,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Failure::Cancelled),
+            done = run => done.map_err(Failure::Apple)?,
+        }
+        match self.listed(pod).await.map_err(Failure::Apple)? {
+            Some(container) if container.state == State::Running => Ok(Started {
+                network: self.config.network.clone(),
+                address: container.address.ok_or(Failure::Apple(Error::NoAddress))?,
+                image: self.image.name().to_owned(),
+                version: self.version.to_string(),
+            }),
+            _ => {
+                let words = self.keep_words(pod).await;
+                let last =
+                    String::from_utf8_lossy(&words[words.len().saturating_sub(FEW_WORDS)..]).into_owned();
+                let reason = format!("it ended at once; last words: {}", last.trim().escape_debug());
+                Err(Failure::Ended(reason))
+            }
+        }
+    }
+}

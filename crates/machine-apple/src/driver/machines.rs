@@ -1,0 +1,452 @@
+//! What the driver does with one machine, but for booting it and looking at it.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kina_machine::{
+    Attachment, Details, Error as MachineError, Found, MachineNetwork, MachineSpec, MachineState, Overhead,
+    Share, ShareKind, Stream, Turns,
+};
+use kina_model::PodId;
+use sha2::{Digest as _, Sha256};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::NAME;
+use super::look::{Now, state_of};
+use super::queue::BootQueue;
+use super::record::{Phase, Port, Record, Recorded, Records, remove_file};
+use super::shares;
+use crate::command::{Container, State, container_name};
+use crate::greeting::{Greeting, greet};
+use crate::pod_image::PodImage;
+use crate::{AppleConfig, Error, Version};
+
+/// Where the last words of an ended machine are kept.
+const CONSOLE: &str = "console.log";
+
+/// Bytes of them that are kept.
+const KEPT_WORDS: usize = 64 << 10;
+
+/// How long a machine may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between two looks whether it has.
+const END_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a guest that should have ended may answer.
+const GONE_PATIENCE: Duration = Duration::from_millis(300);
+
+/// What Apple gives a machine beyond the memory asked for, for its own init
+/// (`LinuxContainer`): the rest is the pod's.
+const OVERHEAD_BYTES: u64 = 128 << 20;
+
+/// Digits of a daemon's label: enough to tell daemons of one Mac apart.
+const HOME_DIGITS: usize = 16;
+
+pub(super) struct Machines {
+    pub(super) config: AppleConfig,
+    pub(super) container: Container,
+    pub(super) version: Version,
+    pub(super) image: PodImage,
+    pub(super) queue: BootQueue,
+    /// What this daemon's machines are labelled with.
+    pub(super) home: String,
+    pub(super) records: Records,
+    turns: Turns,
+    /// What cancels the starts of each machine, until it is stopped.
+    starts: Mutex<HashMap<PodId, CancellationToken>>,
+    /// Machines that were listed without a record.
+    strangers: Mutex<HashMap<PodId, MachineState>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How an error of this driver is told to its caller.
+pub(super) fn told(pod: &PodId, operation: &'static str, error: Error) -> MachineError {
+    if error.is_unavailable() {
+        return MachineError::Unavailable { driver: NAME, operation, source: Box::new(error) };
+    }
+    MachineError::node(pod, operation, error)
+}
+
+impl Machines {
+    pub(super) fn new(config: AppleConfig, container: Container, version: Version, image: PodImage) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(config.pods_directory.as_os_str().as_encoded_bytes());
+        let mut home = hex::encode(digest.finalize());
+        home.truncate(HOME_DIGITS);
+        let records = Records::new(config.pods_directory.clone());
+        Self {
+            config,
+            container,
+            version,
+            image,
+            queue: BootQueue::new(),
+            home,
+            records,
+            turns: Turns::default(),
+            starts: Mutex::default(),
+            strangers: Mutex::default(),
+        }
+    }
+
+    pub(super) fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(super) fn directory(&self, pod: &PodId) -> PathBuf {
+        self.records.directory(pod)
+    }
+
+    /// Where streams to a pod's guest begin.
+    pub(super) fn socket(&self, pod: &PodId) -> PathBuf {
+        self.config.socket_directory.join(format!("{pod}.sock"))
+    }
+
+    /// See [`Turns::run`].
+    pub(super) async fn change<T, F>(
+        self: &Arc<Self>,
+        pod: &PodId,
+        operation: &'static str,
+        change: impl FnOnce(Arc<Self>) -> F,
+    ) -> Result<T, MachineError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, MachineError>> + Send + 'static,
+    {
+        self.turns.run(pod, operation, change(Arc::clone(self))).await
+    }
+
+    /// What a stop of the machine cancels the start with that begins now.
+    pub(super) fn begin_start(&self, pod: &PodId) -> CancellationToken {
+        lock(&self.starts).entry(pod.clone()).or_default().child_token()
+    }
+
+    /// Cancels the starts of a machine that wait for their turn or boot.
+    pub(super) fn cancel_start(&self, pod: &PodId) {
+        if let Some(token) = lock(&self.starts).remove(pod) {
+            token.cancel();
+        }
+    }
+
+    /// What is known of a machine. One whose record is damaged has ended, and may
+    /// have left anything.
+    pub(super) async fn record(&self, pod: &PodId) -> Result<Option<Record>, MachineError> {
+        let read = self.records.read(pod).await.map_err(|error| told(pod, "read the record", error))?;
+        match read {
+            Recorded::Missing => Ok(None),
+            Recorded::Whole(record) => Ok(Some(record)),
+            Recorded::Damaged(reason) => {
+                warn!(pod_id = %pod, reason, "a machine counts as ended");
+                Ok(Some(Record {
+                    storage_directory: self.directory(pod),
+                    memory_bytes: 0,
+                    cpus: 0,
+                    shareable: Vec::new(),
+                    ports: Vec::new(),
+                    phase: Phase::Stopped { reason, remains: true },
+                }))
+            }
+        }
+    }
+
+    pub(super) async fn write(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
+        self.records.write(pod, record).await.map_err(|error| told(pod, "write the record", error))
+    }
+
+    /// The record of a machine that must exist.
+    pub(super) async fn known(&self, pod: &PodId) -> Result<Record, MachineError> {
+        self.record(pod).await?.ok_or_else(|| MachineError::NotFound { pod: pod.clone() })
+    }
+
+    pub(super) async fn create(&self, spec: &MachineSpec) -> Result<(), MachineError> {
+        let pod = &spec.pod;
+        let refuse = |error: Error| told(pod, "create", error);
+        let expected = self.directory(pod);
+        if spec.directory != expected {
+            return Err(refuse(Error::Directory { path: spec.directory.clone(), expected }));
+        }
+        if let Some(record) = self.record(pod).await? {
+            return match state_of(&self.now(pod, &record).await?) {
+                MachineState::Created => shares::create(&record.storage_directory).await.map_err(refuse),
+                MachineState::Running => Err(MachineError::wrong_state(pod, "create", "running")),
+                MachineState::Stopped => Err(MachineError::wrong_state(pod, "create", "stopped")),
+            };
+        }
+        shares::check(&spec.storage_directory).map_err(refuse)?;
+        let record = Record {
+            storage_directory: spec.storage_directory.clone(),
+            memory_bytes: spec.memory_bytes,
+            cpus: spec.cpus,
+            shareable: shares::existing(&spec.shareable).await.map_err(refuse)?,
+            ports: spec.ports.iter().map(Port::from).collect(),
+            phase: Phase::Created,
+        };
+        self.write(pod, &record).await?;
+        let made = shares::create(&record.storage_directory).await.map_err(refuse);
+        if made.is_err()
+            && let Err(error) = self.destroy(pod).await
+        {
+            warn!(pod_id = %pod, %error, "a machine that was not made is not removed either");
+        }
+        made
+    }
+
+    /// Gives a running machine time to end by itself.
+    pub(super) async fn wait_for_end(
+        self: &Arc<Self>,
+        pod: &PodId,
+        grace: Duration,
+    ) -> Result<(), MachineError> {
+        if grace.is_zero() {
+            return Ok(());
+        }
+        let Some(Record { phase: Phase::Started(_), .. }) = self.record(pod).await? else { return Ok(()) };
+        match tokio::time::timeout(grace, self.wait(pod)).await {
+            Ok(Ok(_)) | Err(_) => {}
+            // It is ended next, which does not depend on having waited.
+            Ok(Err(error)) => warn!(pod_id = %pod, %error, "cannot wait for the machine to end"),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn stop(&self, pod: &PodId) -> Result<(), MachineError> {
+        let Some(mut record) = self.record(pod).await? else { return Ok(()) };
+        let reason = match &record.phase {
+            Phase::Created | Phase::Booting => "it was stopped".to_owned(),
+            Phase::Started(_) => match self.now(pod, &record).await {
+                Ok(Now::Stopped(reason)) => reason,
+                Ok(Now::Created | Now::Running) | Err(_) => "it was stopped".to_owned(),
+            },
+            Phase::Stopped { reason, .. } => reason.clone(),
+        };
+        self.end(pod, &record).await?;
+        record.phase = Phase::Stopped { reason, remains: false };
+        self.write(pod, &record).await
+    }
+
+    /// Ends whatever Apple may have of a machine, and keeps its last words.
+    async fn end(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
+        match &record.phase {
+            Phase::Created | Phase::Stopped { remains: false, .. } => return Ok(()),
+            Phase::Started(_) | Phase::Stopped { remains: true, .. } => drop(self.keep_words(pod).await),
+            Phase::Booting => {}
+        }
+        self.delete(pod).await
+    }
+
+    /// Has Apple remove a machine's container, which ends the machine.
+    pub(super) async fn delete(&self, pod: &PodId) -> Result<(), MachineError> {
+        const OPERATION: &str = "end the machine";
+        let _first = self.queue.end();
+        let name = container_name(pod);
+        let deadline = Instant::now() + END_PATIENCE;
+        loop {
+            match self.container.delete(&name).await {
+                Ok(()) | Err(Error::NotFound { .. }) => break,
+                // It is about to end by itself, or has just ended.
+                Err(Error::Stopping { .. } | Error::NotRunning { .. }) if Instant::now() < deadline => {}
+                Err(error) => return Err(told(pod, OPERATION, error)),
+            }
+            tokio::time::sleep(END_PAUSE).await;
+        }
+        // What the service has forgotten may run all the same.
+        let socket = self.socket(pod);
+        while let Greeting::Answered(_) = greet(&socket, GONE_PATIENCE).await {
+            if Instant::now() >= deadline {
+                let survivors = format!(
+                    "Apple's container has no {name} any more, but its guest answers; type `container system stop`, \
+                     then `container system start` (which ends all machines)"
+                );
+                return Err(MachineError::Survives { pod: pod.clone(), survivors });
+            }
+            tokio::time::sleep(END_PAUSE).await;
+        }
+        remove_file(&socket).await.map_err(|error| told(pod, OPERATION, error))
+    }
+
+    pub(super) async fn destroy(&self, pod: &PodId) -> Result<(), MachineError> {
+        let failed = |error| told(pod, "destroy", error);
+        match self.record(pod).await? {
+            Some(record) => {
+                self.end(pod, &record).await?;
+                shares::remove(&record.storage_directory).await.map_err(failed)?;
+            }
+            None if lock(&self.strangers).contains_key(pod) => self.delete(pod).await?,
+            None => {}
+        }
+        lock(&self.strangers).remove(pod);
+        self.records.remove(pod).await.map_err(failed)
+    }
+
+    /// What is recorded, and what is labelled as this daemon's. While Apple's
+    /// service does not answer that is what is recorded.
+    pub(super) async fn list(&self) -> Result<Vec<Found>, MachineError> {
+        let failed = |error: Error| MachineError::List { driver: NAME, source: Box::new(error) };
+        let (listed, known) = match self.container.list().await {
+            Ok(listed) => (listed, true),
+            Err(error) if error.is_unavailable() => {
+                warn!(error = super::chain(&error), "machines are listed from their records");
+                (Vec::new(), false)
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let mut found = Vec::new();
+        for pod in self.records.pods().await.map_err(failed)? {
+            let Some(record) = self.record(&pod).await? else { continue };
+            let state = match self.now_listed(&pod, &record, known.then_some(&listed)).await {
+                Ok(now) => state_of(&now),
+                Err(_) => MachineState::Stopped,
+            };
+            found.push(Found { pod, state });
+        }
+        let mut strangers = HashMap::new();
+        for container in listed {
+            let Some(pod) = self.own(&container) else { continue };
+            if found.iter().all(|known| known.pod != pod) {
+                let state = match container.state {
+                    State::Running | State::Stopping => MachineState::Running,
+                    State::Stopped | State::Unknown => MachineState::Stopped,
+                };
+                strangers.insert(pod.clone(), state);
+                found.push(Found { pod, state });
+            }
+        }
+        if known {
+            *lock(&self.strangers) = strangers;
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn status(&self, pod: &PodId) -> Result<MachineState, MachineError> {
+        match self.record(pod).await? {
+            Some(record) => Ok(state_of(&self.now(pod, &record).await?)),
+            None => {
+                let stranger = lock(&self.strangers).get(pod).copied();
+                stranger.ok_or_else(|| MachineError::NotFound { pod: pod.clone() })
+            }
+        }
+    }
+
+    pub(super) async fn connect(&self, pod: &PodId) -> Result<Box<dyn Stream>, MachineError> {
+        let failed = |source| MachineError::Connect { pod: pod.clone(), source };
+        let record = self.known(pod).await?;
+        let Phase::Started(_) = record.phase else {
+            return Err(failed(io::ErrorKind::ConnectionRefused.into()));
+        };
+        let refused = match UnixStream::connect(self.socket(pod)).await {
+            Ok(stream) => return Ok(Box::new(stream)),
+            Err(error) => error,
+        };
+        // The relay is gone for good, or the machine is.
+        match self.listed(pod).await {
+            Ok(Some(container)) if container.state == State::Running => {
+                let relay = self.container.relay(&container.id).map_err(failed)?;
+                Ok(Box::new(relay))
+            }
+            Ok(_) => Err(failed(refused)),
+            Err(error) => Err(failed(io::Error::new(refused.kind(), error))),
+        }
+    }
+
+    pub(super) async fn share(&self, pod: &PodId, share: &Share) -> Result<PathBuf, MachineError> {
+        let record = self.known(pod).await?;
+        if let Phase::Stopped { .. } = record.phase {
+            return Err(MachineError::wrong_state(pod, "share", "stopped"));
+        }
+        let shared = match &share.kind {
+            ShareKind::Layer => shares::layer(&record.storage_directory, &share.source).await,
+            ShareKind::Volume(_) => shares::volume(&record, &share.source).await,
+            ShareKind::State => {
+                let words = "a virtual machine keeps the pod's state itself";
+                Err(io::Error::new(io::ErrorKind::Unsupported, words))
+            }
+        };
+        shared.map_err(|source| MachineError::Share { pod: pod.clone(), path: share.source.clone(), source })
+    }
+
+    pub(super) async fn attach_network(&self, pod: &PodId) -> Result<Attachment, MachineError> {
+        match self.known(pod).await?.phase {
+            Phase::Started(started) => Ok(Attachment::Machine(MachineNetwork {
+                name: started.network,
+                addresses: vec![started.address],
+            })),
+            Phase::Created | Phase::Booting => {
+                Err(MachineError::wrong_state(pod, "join the network", "created"))
+            }
+            Phase::Stopped { .. } => Err(MachineError::wrong_state(pod, "join the network", "stopped")),
+        }
+    }
+
+    pub(super) async fn overhead(&self, pod: &PodId) -> Result<Overhead, MachineError> {
+        let record = self.known(pod).await?;
+        let runs = matches!(self.now(pod, &record).await?, Now::Running);
+        Ok(Overhead { memory_bytes: if runs { OVERHEAD_BYTES } else { 0 }, cpu_nanos: 0 })
+    }
+
+    pub(super) async fn inspect(&self, pod: &PodId) -> Result<Details, MachineError> {
+        let record = self.known(pod).await?;
+        let mut facts = vec![("container", container_name(pod))];
+        if let Phase::Started(started) = &record.phase {
+            facts.push(("version", started.version.clone()));
+            facts.push(("image", started.image.clone()));
+            facts.push(("address", format!("{} ({})", started.address, started.network)));
+            let relay = tokio::fs::try_exists(self.socket(pod)).await.unwrap_or(false);
+            facts.push(("streams", if relay { "socket" } else { "exec" }.to_owned()));
+        }
+        let kernel = self
+            .config
+            .kernel
+            .as_ref()
+            .map_or("as `container` is configured".to_owned(), |path| path.display().to_string());
+        facts.push(("kernel", kernel));
+        // The process that holds the machine is launchd's and nobody's to name.
+        Ok(Details { processes: Vec::new(), facts })
+    }
+
+    pub(super) async fn console(&self, pod: &PodId, limit: usize) -> Result<Vec<u8>, MachineError> {
+        let record = self.known(pod).await?;
+        let mut words = match record.phase {
+            Phase::Created => Vec::new(),
+            Phase::Booting | Phase::Started(_) => self.words(pod).await,
+            Phase::Stopped { .. } => self.kept_words(pod).await,
+        };
+        words.drain(..words.len().saturating_sub(limit));
+        Ok(words)
+    }
+
+    /// What kernel and guest of a machine have said last, as far as Apple tells.
+    pub(super) async fn words(&self, pod: &PodId) -> Vec<u8> {
+        let name = container_name(pod);
+        let (kernel, guest) = tokio::join!(self.container.boot_log(&name), self.container.log(&name));
+        let mut words = kernel.unwrap_or_default();
+        words.extend(guest.unwrap_or_default());
+        words
+    }
+
+    async fn kept_words(&self, pod: &PodId) -> Vec<u8> {
+        tokio::fs::read(self.directory(pod).join(CONSOLE)).await.unwrap_or_default()
+    }
+
+    /// Keeps the last words of a machine that is about to go. Not to have them is no
+    /// reason to keep the machine.
+    pub(super) async fn keep_words(&self, pod: &PodId) -> Vec<u8> {
+        let mut words = self.words(pod).await;
+        if words.is_empty() {
+            return self.kept_words(pod).await;
+        }
+        words.drain(..words.len().saturating_sub(KEPT_WORDS));
+        if let Err(error) = tokio::fs::write(self.directory(pod).join(CONSOLE), &words).await {
+            warn!(pod_id = %pod, %error, "keep the machine's last words");
+        }
+        words
+    }
+}

@@ -124,7 +124,7 @@ impl Runtime {
             netns_prefix: config.netns_prefix.clone(),
             ..LocalNodeConfig::new(paths.run.clone())
         };
-        let node = kina_node::local_node(node_config)?;
+        let node = kina_node::local_node(node_config);
         let host = HostConfig::new(config.guest_program.clone(), paths.run_pods());
         let shared: Arc<dyn Driver> = Arc::new(HostDriver::new(Arc::clone(&node), host));
         let vm = machines::vm_driver(&node, &config).await;

@@ -6,9 +6,12 @@ use std::time::Duration;
 /// Why the node refused an effect.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// This machine cannot be a Kubernetes node.
-    #[error("this machine is no Kubernetes node: kina needs Linux for that, and has no remote node yet")]
-    NoLocalNode,
+    /// This computer is no Kubernetes node.
+    #[error("{operation} takes a Linux kernel, which this computer has not")]
+    NeedsLinux {
+        /// What was asked for.
+        operation: &'static str,
+    },
     /// A system call on a path failed.
     #[error("{operation} {path}")]
     Io {
@@ -172,7 +175,7 @@ impl Error {
             Self::Io { source, .. } | Self::Execute { source, .. } | Self::Process { source, .. } => {
                 Some(source.kind())
             }
-            Self::NoLocalNode
+            Self::NeedsLinux { .. }
             | Self::TooLarge { .. }
             | Self::NotAFile { .. }
             | Self::NotBindable { .. }

@@ -1,10 +1,12 @@
 //! The Kubernetes node: every effect that must happen where Kubernetes' node
-//! is, behind one trait. On Linux the node is this machine ([`LocalNode`]); on
-//! a Mac it is a Linux VM, reached by the same trait.
+//! is, behind one trait. On Linux the node is this machine ([`LocalNode`]). A Mac
+//! has files only ([`BareNode`]), until its node is a Linux VM, reached by the same
+//! trait.
 //!
 //! Every method may be repeated; removing what is not there succeeds. A dropped
 //! call may still take effect: its caller asks the node what is true now.
 
+mod bare;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
@@ -25,6 +27,7 @@ use async_trait::async_trait;
 use kina_model::PodId;
 use tokio::sync::mpsc;
 
+pub use bare::BareNode;
 pub use error::Error;
 #[cfg(target_os = "linux")]
 pub use local::LocalNode;
@@ -62,22 +65,21 @@ impl LocalNodeConfig {
     }
 }
 
-/// The node that is this machine.
-///
-/// # Errors
-/// [`Error::NoLocalNode`] elsewhere than on Linux: there the node is a Linux VM.
-#[cfg(target_os = "linux")]
-pub fn local_node(config: LocalNodeConfig) -> Result<Arc<dyn Node>, Error> {
-    Ok(Arc::new(LocalNode::new(config)))
-}
+/// Whether this machine's own kernel can run pods.
+pub const RUNS_PODS: bool = cfg!(target_os = "linux");
 
 /// The node that is this machine.
-///
-/// # Errors
-/// [`Error::NoLocalNode`] elsewhere than on Linux: there the node is a Linux VM.
+#[cfg(target_os = "linux")]
+#[must_use]
+pub fn local_node(config: LocalNodeConfig) -> Arc<dyn Node> {
+    Arc::new(LocalNode::new(config))
+}
+
+/// What this machine has of a node: files.
 #[cfg(not(target_os = "linux"))]
-pub fn local_node(_config: LocalNodeConfig) -> Result<Arc<dyn Node>, Error> {
-    Err(Error::NoLocalNode)
+#[must_use]
+pub fn local_node(config: LocalNodeConfig) -> Arc<dyn Node> {
+    Arc::new(BareNode::new(config))
 }
 
 /// A layer image on the node.

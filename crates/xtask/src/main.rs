@@ -13,6 +13,7 @@ mod fuzz;
 mod guest;
 mod kernel;
 mod macos;
+mod pod_image;
 mod setup;
 mod shell;
 mod sizes;
@@ -69,6 +70,12 @@ const TASKS: &[Task] = &[
         arguments: "",
         about: "Build the static guest and print its path",
         run: guest::run,
+    },
+    Task {
+        name: "pod-image",
+        arguments: "",
+        about: "Make the image that Apple's container boots machines from, and print its path",
+        run: pod_image::run,
     },
     Task {
         name: "macos",

@@ -1,6 +1,7 @@
 //! The daemon's configuration: parsed and checked once. This is the only home
 //! of defaults; `kina config default` prints them.
 
+mod apple;
 mod image;
 mod machine;
 mod network;
@@ -15,8 +16,9 @@ use crate::placement::PlacementPolicy;
 use crate::pod::context::Paths;
 use crate::runtime::RuntimeConfig;
 
+pub use apple::Apple;
 pub use image::Image;
-pub use machine::{Machine, Qemu};
+pub use machine::{DriverChoice, Machine, Qemu};
 pub use network::Network;
 pub use streaming::Streaming;
 
@@ -249,7 +251,11 @@ impl Config {
         self.check()?;
         let paths = Paths { root: self.root.clone(), run: self.run.clone() };
         let images = self.images();
-        let guest_program = self.guest_program()?;
+        // Where only Apple's machines run pods it is in their image.
+        let guest_program = match self.guest_program() {
+            Err(_) if !kina_node::RUNS_PODS => PathBuf::new(),
+            found => found?,
+        };
         Ok(RuntimeConfig {
             netns_prefix: netns_prefix(&self.root),
             machine: self.machine.runtime(&guest_program, &paths),
@@ -398,6 +404,10 @@ mod tests {
             ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
             ("[machine]\nshare_roots = [\"data\"]", "machine.share_roots: data is not"),
             ("[machine.qemu]\nkernel = \"/vmlinuz\"", "machine.qemu.kernel_modules: "),
+            ("[machine.apple]\nkernel = \"vmlinux\"", "machine.apple.kernel: "),
+            ("[machine.apple]\nmtu = 1000", "machine.apple.mtu: "),
+            ("[machine.apple]\nnetwork = \"none\"", "machine.apple.network: "),
+            ("[machine.apple]\nlimit = 0", "machine.apple.limit: must be at least 1"),
             ("[machine.qemu]\nusers = 0", "machine.qemu.users: must be at least 1"),
             ("[image]\nhosts_directories = [\"certs.d\"]", "image.hosts_directories: "),
             ("[image.mirrors]\n\"docker.io\" = [\"localhost:5000\"]", "image.mirrors: "),

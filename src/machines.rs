@@ -38,6 +38,9 @@ pub(crate) async fn vm_driver(
     node: &Arc<dyn Node>,
     config: &RuntimeConfig,
 ) -> Result<Arc<dyn Driver>, String> {
+    if let Some(apple) = config.machine.apple.clone() {
+        return kina_machine_apple::open(apple).await.map_err(|unavailable| unavailable.reason);
+    }
     let Some(qemu) = config.machine.qemu.clone() else {
         return Err("machine.qemu.enabled is false in the configuration".to_owned());
     };

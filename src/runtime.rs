@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use kina_guest_api::{ExecOutput, v1};
 use kina_image::{Images, Lease};
-use kina_machine::Driver;
+use kina_machine::{Driver, NetworkAttachment};
+use kina_machine_apple::AppleConfig;
 use kina_machine_host::{HostConfig, HostDriver};
 use kina_machine_qemu::QemuConfig;
 use kina_model::{
@@ -82,6 +83,8 @@ pub struct MachineConfig {
     pub volumes: VolumeRoots,
     /// The driver that has QEMU run them, if it is wanted.
     pub qemu: Option<QemuConfig>,
+    /// The driver that has Apple's `container` run them instead, if that is wanted.
+    pub apple: Option<AppleConfig>,
 }
 
 /// The daemon's state and abilities. Cheap to clone.
@@ -126,13 +129,16 @@ impl Runtime {
         };
         let node = kina_node::local_node(node_config);
         let host = HostConfig::new(config.guest_program.clone(), paths.run_pods());
-        let shared: Arc<dyn Driver> = Arc::new(HostDriver::new(Arc::clone(&node), host));
+        let shared: Option<Arc<dyn Driver>> = match kina_node::RUNS_PODS {
+            true => Some(Arc::new(HostDriver::new(Arc::clone(&node), host))),
+            false => None,
+        };
         let vm = machines::vm_driver(&node, &config).await;
         match &vm {
             Ok(driver) => tracing::info!(driver = driver.name(), "pods can have virtual machines"),
             Err(reason) => tracing::info!(reason, "pods cannot have virtual machines"),
         }
-        Self::with_drivers(config, node, Some(shared), vm).await
+        Self::with_drivers(config, node, shared, vm).await
     }
 
     /// As [`Runtime::open`], on another node and with other machines; `vm` may
@@ -305,7 +311,12 @@ impl Runtime {
                 format!("{:?} has no machine driver on this node", spec.placement),
             )
         })?;
-        context.network.admit(&spec)?;
+        match driver.capabilities().network {
+            NetworkAttachment::Machine => crate::network::own::check(&spec)?,
+            NetworkAttachment::Netns | NetworkAttachment::Tap | NetworkAttachment::Tunnel => {
+                context.network.admit(&spec)?;
+            }
+        }
         let handle = loop {
             let make =
                 || PodHandle::create(Arc::clone(context), Arc::clone(driver), PodId::random(), spec.clone());

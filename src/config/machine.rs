@@ -7,6 +7,7 @@ use kina_machine_qemu::{Choice, KernelFiles, QemuConfig};
 
 use serde::{Deserialize, Serialize};
 
+use super::apple::Apple;
 use super::{ConfigError, absolute, at_least_one, mib, places};
 use crate::pod::context::Paths;
 use crate::pod::size::SizePolicy;
@@ -17,6 +18,8 @@ use crate::runtime::MachineConfig;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Machine {
+    /// What runs them.
+    pub driver: DriverChoice,
     /// Memory for the containers of a pod without a limit, in MiB.
     pub memory_mib: u64,
     /// Virtual CPUs of such a pod.
@@ -33,6 +36,21 @@ pub struct Machine {
     pub share_roots: Vec<PathBuf>,
     /// The machines that QEMU runs.
     pub qemu: Qemu,
+    /// The machines that Apple's `container` runs.
+    pub apple: Apple,
+}
+
+/// What runs virtual machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverChoice {
+    /// Apple's `container` on a Mac, QEMU elsewhere.
+    #[default]
+    Auto,
+    /// QEMU.
+    Qemu,
+    /// Apple's `container`.
+    Apple,
 }
 
 /// The machines that QEMU runs. Empty paths take the usual ones.
@@ -76,6 +94,7 @@ pub struct Qemu {
 impl Default for Machine {
     fn default() -> Self {
         Self {
+            driver: DriverChoice::Auto,
             memory_mib: 512,
             cpus: 1,
             kernel_mib: 48,
@@ -84,6 +103,7 @@ impl Default for Machine {
             kubelet_root: "/var/lib/kubelet".into(),
             share_roots: Vec::new(),
             qemu: Qemu::default(),
+            apple: Apple::default(),
         }
     }
 }
@@ -111,7 +131,7 @@ impl Default for Qemu {
 }
 
 /// A path that is set.
-fn set(path: &Path) -> Option<PathBuf> {
+pub(super) fn set(path: &Path) -> Option<PathBuf> {
     (!path.as_os_str().is_empty()).then(|| path.to_owned())
 }
 
@@ -183,11 +203,17 @@ impl Machine {
         ])?;
         absolute("machine.kubelet_root", [&self.kubelet_root])?;
         absolute("machine.share_roots", &self.share_roots)?;
-        self.qemu.check()
+        self.qemu.check()?;
+        self.apple.check()
     }
 
     /// What the daemon makes machines by.
     pub(crate) fn runtime(&self, guest: &Path, paths: &Paths) -> MachineConfig {
+        let apple = match self.driver {
+            DriverChoice::Auto => std::env::consts::OS == "macos",
+            DriverChoice::Apple => true,
+            DriverChoice::Qemu => false,
+        };
         MachineConfig {
             sizes: SizePolicy {
                 memory_bytes: mib(self.memory_mib),
@@ -196,7 +222,8 @@ impl Machine {
                 process_bytes: mib(self.process_mib),
                 minimum_bytes: mib(self.minimum_mib),
             },
-            qemu: self.qemu.runtime(guest, paths),
+            qemu: if apple { None } else { self.qemu.runtime(guest, paths) },
+            apple: apple.then(|| self.apple.runtime(paths)),
             volumes: VolumeRoots { kubelet: self.kubelet_root.clone(), shared: self.share_roots.clone() },
         }
     }

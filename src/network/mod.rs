@@ -16,6 +16,7 @@ mod cilium;
 mod collect;
 mod host;
 mod monitor;
+pub(crate) mod own;
 mod parameters;
 mod readiness;
 pub mod record;

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_guest_api::{Connect, GuestClient, GuestError, GuestStream};
-use kina_machine::{Driver, MachineSpec, SandboxNetwork, Share, ShareKind};
+use kina_machine::{
+    Attachment, Driver, MachineSpec, NetworkAttachment, SandboxNetwork, Share, ShareKind, Shares,
+};
 use kina_model::{ContainerId, MachineSize, PodEffect, PodId, PodSpec, Ready};
 use kina_store::Batch;
 use tokio_util::sync::CancellationToken;
@@ -121,14 +123,14 @@ impl Subject {
         match effect {
             PodEffect::MakeDirectories => self.make_directories().await.map_err(failed),
             PodEffect::CreateNetwork => {
-                if !self.spec.namespaces.host_network {
+                if self.has_namespace() {
                     let path = self.context.node.create_network_namespace(&self.id).await;
                     progress.netns = Some(path.map_err(|error| failed(error.into()))?);
                 }
                 Ok(())
             }
             PodEffect::AttachNetwork => {
-                if !self.spec.namespaces.host_network {
+                if self.has_namespace() {
                     let attach = self.context.network.attach(&self.id, &self.spec);
                     progress.attached = tokio::select! {
                         () = cancel.cancelled() => return Err(StartError::Cancelled),
@@ -183,6 +185,12 @@ impl Subject {
         size_of(&self.spec, &self.context.sizes, self.context.node_size)
     }
 
+    /// Whether the pod's network is a namespace on the node.
+    fn has_namespace(&self) -> bool {
+        let own = self.driver.capabilities().network == NetworkAttachment::Machine;
+        !self.spec.namespaces.host_network && !own
+    }
+
     fn machine_spec(&self, progress: &Progress) -> MachineSpec {
         let MachineSize { memory_bytes, cpus } = self.size();
         MachineSpec {
@@ -194,6 +202,14 @@ impl Subject {
                 namespace: namespace.clone(),
                 interface: progress.attached.as_ref().map(|_| crate::network::INTERFACE.to_owned()),
             }),
+            ports: match self.driver.capabilities().network {
+                NetworkAttachment::Machine => crate::network::own::ports(&self.spec),
+                NetworkAttachment::Netns | NetworkAttachment::Tap | NetworkAttachment::Tunnel => Vec::new(),
+            },
+            shareable: match self.driver.capabilities().shares {
+                Shares::AtBoot => self.context.volumes.of_pod(&self.spec.metadata.uid),
+                Shares::Dynamic => Vec::new(),
+            },
             memory_bytes,
             cpus,
         }
@@ -212,8 +228,8 @@ impl Subject {
         Ok(())
     }
 
-    async fn setup_pod(&self, progress: &Progress) -> Result<(), Error> {
-        let Some(guest) = &progress.guest else {
+    async fn setup_pod(&self, progress: &mut Progress) -> Result<(), Error> {
+        let Some(guest) = progress.guest.clone() else {
             return Ok(());
         };
         let (state, cgroup) = if self.driver.capabilities().own_kernel {
@@ -229,6 +245,10 @@ impl Subject {
         } else {
             Some(self.driver.attach_network(&self.id).await?)
         };
+        if let Some(Attachment::Machine(own)) = &network {
+            let (network, addresses) = (own.name.clone(), own.addresses.clone());
+            progress.attached = Some(Attached { network, addresses });
+        }
         let request = guest_request::setup_pod(&self.id, &self.spec, &state, network, &cgroup)?;
         guest
             .setup_pod(request)

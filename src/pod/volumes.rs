@@ -24,6 +24,15 @@ pub struct VolumeRoots {
     pub shared: Vec<PathBuf>,
 }
 
+impl VolumeRoots {
+    /// The directories of which a pod may see something: its own part of the
+    /// kubelet's, and the configured ones.
+    pub(super) fn of_pod(&self, pod_uid: &str) -> Vec<PathBuf> {
+        let own = is_name(pod_uid).then(|| pod_directory(self, pod_uid));
+        own.into_iter().chain(self.shared.iter().cloned()).collect()
+    }
+}
+
 /// Where a mount comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Source {
@@ -99,6 +108,11 @@ fn pod_directory(roots: &VolumeRoots, pod_uid: &str) -> PathBuf {
     roots.kubelet.join("pods").join(pod_uid)
 }
 
+/// Whether a uid is one component of a path.
+fn is_name(pod_uid: &str) -> bool {
+    !matches!(pod_uid, "" | "." | "..") && !pod_uid.contains('/')
+}
+
 /// The directory of a pod's volumes in it.
 const VOLUMES: &str = "volumes";
 
@@ -131,9 +145,10 @@ fn find<'a>(
              use HostToContainer, or runtime handler \"shared\" for this pod";
         return refuse("propagation", reason.to_owned());
     }
-    let is_name = !matches!(pod_uid, "" | "." | "..") && !pod_uid.contains('/');
     let pod = pod_directory(roots, pod_uid);
-    if is_name && let Ok(below) = facts.real.strip_prefix(&pod) {
+    if is_name(pod_uid)
+        && let Ok(below) = facts.real.strip_prefix(&pod)
+    {
         return match of_kubelet(below, facts, &pod, roots) {
             Some(found) => Ok(found),
             None => refuse(

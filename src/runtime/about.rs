@@ -1,5 +1,6 @@
 //! What the daemon tells of itself, of pods and of containers, and what the kubelet tells it.
 
+use kina_machine::NetworkAttachment;
 use kina_model::{Placement, PodState, SpecError};
 use serde_json::json;
 
@@ -55,7 +56,15 @@ impl Runtime {
     #[must_use]
     pub fn conditions(&self) -> Conditions {
         let guest = &self.inner.config.guest_program;
-        let runtime = if guest.is_file() {
+        let context = &self.inner.context;
+        let runtime = if context.shared.is_none() {
+            let unavailable = context.vm.as_ref().err();
+            Condition {
+                ready: unavailable.is_none(),
+                reason: unavailable.map(|_| "NoMachines".to_owned()).unwrap_or_default(),
+                message: unavailable.cloned().unwrap_or_default(),
+            }
+        } else if guest.is_file() {
             Condition { ready: true, reason: String::new(), message: String::new() }
         } else {
             Condition {
@@ -64,12 +73,20 @@ impl Runtime {
                 message: format!("{} is not there; see guest.program in the configuration", guest.display()),
             }
         };
-        let state = self.inner.context.network.state();
-        let ready = state.is_ready();
+        let state = context.network.state();
+        // Pods with a network of their machine's own wait for no plugin.
+        let own = context
+            .vm
+            .as_ref()
+            .is_ok_and(|driver| driver.capabilities().network == NetworkAttachment::Machine);
+        let ready = state.is_ready() || own;
         let network = Condition {
             ready,
             reason: if ready { String::new() } else { "NetworkPluginNotReady".to_owned() },
-            message: state.message(&self.inner.config.network),
+            message: match own {
+                true => "pods in virtual machines have their machine's own network".to_owned(),
+                false => state.message(&self.inner.config.network),
+            },
         };
         Conditions { runtime, network }
     }

@@ -142,6 +142,12 @@ const HOUSE: &[Room] = &[
         may: &[Grpc, Platform, Unsafe, Anyhow],
     },
     Room {
+        name: "kina-apple-sim",
+        folder: "crates/apple-sim",
+        uses: &["kina-cgroup", "kina-launch"],
+        may: &[Platform, Unsafe],
+    },
+    Room {
         name: "kina-fuzz",
         folder: "crates/fuzz",
         uses: &["kina-erofs", "kina-image", "kina-spdy", "kina-streaming", "kina-vsock"],

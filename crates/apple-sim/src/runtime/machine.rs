@@ -1,0 +1,672 @@
+//! One machine and its processes (`RuntimeService.swift`, `LinuxContainer.swift`).
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kina_cgroup::{Group, Hierarchy};
+use kina_launch::{Created, ExecPlan, Launcher, Plan, RootFs, StartHandle, Stdio};
+use oci_spec::runtime::Spec;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+
+use super::ports::Forwarder;
+use super::relay::Relay;
+use super::spec;
+use super::streams::{Copies, Given};
+use crate::error::{Code, Problem};
+use crate::place::Place;
+use crate::process::PAUSE;
+use crate::protocol::{Bundle, NetworkAnswer, NetworkRequest};
+use crate::resources::{Attachment, Process, State, Stats};
+use crate::settings::{Settings, Trap};
+use crate::vmnet;
+
+/// How late the guest's end of a socket is with [`Trap::RelayLate`].
+const LATE: Duration = Duration::from_secs(2);
+/// How long processes may take to be gone once they are killed.
+const GONE: Duration = Duration::from_secs(10);
+/// The exit code of a machine that was stopped before its process told one.
+const STOPPED: i32 = 255;
+
+/// What it is doing (`RuntimeService.State`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Created,
+    Booted,
+    Running,
+    Stopping,
+    Stopped,
+}
+
+impl Phase {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Booted => "booted",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A process other than the first.
+struct Extra {
+    configuration: Process,
+    given: Option<Given>,
+    pidfd: Option<Arc<OwnedFd>>,
+}
+
+/// What exists only while a machine does.
+struct Booted {
+    pid: i32,
+    pidfd: Arc<OwnedFd>,
+    start: Option<StartHandle>,
+    copies: Option<Copies>,
+    relays: Vec<Relay>,
+    forwarders: Vec<Forwarder>,
+    /// Holds the addresses.
+    networks: Option<UnixStream>,
+    attachments: Vec<Attachment>,
+}
+
+struct Inner {
+    phase: Phase,
+    booted: Option<Booted>,
+    extras: BTreeMap<String, Extra>,
+    exits: BTreeMap<String, i32>,
+}
+
+/// A machine.
+pub(super) struct Machine {
+    place: Place,
+    directory: PathBuf,
+    bundle: Bundle,
+    launcher: Launcher,
+    group: Group,
+    spec: Mutex<Option<Spec>>,
+    /// Requests wait for each other, as Apple's do.
+    turn: Mutex<()>,
+    inner: Mutex<Inner>,
+    ended: Condvar,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn launch(error: &kina_launch::Error) -> Problem {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    Problem::internal(text)
+}
+
+fn cgroup(error: &kina_cgroup::Error) -> Problem {
+    Problem::internal(format!("cgroup: {error}"))
+}
+
+impl Machine {
+    pub(super) fn new(place: &Place, bundle: Bundle) -> Result<Self, Problem> {
+        let id = &bundle.configuration.id;
+        let group = Hierarchy::detect()
+            .and_then(|hierarchy| hierarchy.group(&place.group(id)))
+            .map_err(|error| cgroup(&error))?;
+        Ok(Self {
+            place: place.clone(),
+            directory: place.bundle(id),
+            launcher: Launcher::new(Path::new("/proc/self/exe"), &["container", "__launch"])
+                .map_err(|error| launch(&error))?,
+            group,
+            bundle,
+            spec: Mutex::new(None),
+            turn: Mutex::new(()),
+            inner: Mutex::new(Inner {
+                phase: Phase::Created,
+                booted: None,
+                extras: BTreeMap::new(),
+                exits: BTreeMap::new(),
+            }),
+            ended: Condvar::new(),
+        })
+    }
+
+    fn id(&self) -> &str {
+        &self.bundle.configuration.id
+    }
+
+    fn rootfs(&self) -> PathBuf {
+        self.directory.join("rootfs")
+    }
+
+    fn settings(&self) -> Result<Settings, Problem> {
+        Settings::load(&self.place.root).map_err(Problem::internal)
+    }
+
+    fn log_boot(&self, line: &str) -> Result<(), Problem> {
+        let path = self.directory.join("vminitd.log");
+        let mut log = OpenOptions::new().create(true).append(true).open(path)?;
+        Ok(writeln!(log, "{line}")?)
+    }
+
+    /// Boots the machine, up to but without its first process.
+    pub(super) fn bootstrap(self: &Arc<Self>, given: Given) -> Result<(), Problem> {
+        let _turn = locked(&self.turn);
+        let phase = locked(&self.inner).phase;
+        if phase != Phase::Created {
+            let message = format!("container expected to be in created state, got: {}", phase.word());
+            return Err(Problem::new(Code::InvalidState, message));
+        }
+        File::create(self.directory.join("stdio.log"))?;
+        self.log_boot("[    0.000000] Booting Linux (a machine of the simulator)")?;
+        let arguments = self.bundle.kernel_arguments.join(" ");
+        self.log_boot(&format!("[    0.000000] Kernel command line: console=hvc0 {arguments}"))?;
+        match self.boot(given) {
+            Ok(()) => Ok(()),
+            Err(problem) => {
+                self.clean_up();
+                Err(problem)
+            }
+        }
+    }
+
+    fn boot(self: &Arc<Self>, given: Given) -> Result<(), Problem> {
+        let settings = self.settings()?;
+        while self.settings()?.trapped(Trap::BootHangs) {
+            std::thread::sleep(PAUSE);
+        }
+        // Nine parts until the sockets are made, one until the guest's ends are.
+        std::thread::sleep(settings.boot_time().mul_f64(0.9));
+        if settings.trapped(Trap::BootFails) {
+            return Err(Problem::internal(
+                "failed to boot: Error Domain=VZErrorDomain Code=1 \"Internal Virtualization error.\"",
+            ));
+        }
+        let configuration = &self.bundle.configuration;
+        let mut relays = Vec::new();
+        let mut staged = Vec::new();
+        for (number, mount) in configuration.mounts.iter().enumerate() {
+            if spec::is_socket(&mount.source) {
+                let sockets = self.directory.join("sockets");
+                fs::create_dir_all(&sockets)?;
+                let stage = sockets.join(number.to_string());
+                relays.push(Relay::into_guest(Path::new(&mount.source), &stage)?);
+                staged.push((stage, mount.destination.clone()));
+            }
+        }
+        for socket in &configuration.published_sockets {
+            relays.push(Relay::publish(
+                self.id(),
+                Path::new(&socket.host_path),
+                &socket.container_path,
+                &self.rootfs(),
+                &self.place.root,
+            )?);
+        }
+        let late = if settings.trapped(Trap::RelayLate) { LATE } else { Duration::ZERO };
+        std::thread::sleep(settings.boot_time().mul_f64(0.1) + late);
+        for relay in &relays {
+            relay.guest_listens();
+        }
+
+        let spec = spec::container(configuration, &self.rootfs(), spec::mounts(configuration, &staged))?;
+        let log = self.directory.join("stdio.log");
+        let terminal = configuration.init_process.terminal;
+        let (stdio, mut copies, mut given) = if terminal {
+            (Stdio::Terminal, None, Some(given))
+        } else {
+            let (stdio, copies) = given.logged(&log)?;
+            (stdio, Some(copies), None)
+        };
+        let plan = Plan {
+            spec: spec.clone(),
+            rootfs: RootFs::Path(self.rootfs()),
+            stdio,
+            cgroup: Some(self.group.clone()),
+        };
+        let Created { pid, pidfd, start, terminal, .. } =
+            self.launcher.create(plan).map_err(|error| launch(&error))?;
+        if let (Some(terminal), Some(given)) = (terminal, given.take()) {
+            copies = Some(given.terminal(terminal, Some(&log))?);
+        }
+        let pidfd = Arc::new(pidfd);
+        *locked(&self.spec) = Some(spec);
+        {
+            let mut inner = locked(&self.inner);
+            inner.booted = Some(Booted {
+                pid,
+                pidfd: Arc::clone(&pidfd),
+                start: Some(start),
+                copies,
+                relays,
+                forwarders: Vec::new(),
+                networks: None,
+                attachments: Vec::new(),
+            });
+        }
+        self.await_first(pidfd);
+        self.join_networks(pid)?;
+        locked(&self.inner).phase = Phase::Booted;
+        self.log_boot("[    0.140000] Run /sbin/vminitd as init process")
+    }
+
+    /// Waits for the first process, whose end is the machine's.
+    fn await_first(self: &Arc<Self>, pidfd: Arc<OwnedFd>) {
+        let machine = Arc::clone(self);
+        std::thread::spawn(move || {
+            let code = exit_code(&pidfd);
+            let copies = locked(&machine.inner).booted.as_mut().and_then(|booted| booted.copies.take());
+            if let Some(copies) = copies {
+                copies.wait();
+            }
+            // Whoever stops it tears it down.
+            let own = locked(&machine.inner).phase == Phase::Running;
+            machine.tell_exit(&machine.id().to_owned(), code);
+            if own {
+                machine.clean_up();
+            }
+        });
+    }
+
+    fn join_networks(&self, pid: i32) -> Result<(), Problem> {
+        let configuration = &self.bundle.configuration;
+        let mut attachments: Vec<Attachment> = Vec::new();
+        if !configuration.networks.is_empty() {
+            let networks = vmnet::connect(&self.place)?;
+            for (index, wanted) in configuration.networks.iter().enumerate() {
+                let request = NetworkRequest::Attach {
+                    network: wanted.network.clone(),
+                    hostname: wanted.options.hostname.clone(),
+                    mac: wanted.options.mac_address.clone(),
+                    mtu: wanted.options.mtu.unwrap_or(1500),
+                    pid,
+                    index,
+                    ipv6_prefix: self.bundle.ipv6_prefixes.get(&wanted.network).cloned(),
+                };
+                match vmnet::ask(&networks, &request)? {
+                    NetworkAnswer::Attached(attachment) => attachments.push(attachment),
+                    other => return Err(Problem::internal(format!("unexpected: {other:?}"))),
+                }
+            }
+            let forwarders = self.forward(&networks, attachments.first())?;
+            if let Some(booted) = locked(&self.inner).booted.as_mut() {
+                booted.networks = Some(networks);
+                booted.forwarders = forwarders;
+                booted.attachments.clone_from(&attachments);
+            }
+        }
+        self.write_names(attachments.first())
+    }
+
+    fn forward(&self, networks: &UnixStream, first: Option<&Attachment>) -> Result<Vec<Forwarder>, Problem> {
+        let ports = &self.bundle.configuration.published_ports;
+        let (Some(first), false) = (first, ports.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let NetworkAnswer::Process(keeper) = vmnet::ask(networks, &NetworkRequest::Where)? else {
+            return Err(Problem::internal("the networks are nowhere"));
+        };
+        let address = first.ipv4_address.split('/').next().unwrap_or_default();
+        let mut forwarders = Vec::new();
+        for port in ports {
+            forwarders.extend(Forwarder::start(port, address, keeper)?);
+        }
+        Ok(forwarders)
+    }
+
+    /// `/etc/hosts` and `/etc/resolv.conf`.
+    fn write_names(&self, first: Option<&Attachment>) -> Result<(), Problem> {
+        let etc = self.rootfs().join("etc");
+        fs::create_dir_all(&etc)?;
+        let mut hosts = "127.0.0.1 localhost\n".to_owned();
+        if let Some(first) = first {
+            let address = first.ipv4_address.split('/').next().unwrap_or_default();
+            let name = first.hostname.split('.').next().unwrap_or_default();
+            hosts.push_str(&format!("{address} {name}\n"));
+        }
+        replace(&etc.join("hosts"), &hosts)?;
+        let Some(dns) = &self.bundle.configuration.dns else {
+            return Ok(());
+        };
+        let mut servers = dns.nameservers.clone();
+        if servers.is_empty() {
+            servers.extend(first.map(|first| first.ipv4_gateway.clone()));
+        }
+        let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        if let Some(domain) = &dns.domain {
+            text.push_str(&format!("domain {domain}\n"));
+        }
+        if !dns.search_domains.is_empty() {
+            text.push_str(&format!("search {}\n", dns.search_domains.join(" ")));
+        }
+        if !dns.options.is_empty() {
+            text.push_str(&format!("options {}\n", dns.options.join(" ")));
+        }
+        replace(&etc.join("resolv.conf"), &text)
+    }
+
+    /// Starts a process: the first one, or one that was prepared.
+    pub(super) fn start(self: &Arc<Self>, process: &str) -> Result<(), Problem> {
+        let _turn = locked(&self.turn);
+        if process != self.id() {
+            return self.start_extra(process).inspect_err(|_| {
+                // Its streams are the client's, who waits for their end.
+                locked(&self.inner).extras.remove(process);
+            });
+        }
+        let start = {
+            let mut inner = locked(&self.inner);
+            if inner.phase != Phase::Booted {
+                let message =
+                    format!("container expected to be in booted state, got: {}", inner.phase.word());
+                return Err(Problem::new(Code::InvalidState, message));
+            }
+            // From here on the process' end is the machine's.
+            inner.phase = Phase::Running;
+            inner.booted.as_mut().and_then(|booted| booted.start.take())
+        };
+        let started = match start {
+            Some(start) => start.start().map_err(|error| launch(&error)),
+            None => Err(Problem::internal("no process to start")),
+        };
+        if let Err(problem) = started {
+            self.clean_up();
+            return Err(problem);
+        }
+        if self.settings()?.trapped(Trap::InitDies) {
+            self.signal_first(Signal::KILL)?;
+        }
+        Ok(())
+    }
+
+    /// Prepares one more process.
+    pub(super) fn create_process(
+        &self,
+        process: &str,
+        configuration: Process,
+        given: Given,
+    ) -> Result<(), Problem> {
+        let _turn = locked(&self.turn);
+        let mut inner = locked(&self.inner);
+        if !matches!(inner.phase, Phase::Running | Phase::Booted) {
+            return Err(Problem::new(Code::InvalidState, "cannot exec: container is not running"));
+        }
+        let extra = Extra { configuration, given: Some(given), pidfd: None };
+        if inner.extras.insert(process.to_owned(), extra).is_some() {
+            return Err(Problem::invalid(format!("process {process} already exists")));
+        }
+        Ok(())
+    }
+
+    fn start_extra(self: &Arc<Self>, process: &str) -> Result<(), Problem> {
+        if self.settings()?.trapped(Trap::ExecFails) {
+            return Err(Problem::internal("failed to exec process: the simulator was told so"));
+        }
+        let missing = || Problem::new(Code::NotFound, format!("process with id {process}"));
+        let (configuration, given, first) = {
+            let mut inner = locked(&self.inner);
+            let first = inner.booted.as_ref().map(|booted| Arc::clone(&booted.pidfd)).ok_or_else(missing)?;
+            let extra = inner.extras.get_mut(process).ok_or_else(missing)?;
+            (extra.configuration.clone(), extra.given.take().ok_or_else(missing)?, first)
+        };
+        let container = locked(&self.spec).clone().ok_or_else(missing)?;
+        let capabilities = spec::capabilities(&self.bundle.configuration)?;
+        let made = spec::process(&configuration, &capabilities, &self.rootfs())?;
+        let (stdio, given) =
+            if configuration.terminal { (Stdio::Terminal, Some(given)) } else { (given.directly()?, None) };
+        let plan = ExecPlan { container: &container, process: made, stdio, cgroup: Some(self.group.clone()) };
+        let created = self.launcher.exec(first.as_fd(), plan).map_err(|error| launch(&error))?;
+        let pidfd = Arc::new(created.pidfd);
+        let copies = match (created.terminal, given) {
+            (Some(terminal), Some(given)) => Some(given.terminal(terminal, None)?),
+            (_, _) => None,
+        };
+        let started = created.start.start().map_err(|error| launch(&error));
+        if let Some(extra) = locked(&self.inner).extras.get_mut(process) {
+            extra.pidfd = Some(Arc::clone(&pidfd));
+        }
+        let (machine, process) = (Arc::clone(self), process.to_owned());
+        std::thread::spawn(move || {
+            let code = exit_code(&pidfd);
+            if let Some(copies) = copies {
+                copies.wait();
+            }
+            locked(&machine.inner).extras.remove(&process);
+            machine.tell_exit(&process, code);
+        });
+        started
+    }
+
+    /// The exit code of a process, when it has ended; -1 of one that nobody knows.
+    pub(super) fn wait(&self, process: &str) -> i32 {
+        let mut inner = locked(&self.inner);
+        loop {
+            if let Some(code) = inner.exits.get(process) {
+                return *code;
+            }
+            let known = process == self.id() || inner.extras.contains_key(process);
+            if !known {
+                return -1;
+            }
+            inner = self.ended.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Sends a signal; after a kill the process has ended.
+    pub(super) fn kill(&self, process: &str, signal: &str) -> Result<(), Problem> {
+        let signal = parse_signal(signal)?;
+        {
+            let _turn = locked(&self.turn);
+            let inner = locked(&self.inner);
+            if inner.phase != Phase::Running {
+                return Err(Problem::new(Code::InvalidState, "cannot kill: container is not running"));
+            }
+            let pidfd = if process == self.id() {
+                inner.booted.as_ref().map(|booted| Arc::clone(&booted.pidfd))
+            } else {
+                inner.extras.get(process).and_then(|extra| extra.pidfd.clone())
+            };
+            let Some(pidfd) = pidfd else {
+                let message = format!("process {process} does not exist");
+                return Err(Problem::new(Code::InvalidState, message));
+            };
+            // Fails only if it has ended.
+            let _ = rustix::process::pidfd_send_signal(&pidfd, signal);
+        }
+        if signal == Signal::KILL {
+            self.wait(process);
+        }
+        Ok(())
+    }
+
+    fn signal_first(&self, signal: Signal) -> Result<(), Problem> {
+        if let Some(booted) = &locked(&self.inner).booted {
+            // Fails only if it has ended.
+            let _ = rustix::process::pidfd_send_signal(&booted.pidfd, signal);
+        }
+        Ok(())
+    }
+
+    /// Stops the machine: the signal, then after the timeout the kill.
+    pub(super) fn stop(&self, timeout: i32, signal: Option<&str>) -> Result<(), Problem> {
+        let signal = parse_signal(signal.unwrap_or("SIGTERM"))?;
+        let _turn = locked(&self.turn);
+        while self.settings()?.trapped(Trap::StopHangs) {
+            std::thread::sleep(PAUSE);
+        }
+        {
+            let mut inner = locked(&self.inner);
+            if !matches!(inner.phase, Phase::Running | Phase::Booted) {
+                return Ok(());
+            }
+            inner.phase = Phase::Stopping;
+        }
+        self.signal_first(signal)?;
+        let patience = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
+        self.await_exit(patience);
+        self.clean_up();
+        Ok(())
+    }
+
+    fn await_exit(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut inner = locked(&self.inner);
+        while !inner.exits.contains_key(self.id()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            inner = self.ended.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Ends all there is of the machine. Doing it again is fine.
+    fn clean_up(&self) {
+        let booted = locked(&self.inner).booted.take();
+        if let Some(booted) = booted {
+            for relay in &booted.relays {
+                relay.stop();
+            }
+            for forwarder in &booted.forwarders {
+                forwarder.stop();
+            }
+            // Fails only if it has ended.
+            let _ = rustix::process::pidfd_send_signal(&booted.pidfd, Signal::KILL);
+            if let Err(error) = self.group.kill_all(GONE).and_then(|()| self.group.delete(GONE)) {
+                drop(writeln!(std::io::stderr(), "stop {}: {error}", self.id()));
+            }
+            self.await_exit(GONE);
+        }
+        locked(&self.inner).phase = Phase::Stopped;
+        self.tell_exit(&self.id().to_owned(), STOPPED);
+    }
+
+    /// Makes an exit code known, if none is.
+    fn tell_exit(&self, process: &str, code: i32) {
+        locked(&self.inner).exits.entry(process.to_owned()).or_insert(code);
+        self.ended.notify_all();
+    }
+
+    /// What it does, where it is reached, and its first process.
+    pub(super) fn state(&self) -> (State, Vec<Attachment>, Option<i32>) {
+        let inner = locked(&self.inner);
+        let booted = inner.booted.as_ref();
+        let pid = booted.map(|booted| booted.pid);
+        match inner.phase {
+            Phase::Created | Phase::Stopped | Phase::Booted => (State::Stopped, Vec::new(), pid),
+            Phase::Stopping => (State::Stopping, Vec::new(), pid),
+            Phase::Running => {
+                let attachments = booted.map(|booted| booted.attachments.clone());
+                (State::Running, attachments.unwrap_or_default(), pid)
+            }
+        }
+    }
+
+    /// Figures.
+    pub(super) fn stats(&self) -> Result<Stats, Problem> {
+        let _turn = locked(&self.turn);
+        if self.settings()?.trapped(Trap::StatsFail) {
+            return Err(Problem::internal("the simulator was told so"));
+        }
+        let pid = locked(&self.inner).booted.as_ref().map(|booted| booted.pid);
+        let Some(pid) = pid else {
+            return Err(Problem::new(Code::InvalidState, "container is not running"));
+        };
+        let used = self.group.stats().map_err(|error| cgroup(&error))?;
+        let (received, sent) = card_bytes(pid);
+        let io = self.group.block_devices().map_err(|error| cgroup(&error))?;
+        Ok(Stats {
+            id: self.id().to_owned(),
+            memory_usage_bytes: used.memory_usage,
+            memory_limit_bytes: used.memory_limit,
+            cpu_usage_usec: used.cpu_usage_ns.map(|nanoseconds| nanoseconds / 1000),
+            network_rx_bytes: Some(received),
+            network_tx_bytes: Some(sent),
+            block_read_bytes: Some(io.iter().map(|device| device.read_bytes).sum()),
+            block_write_bytes: Some(io.iter().map(|device| device.written_bytes).sum()),
+            num_processes: used.pids.or_else(|| self.group.processes().ok().map(|all| all.len() as u64)),
+        })
+    }
+
+    /// Copies a file or a directory in or out.
+    pub(super) fn copy(&self, outside: &str, inside: &str, into: bool) -> Result<(), Problem> {
+        let inside = self.rootfs().join(inside.trim_start_matches('/'));
+        let outside = Path::new(outside);
+        let (from, to) = if into { (outside, inside.as_path()) } else { (inside.as_path(), outside) };
+        if into && let Some(parent) = to.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let output = std::process::Command::new("cp").arg("-a").arg(from).arg(to).output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Problem::internal(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}
+
+/// Writes a file in place of whatever is there, links included.
+fn replace(path: &Path, content: &str) -> Result<(), Problem> {
+    drop(fs::remove_file(path));
+    Ok(fs::write(path, content)?)
+}
+
+/// Waits for a child.
+fn exit_code(pidfd: &OwnedFd) -> i32 {
+    loop {
+        match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => {
+                let signalled = || status.terminating_signal().map(|signal| 128 + signal);
+                return status.exit_status().or_else(signalled).unwrap_or(-1);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(None) | Err(_) => return -1,
+        }
+    }
+}
+
+/// Bytes that a machine's cards have received and sent.
+fn card_bytes(pid: i32) -> (u64, u64) {
+    let table = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+    table.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() != "lo").fold(
+        (0, 0),
+        |(received, sent), (_, figures)| {
+            let figures: Vec<u64> =
+                figures.split_whitespace().map(|figure| figure.parse().unwrap_or(0)).collect();
+            let figure = |index: usize| figures.get(index).copied().unwrap_or(0);
+            (received + figure(0), sent + figure(8))
+        },
+    )
+}
+
+/// A signal by its number, or by its name with or without `SIG`.
+fn parse_signal(text: &str) -> Result<Signal, Problem> {
+    use std::str::FromStr;
+    let upper = text.to_uppercase();
+    let full = if upper.starts_with("SIG") { upper.clone() } else { format!("SIG{upper}") };
+    let number = match text.parse::<i32>() {
+        Ok(number) => Some(number),
+        Err(_) => nix::sys::signal::Signal::from_str(&full).ok().map(|signal| signal as i32),
+    };
+    number.and_then(Signal::from_named_raw).ok_or_else(|| Problem::invalid(format!("invalid signal: {text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for text in ["9", "KILL", "sigkill", "SIGKILL"] {
+            assert_eq!(parse_signal(text).unwrap(), Signal::KILL);
+        }
+        assert!(parse_signal("DANCE").is_err() && parse_signal("0").is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! The process that keeps one container: its machine, its processes, its relays and its logs.
+//!
+//! It is Apple's runtime helper: it lives until its machine is stopped, and a server that ends
+//! does not end it. Its own end is that of its machine; a guard, which waits for that, clears away
+//! what is left in the control group.
+
+mod guard;
+mod machine;
+mod ports;
+mod relay;
+mod spec;
+mod streams;
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::error::Problem;
+use crate::place::Place;
+use crate::protocol::{HelperAnswer, HelperRequest};
+use crate::wire;
+use machine::Machine;
+
+pub(crate) use guard::{clear, run as guard};
+
+/// How long a shutdown waits for what was asked before.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The process itself.
+pub(crate) fn run(root: &Path, id: &str) -> ExitCode {
+    match serve(&Place::new(root), id) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            drop(writeln!(io::stderr(), "runtime: {problem}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(place: &Place, id: &str) -> Result<(), Problem> {
+    let bundle = place.bundle(id);
+    let content = serde_json::from_slice(&fs::read(bundle.join("bundle.json"))?)?;
+    guard::start(place, id)?;
+    let machine = Arc::new(Machine::new(place, content)?);
+    let unanswered = Arc::new(Unanswered::default());
+    let listener = wire::listen(&bundle.join("helper.sock"))?;
+    for stream in listener.incoming() {
+        let (stream, machine, unanswered) = (stream?, Arc::clone(&machine), Arc::clone(&unanswered));
+        std::thread::spawn(move || talk(&stream, &machine, &unanswered));
+    }
+    Ok(())
+}
+
+/// How many requests have no answer yet.
+#[derive(Default)]
+struct Unanswered {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Unanswered {
+    fn change(&self, change: impl FnOnce(usize) -> usize) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count = change(*count);
+        self.changed.notify_all();
+    }
+
+    /// Waits until there is one left, the caller's own.
+    fn await_last(&self) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout_while(count, DRAIN, |count| *count > 1));
+    }
+}
+
+fn talk(stream: &UnixStream, machine: &Arc<Machine>, unanswered: &Unanswered) {
+    while let Ok(Some((request, descriptors))) = wire::receive(stream) {
+        unanswered.change(|count| count + 1);
+        let answer = if matches!(request, HelperRequest::Shutdown) {
+            unanswered.await_last();
+            HelperAnswer::Done
+        } else {
+            handle(machine, request, descriptors).unwrap_or_else(HelperAnswer::Failed)
+        };
+        let sent = wire::send(stream, &answer, &[]);
+        unanswered.change(|count| count - 1);
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+fn handle(
+    machine: &Arc<Machine>,
+    request: HelperRequest,
+    descriptors: Vec<OwnedFd>,
+) -> Result<HelperAnswer, Problem> {
+    match request {
+        HelperRequest::Bootstrap { stdin } => {
+            machine.bootstrap(streams::Given::new(stdin, descriptors))?;
+        }
+        HelperRequest::Start { process } => machine.start(&process)?,
+        HelperRequest::Create { process, configuration, stdin } => {
+            machine.create_process(&process, configuration, streams::Given::new(stdin, descriptors))?;
+        }
+        HelperRequest::Wait { process } => return Ok(HelperAnswer::Exit(machine.wait(&process))),
+        HelperRequest::Kill { process, signal } => machine.kill(&process, &signal)?,
+        HelperRequest::Stop { timeout, signal } => machine.stop(timeout, signal.as_deref())?,
+        HelperRequest::State => {
+            let (state, networks, pid) = machine.state();
+            return Ok(HelperAnswer::State { state, networks, pid });
+        }
+        HelperRequest::Shutdown => {}
+        HelperRequest::Stats => return Ok(HelperAnswer::Stats(machine.stats()?)),
+        HelperRequest::Copy { outside, inside, into } => machine.copy(&outside, &inside, into)?,
+    }
+    Ok(HelperAnswer::Done)
+}

@@ -1,0 +1,11 @@
+//! The simulator as its users see it: its command line, and what it does to the machine.
+#![cfg(target_os = "linux")]
+
+mod images;
+mod life;
+mod network;
+mod place;
+mod relay;
+mod restart;
+mod shape;
+mod traps;

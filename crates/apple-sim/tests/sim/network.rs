@@ -1,0 +1,68 @@
+//! Networks.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use super::place::{Place, wait_until};
+
+#[test]
+fn networks_are_made_listed_used_and_deleted() {
+    let place = Place::new();
+    assert_eq!(place.ok(&["network", "create", "--label", "a=b=c", "back"]), "back\n");
+    let networks = place.json(&["network", "list", "--format", "json"]);
+    assert_eq!(networks[0]["status"]["ipv4Subnet"], "192.168.65.0/24");
+    assert_eq!(networks[0]["configuration"]["labels"]["a"], "b=c");
+    place.run("web", &["--network", "back,mtu=1500", "--network", "default"], "sleep 1000");
+    let attached = place.json(&["inspect", "web"])[0]["status"]["networks"].clone();
+    assert_eq!(attached[0]["ipv4Address"], "192.168.65.2/24");
+    assert_eq!((&attached[0]["mtu"], &attached[1]["mtu"]), (&1500.into(), &1280.into()));
+    let route = place.ok(&["exec", "web", "ip", "route"]);
+    assert!(route.contains("default via 192.168.65.1 dev eth0"), "{route}");
+    assert_eq!(place.ok(&["exec", "web", "cat", "/etc/resolv.conf"]), "nameserver 192.168.65.1\n");
+    let (_, message) = place.fails(&["network", "delete", "back"]);
+    assert!(message.contains("delete failed for one or more networks: [\"back\"]"), "{message}");
+    assert_eq!(
+        place.fails(&["network", "delete", "default"]).1,
+        "Error: cannot delete a builtin network: default"
+    );
+    place.ok(&["delete", "-f", "web"]);
+    assert_eq!(place.ok(&["network", "delete", "back"]), "back\n");
+    assert_eq!(place.fails(&["network", "inspect", "back"]).1, "Error: network not found: back");
+    // No card at all.
+    place.run("alone", &["--network", "none"], "sleep 1000");
+    assert_eq!(place.ok(&["exec", "alone", "ls", "/sys/class/net"]), "lo\n");
+}
+
+#[test]
+fn machines_of_a_network_reach_each_other() {
+    let place = Place::new();
+    place.run("web", &[], "mkdir -p /w; echo page > /w/f; httpd -f -p 80 -h /w");
+    let address = place.json(&["inspect", "web"])[0]["status"]["networks"][0]["ipv4Address"].clone();
+    let address = address.as_str().unwrap().split('/').next().unwrap().to_owned();
+    place.run("other", &[], "sleep 1000");
+    let url = format!("http://{address}/f");
+    wait_until("an answer", || {
+        place.output(&["exec", "other", "wget", "-q", "-O", "-", &url]).stdout == b"page\n"
+    });
+    let netns = place.ok(&["simulator", "netns"]);
+    assert!(netns.starts_with("/proc/") && netns.ends_with("/ns/net\n"), "{netns}");
+}
+
+#[test]
+fn a_published_port_is_forwarded() {
+    let place = Place::new();
+    // A port that was free just now.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let spec = format!("127.0.0.1:{port}:80");
+    place.run("web", &["-p", &spec], "mkdir -p /w; echo page > /w/f; httpd -f -p 80 -h /w");
+    wait_until("an answer", || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(b"GET /f HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        // Until the server listens the connection is reset.
+        drop(stream.read_to_string(&mut answer));
+        answer.ends_with("page\n")
+    });
+    place.ok(&["stop", "-t", "0", "web"]);
+    wait_until("its end", || TcpStream::connect(("127.0.0.1", port)).is_err());
+}

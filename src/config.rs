@@ -3,6 +3,7 @@
 
 mod apple;
 mod image;
+mod locations;
 mod machine;
 mod network;
 mod streaming;
@@ -18,16 +19,15 @@ use crate::runtime::RuntimeConfig;
 
 pub use apple::Apple;
 pub use image::Image;
+pub use locations::Locations;
+pub(crate) use locations::home;
 pub use machine::{DriverChoice, Machine, Qemu};
 pub use network::Network;
 pub use streaming::Streaming;
 
-/// Where `kina serve` looks for its configuration when no path is given.
-pub const DEFAULT_PATH: &str = "/etc/kina/config.toml";
-
 /// The most bytes that a unix socket's path may have, so that it works on
-/// Linux (108 with its end) and on macOS (104).
-pub const SOCKET_PATH_LIMIT: usize = 104;
+/// Linux (108 with the zero at its end) and on macOS (104 with it).
+pub const SOCKET_PATH_LIMIT: usize = 103;
 
 /// The name of the guest's program.
 const GUEST: &str = "kina-guest";
@@ -122,8 +122,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guest {
-    /// The `kina-guest` executable; empty looks beside `kina`, then in
-    /// `/usr/libexec/kina` and `/usr/local/libexec/kina`.
+    /// The `kina-guest` executable; empty looks beside `kina`, in `../libexec/kina`
+    /// from there, then in `/usr/libexec/kina` and `/usr/local/libexec/kina`.
     pub program: PathBuf,
     /// Seconds that a guest may take to answer after its machine was started.
     pub handshake_seconds: u64,
@@ -131,9 +131,10 @@ pub struct Guest {
 
 impl Default for Config {
     fn default() -> Self {
+        let Locations { root, run, config: _ } = Locations::here();
         Self {
-            root: "/var/lib/kina".into(),
-            run: "/run/kina".into(),
+            root,
+            run,
             socket: PathBuf::new(),
             cgroup_parent: "/kina".to_owned(),
             log: Log::default(),
@@ -159,24 +160,30 @@ impl Default for Guest {
     }
 }
 
+/// The defaults with a word about each, those of Linux.
+const DEFAULT_TOML: &str = include_str!("config/default.toml");
+
 /// The defaults with a word about each, as `kina config default` prints them.
-pub const DEFAULT_TOML: &str = include_str!("config/default.toml");
+#[must_use]
+pub fn default_toml() -> String {
+    locations::localised(DEFAULT_TOML, &Locations::here())
+}
 
 impl Config {
-    /// Reads a configuration. Without a path it takes [`DEFAULT_PATH`], or the
-    /// defaults if that does not exist.
+    /// Reads a configuration. Without a path it takes the platform's
+    /// ([`Locations::config`]), or the defaults if that does not exist.
     ///
     /// # Errors
     /// When the file cannot be read or understood.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let (path, required) = match path {
-            Some(path) => (path, true),
-            None => (Path::new(DEFAULT_PATH), false),
+            Some(path) => (path.to_owned(), true),
+            None => (Locations::here().config, false),
         };
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, path),
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text, &path),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+            Err(source) => Err(ConfigError::Read { path, source }),
         }
     }
 
@@ -292,12 +299,29 @@ impl Config {
 
 /// Where a program of kina's may be, the likeliest first.
 fn places(program: &str) -> Vec<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
-    beside
-        .into_iter()
+    let here = std::env::current_exe().ok();
+    here.iter()
+        .flat_map(|exe| around(exe))
         .chain(["/usr/libexec/kina".into(), "/usr/local/libexec/kina".into()])
-        .map(|directory| directory.join(program))
+        .map(|directory: PathBuf| directory.join(program))
         .collect()
+}
+
+/// The directories that go with kina's own program: the one that it is in, and the
+/// `libexec/kina` of an archive in which it is in `bin`. The program may be a link
+/// to where the others are, as Homebrew has it.
+fn around(exe: &Path) -> Vec<PathBuf> {
+    let mut directories: Vec<PathBuf> = Vec::new();
+    for exe in [Some(exe.to_owned()), exe.canonicalize().ok()].into_iter().flatten() {
+        let Some(directory) = exe.parent() else { continue };
+        let libexec = directory.parent().map(|above| above.join("libexec/kina"));
+        for found in [Some(directory.to_owned()), libexec].into_iter().flatten() {
+            if !directories.contains(&found) {
+                directories.push(found);
+            }
+        }
+    }
+    directories
 }
 
 /// Refuses numbers that are zero.
@@ -348,7 +372,7 @@ mod tests {
 
     #[test]
     fn the_printed_defaults_are_the_defaults() {
-        assert_eq!(parse(DEFAULT_TOML).unwrap(), Config::default());
+        assert_eq!(parse(&default_toml()).unwrap(), Config::default());
         assert!(Config::default().check().is_ok());
     }
 
@@ -415,6 +439,22 @@ mod tests {
             let error = parse(text).unwrap().check().unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn programs_are_found_around_kina_s_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        let at = |path: &str| root.join(path);
+        for path in ["Cellar/kina/1/bin", "bin"] {
+            std::fs::create_dir_all(at(path)).unwrap();
+        }
+        std::fs::write(at("Cellar/kina/1/bin/kina"), "").unwrap();
+        std::os::unix::fs::symlink(at("Cellar/kina/1/bin/kina"), at("bin/kina")).unwrap();
+        let versioned = [at("Cellar/kina/1/bin"), at("Cellar/kina/1/libexec/kina")];
+        assert_eq!(around(&at("Cellar/kina/1/bin/kina")), versioned);
+        let [bin, libexec] = versioned;
+        assert_eq!(around(&at("bin/kina")), [at("bin"), at("libexec/kina"), bin, libexec]);
     }
 
     #[test]

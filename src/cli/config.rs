@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::print_line;
-use crate::config::{Config, DEFAULT_TOML};
+use crate::config::{Config, default_toml};
 
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
@@ -14,7 +14,8 @@ pub(super) enum Command {
     Default,
     /// Check a configuration file, without starting anything.
     Check {
-        /// The file [default: /etc/kina/config.toml, or the built-in defaults if that is missing].
+        /// The file [default: /etc/kina/config.toml, on a Mac ~/.kina/config.toml, or the built-in
+        /// defaults if that is missing].
         file: Option<PathBuf>,
     },
     /// Print the whole configuration that a file results in.
@@ -27,7 +28,7 @@ pub(super) enum Command {
 /// Runs one of them.
 pub(super) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Default => print_line(DEFAULT_TOML.trim_end()),
+        Command::Default => print_line(default_toml().trim_end()),
         Command::Check { file } => {
             Config::load(file.as_deref())?.check()?;
             print_line("the configuration is good");

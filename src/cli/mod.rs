@@ -7,7 +7,9 @@ mod doctor;
 mod image;
 mod machine;
 mod network;
+mod program;
 mod serve;
+mod service;
 mod socket;
 mod text;
 
@@ -41,6 +43,8 @@ enum Command {
     Network(network::Arguments),
     /// List and examine the pods' machines, and read their consoles.
     Machine(machine::Arguments),
+    /// Have the daemon started by launchd or systemd.
+    Service(service::Arguments),
     /// Show kina at work: a pod, from nothing to nothing.
     Demo(demo::Arguments),
     /// Say what this machine can and cannot do, and how to mend it.
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Image(arguments) => image::run(arguments),
         Command::Network(arguments) => network::run(arguments),
         Command::Machine(arguments) => machine::run(arguments),
+        Command::Service(arguments) => service::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Version(arguments) => version(&arguments),
@@ -182,6 +187,12 @@ mod tests {
             ("image verify a b --repair --json", true),
             ("image export a", false),
             ("image export a -", true),
+            ("service install --dry-run --manager launchd --config /c --program /p --wait 0", true),
+            ("service --manager initd status", false),
+            ("service uninstall --unit-directory /d", true),
+            ("service status --json --socket /s", true),
+            ("service logs -n 5 -f", true),
+            ("service", false),
             ("network ls --json", true),
             ("network --socket /s status", true),
             ("network check a", true),

@@ -36,7 +36,8 @@ const MAX_STREAMS: u32 = 1024;
 /// Flags of `kina serve`. Each overrides the configuration file.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Configuration file [default: /etc/kina/config.toml, if it exists].
+    /// Configuration file [default: /etc/kina/config.toml, on a Mac ~/.kina/config.toml, if it
+    /// exists].
     #[arg(long)]
     config: Option<PathBuf>,
     /// Overrides `root`.

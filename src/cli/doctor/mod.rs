@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::text::paragraph;
 use super::{print_line, socket};
-use crate::config::{Config, DEFAULT_PATH};
+use crate::config::{Config, Locations};
 use judge::{Check, Grade, serves};
 
 /// Where network configurations are, for the kubelet and all others.
@@ -19,7 +19,8 @@ const INDENT: usize = 30;
 /// Flags of `kina doctor`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The configuration of the daemon in question [default: /etc/kina/config.toml, if it exists].
+    /// The configuration of the daemon in question [default: /etc/kina/config.toml, on a Mac
+    /// ~/.kina/config.toml, if it exists].
     #[arg(long)]
     config: Option<PathBuf>,
     /// A JSON array, for programs.
@@ -47,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 async fn examine(file: Option<&Path>) -> Vec<Check> {
     let loaded = Config::load(file).and_then(|config| config.check().map(|()| config));
-    let named = file.unwrap_or(Path::new(DEFAULT_PATH));
+    let named = file.map_or_else(|| Locations::here().config, Path::to_owned);
     let shown = if named.exists() { named.display().to_string() } else { "the defaults".to_owned() };
     let (config, error) = match loaded {
         Ok(config) => (config, None),

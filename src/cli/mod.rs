@@ -164,6 +164,8 @@ mod tests {
             ("config default", true),
             ("config check /etc/kina.toml", true),
             ("doctor --json", true),
+            ("doctor --first-run --run", true),
+            ("doctor --run", false),
             ("demo --keep --json --guest /g --directory /d", true),
             ("version --socket /s", true),
             ("image ls --json", true),

@@ -30,15 +30,15 @@ pub(super) struct Check {
     pub(super) remedy: String,
 }
 
-fn ok(name: &'static str, finding: impl Into<String>) -> Check {
+pub(super) fn ok(name: &'static str, finding: impl Into<String>) -> Check {
     Check { name, grade: Grade::Ok, finding: finding.into(), remedy: String::new() }
 }
 
-fn warning(name: &'static str, finding: impl Into<String>, remedy: impl Into<String>) -> Check {
+pub(super) fn warning(name: &'static str, finding: impl Into<String>, remedy: impl Into<String>) -> Check {
     Check { name, grade: Grade::Warning, finding: finding.into(), remedy: remedy.into() }
 }
 
-fn problem(name: &'static str, finding: impl Into<String>, remedy: impl Into<String>) -> Check {
+pub(super) fn problem(name: &'static str, finding: impl Into<String>, remedy: impl Into<String>) -> Check {
     Check { name, grade: Grade::Problem, finding: finding.into(), remedy: remedy.into() }
 }
 

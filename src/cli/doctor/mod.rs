@@ -1,13 +1,15 @@
 //! `kina doctor`: what this machine can and cannot do, and how to mend it.
 
 mod judge;
+mod mac;
 mod probe;
 
 use std::path::{Path, PathBuf};
 
+use super::program::search_path;
 use super::text::paragraph;
 use super::{print_line, socket};
-use crate::config::{Config, Locations};
+use crate::config::{Config, Locations, home};
 use judge::{Check, Grade, serves};
 
 /// Where network configurations are, for the kubelet and all others.
@@ -24,8 +26,14 @@ pub(super) struct Arguments {
     #[arg(long)]
     config: Option<PathBuf>,
     /// A JSON array, for programs.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "first_run")]
     json: bool,
+    /// Print the first run on a Mac step by step, with what each should print.
+    #[arg(long)]
+    first_run: bool,
+    /// Do these steps, up to the first that prints something else.
+    #[arg(long, requires = "first_run")]
+    run: bool,
 }
 
 /// Something keeps `kina serve` from working.
@@ -36,6 +44,9 @@ struct Unfit;
 /// Examines the machine.
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     socket::block_on(async {
+        if arguments.first_run {
+            return first_run(arguments).await;
+        }
         let checks = examine(arguments.config.as_deref()).await;
         if arguments.json {
             print_line(&serde_json::to_string_pretty(&checks)?);
@@ -44,6 +55,18 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         if serves(&checks) { Ok(()) } else { Err(Unfit.into()) }
     })
+}
+
+/// The first run on a Mac, of this kina.
+async fn first_run(arguments: &Arguments) -> anyhow::Result<()> {
+    if !arguments.run {
+        print_line(&mac::first_run::list());
+        return Ok(());
+    }
+    let socket = Config::load(arguments.config.as_deref())?.socket_path();
+    let exe = std::env::current_exe()?;
+    let beside: Vec<PathBuf> = exe.parent().map(Path::to_owned).into_iter().collect();
+    mac::first_run::run(&beside, &search_path(), &socket).await
 }
 
 async fn examine(file: Option<&Path>) -> Vec<Check> {
@@ -58,7 +81,10 @@ async fn examine(file: Option<&Path>) -> Vec<Check> {
     let mut checks = vec![judge::configuration(error.as_deref(), &shown)];
     match std::env::consts::OS {
         "linux" => checks.extend(linux(&config, &release)),
-        _ => checks.push(judge::darwin(&release, std::env::consts::ARCH)),
+        _ => {
+            checks.push(judge::darwin(&release, std::env::consts::ARCH));
+            checks.extend(mac::examine(&config, &search_path(), &home()).await);
+        }
     }
     let root = config.root.display().to_string();
     let socket = config.socket_path();

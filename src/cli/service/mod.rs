@@ -31,6 +31,11 @@ const TOOL_DEADLINE: Duration = Duration::from_secs(360);
 /// Between two looks whether the daemon answers.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Where launchd's property list is, if the service is installed.
+pub(super) fn agent_file(home: &Path) -> PathBuf {
+    agent::file(home)
+}
+
 /// Flags, and what to do.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -182,6 +182,38 @@ mod vm {
         assert_eq!(fs::read_dir(root.join("layers")).unwrap().count(), 1);
     }
 
+    /// Images and pods may lie on two file systems, where nothing can be hard-linked.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn layers_of_another_file_system_are_shown_as_they_are() {
+        let place = Place::new().await;
+        let elsewhere = place.directory.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        command(&format!("mount -t tmpfs none {}", elsewhere.display()));
+        let image = elsewhere.join("image");
+        fs::write(&image, "of all pods").unwrap();
+        fs::hard_link(&image, place.directory.path().join("link")).unwrap_err();
+        let pod = PodId::random();
+        place.driver.create(&place.spec(&pod).await).await.unwrap();
+        place.driver.start(&pod).await.unwrap();
+        let share = Share { source: image.clone(), readonly: true, kind: ShareKind::Layer };
+        // Again, and by another daemon, is the same.
+        for driver in [place.driver(), place.driver(), place.another()] {
+            assert_eq!(driver.share(&pod, &share).await.unwrap(), Path::new("/share/layers/image"));
+        }
+        let virtiofsd = place.process(&pod, "virtiofsd").await;
+        let seen = PathBuf::from(format!("/proc/{virtiofsd}/root/layers/image"));
+        assert_eq!(fs::read(&seen).unwrap(), b"of all pods");
+        assert_eq!(fs::metadata(&seen).unwrap().ino(), fs::metadata(&image).unwrap().ino());
+        let written = fs::OpenOptions::new().write(true).open(&seen).unwrap_err();
+        assert_eq!(written.kind(), ErrorKind::ReadOnlyFilesystem);
+        fs::remove_file(&seen).unwrap_err();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert_eq!(mounts.lines().filter(|line| line.contains("/share/layers/image ")).count(), 1);
+        place.driver.destroy(&pod).await.unwrap();
+        assert_eq!(place.left(&pod).await, Vec::<String>::new());
+        assert_eq!(fs::read(&image).unwrap(), b"of all pods");
+    }
+
     async fn volumes_come_and_go(place: &Place, pod: &PodId, virtiofsd: u32) {
         let at = |name: &str| place.directory.path().join(name);
         command(&format!("mkdir -p {0}/v1 {0}/v2 {0}/dir", place.directory.path().display()));

@@ -10,6 +10,7 @@
 //! The layers are mounted read-only, since other pods have the same files: what
 //! the guest's root asks for there, the node's kernel refuses to virtiofsd.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -63,22 +64,30 @@ impl<'a> Tree<'a> {
     pub(super) async fn layer(&self, image: &Path) -> Result<PathBuf, NodeError> {
         let name =
             image.file_name().ok_or_else(|| NodeError::io("share", image, io::ErrorKind::InvalidInput))?;
-        match self.node.hard_link(image, &self.layers.join(name)).await {
+        let link = self.layers.join(name);
+        match self.node.hard_link(image, &link).await {
             Ok(()) => {}
             Err(error) if error.io_kind() == Some(io::ErrorKind::CrossesDevices) => {
                 // Another file system: the file itself then, in place of an empty one.
-                self.node.write_file(&self.layers.join(name), &[], 0o600).await?;
-                let bind = Bind {
-                    source: image.to_owned(),
-                    target: self.root.join("layers").join(name),
-                    readonly: true,
-                    recursive: false,
-                };
-                self.node.bind(&bind).await?;
+                self.node.write_file(&link, &[], 0o600).await?;
+                self.bind_layer(image, name).await?;
+            }
+            // The empty one is there from before. No image is empty.
+            Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {
+                match self.node.read_file(&link, 1).await {
+                    Ok(content) if content.is_empty() => self.bind_layer(image, name).await?,
+                    Ok(_) | Err(_) => return Err(error),
+                }
             }
             Err(error) => return Err(error),
         }
         Ok(Path::new(IN_GUEST).join("layers").join(name))
+    }
+
+    async fn bind_layer(&self, image: &Path, name: &OsStr) -> Result<(), NodeError> {
+        let target = self.root.join("layers").join(name);
+        let bind = Bind { source: image.to_owned(), target, readonly: true, recursive: false };
+        self.node.bind(&bind).await
     }
 
     /// Shows a volume of a container, and returns where the guest sees it.

@@ -9,7 +9,7 @@ pub(crate) const USAGE: &str = "\
 usage: kina-guest serve --pod ID --listen unix:PATH|vsock:PORT [--cgroup PATH] [--log PATH] [--own-kernel]
        kina-guest entry --pod ID --listen unix:PATH
        kina-guest relay --to PATH
-       kina-guest console --from PIPE --to FILE --limit BYTES
+       kina-guest console --from PIPE --to FILE --limit BYTES [--user UID]
        kina-guest demo serve PORT | fetch URL [--every MILLISECONDS] | sleep
        kina-guest --version";
 
@@ -135,7 +135,7 @@ fn parse_relay(arguments: &[String]) -> Result<PathBuf, String> {
 }
 
 fn parse_console(arguments: &[String]) -> Result<Console, String> {
-    let (mut from, mut to, mut limit) = (None, None, None);
+    let (mut from, mut to, mut limit, mut user) = (None, None, None, None);
     let mut rest = arguments.iter();
     while let Some(option) = rest.next() {
         let value = rest.next().ok_or_else(|| format!("{option} needs a value"))?;
@@ -143,6 +143,7 @@ fn parse_console(arguments: &[String]) -> Result<Console, String> {
             "--from" => from = Some(PathBuf::from(value)),
             "--to" => to = Some(PathBuf::from(value)),
             "--limit" => limit = Some(value.parse().map_err(|_| format!("no number of bytes: {value:?}"))?),
+            "--user" => user = Some(value.parse().map_err(|_| format!("no number of a user: {value:?}"))?),
             other => return Err(format!("no such option: {other:?}")),
         }
     }
@@ -150,6 +151,7 @@ fn parse_console(arguments: &[String]) -> Result<Console, String> {
         from: from.ok_or("--from is missing")?,
         to: to.ok_or("--to is missing")?,
         limit: limit.ok_or("--limit is missing")?,
+        user,
     })
 }
 

@@ -192,7 +192,8 @@ fn probe(options: &Options) {
             let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
             let uptime = Duration::try_from(since).unwrap_or_default();
             let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-            complain("probe", options::report(uptime, &meminfo));
+            let status = fs::read_to_string(format!("/proc/{}/status", guest.id())).unwrap_or_default();
+            complain("probe", options::report(uptime, &meminfo, &status));
             return;
         }
         line.clear();

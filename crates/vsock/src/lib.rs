@@ -14,14 +14,15 @@
 //! machine. It needs no privilege, and nothing of the daemon that started it:
 //!
 //! ```text
-//! kina-vsock --vhost DIR/vsock --host DIR/guest [--cid 3] [--streams 1024]
+//! kina-vsock --vhost DIR/vsock --host DIR/guest [--cid 3] [--streams 1024] [--user UID]
 //! qemu ... -object memory-backend-memfd,id=memory,size=512M,share=on
 //!          -chardev socket,id=vsock,path=DIR/vsock -device vhost-user-vsock-pci,chardev=vsock
 //! ```
 //!
 //! A path appears when its socket accepts connections, so whoever started the
 //! program waits for `DIR/vsock` before it starts QEMU. Both sockets belong to the
-//! program's user alone. It ends with status 0 when QEMU has gone, and with a
+//! user alone that started it. Then it becomes the user that it is told, if it is, and
+//! gives up what it does not need (`kina-confine`). It ends with status 0 when QEMU has gone, and with a
 //! message and status 1 when QEMU does not come within a minute. It does not take a
 //! second QEMU. When it is killed its clients see the end of their streams, but QEMU
 //! goes on without a word and the guest's streams fall silent: watch the process.

@@ -40,12 +40,13 @@ const HOUSE: &[Room] = &[
     Room { name: "kina-model", folder: "crates/model", uses: &[], may: &[] },
     Room { name: "kina-erofs", folder: "crates/erofs", uses: &[], may: &[] },
     Room { name: "kina-cgroup", folder: "crates/cgroup", uses: &[], may: &[Platform, Unsafe] },
+    Room { name: "kina-confine", folder: "crates/confine", uses: &[], may: &[Platform] },
     Room { name: "kina-cni", folder: "crates/cni", uses: &[], may: &[] },
     Room { name: "kina-attachment", folder: "crates/attachment", uses: &[], may: &[Platform, Unsafe] },
     Room { name: "kina-log", folder: "crates/log", uses: &[], may: &[] },
     Room { name: "kina-spdy", folder: "crates/spdy", uses: &[], may: &[] },
     Room { name: "kina-store", folder: "crates/store", uses: &[], may: &[] },
-    Room { name: "kina-vsock", folder: "crates/vsock", uses: &[], may: &[Platform] },
+    Room { name: "kina-vsock", folder: "crates/vsock", uses: &["kina-confine"], may: &[Platform] },
     Room { name: "kina-guest-api", folder: "crates/guest-api", uses: &["kina-model"], may: &[Grpc] },
     // One concern each.
     Room { name: "kina-launch", folder: "crates/launch", uses: &["kina-cgroup"], may: &[Platform, Unsafe] },
@@ -93,7 +94,14 @@ const HOUSE: &[Room] = &[
     Room {
         name: "kina-guest",
         folder: "crates/guest",
-        uses: &["kina-attachment", "kina-cgroup", "kina-guest-api", "kina-launch", "kina-log"],
+        uses: &[
+            "kina-attachment",
+            "kina-cgroup",
+            "kina-confine",
+            "kina-guest-api",
+            "kina-launch",
+            "kina-log",
+        ],
         may: &[Grpc, Platform, Unsafe, Anyhow],
     },
     // The daemon. It starts no process in a namespace and touches no cgroup itself:

@@ -63,18 +63,24 @@ impl Mounted {
 }
 
 /// How long the machine has been on, its total memory and what of it is free or
-/// can be freed, for people: `1.234 s on, 123456 of 234567 KiB available`.
-pub(super) fn report(uptime: Duration, meminfo: &str) -> String {
-    let field = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').split_whitespace().next()
+/// can be freed, for people: `1.234 s on, 123456 of 234567 KiB available`, and what has
+/// the rest, as far as the kernel (`/proc/meminfo`) and the guest (its `/proc/PID/status`)
+/// tell: `; KiB: Slab 20000, ...; guest 3000`.
+pub(super) fn report(uptime: Duration, meminfo: &str, guest: &str) -> String {
+    let of = |text: &'_ str, name: &str| -> Option<String> {
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        value.split_whitespace().next().map(str::to_owned)
     };
+    let field = |name| of(meminfo, name).unwrap_or_else(|| "?".to_owned());
+    let parts = ["SReclaimable", "SUnreclaim", "VmallocUsed", "KernelStack", "PageTables", "Percpu", "Shmem"];
     format!(
-        "{}.{:03} s on, {} of {} KiB available",
+        "{}.{:03} s on, {} of {} KiB available; KiB: {}; guest {}",
         uptime.as_secs(),
         uptime.subsec_millis(),
-        field("MemAvailable").unwrap_or("?"),
-        field("MemTotal").unwrap_or("?")
+        field("MemAvailable"),
+        field("MemTotal"),
+        parts.map(|name| format!("{name} {}", field(name))).join(", "),
+        of(guest, "RssAnon").unwrap_or_else(|| "?".to_owned()),
     )
 }
 
@@ -105,7 +111,9 @@ mod tests {
     #[test]
     fn the_report_is_of_total_and_available_memory() {
         let meminfo = "MemTotal:         219892 kB\nMemFree:   1 kB\nMemAvailable:     200000 kB\n";
-        let text = report(Duration::from_millis(1234), meminfo);
-        assert_eq!(text, "1.234 s on, 200000 of 219892 KiB available");
+        let meminfo = format!("{meminfo}SUnreclaim:  9000 kB\n");
+        let text = report(Duration::from_millis(1234), &meminfo, "VmRSS:\t 7 kB\nRssAnon:\t 512 kB\n");
+        assert!(text.starts_with("1.234 s on, 200000 of 219892 KiB available; KiB: "), "{text}");
+        assert!(text.contains("SUnreclaim 9000, ") && text.ends_with("; guest 512"), "{text}");
     }
 }

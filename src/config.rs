@@ -433,6 +433,7 @@ mod tests {
             ("[machine.apple]\nnetwork = \"none\"", "machine.apple.network: "),
             ("[machine.apple]\nlimit = 0", "machine.apple.limit: must be at least 1"),
             ("[machine.qemu]\nusers = 0", "machine.qemu.users: must be at least 1"),
+            ("[machine.qemu]\nusers = 1", "machine.qemu.users: is less than 2"),
             ("[image]\nhosts_directories = [\"certs.d\"]", "image.hosts_directories: "),
             ("[image.mirrors]\n\"docker.io\" = [\"localhost:5000\"]", "image.mirrors: "),
         ] {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kina_machine_qemu::{Choice, KernelFiles, QemuConfig};
+use kina_machine_qemu::{Choice, KernelFiles, QemuConfig, Vsock};
 
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,8 @@ pub struct Qemu {
     pub vsock: PathBuf,
     /// What runs the machines' processors.
     pub accelerator: Choice,
+    /// What carries streams to the guests.
+    pub streams: Vsock,
     /// The kernel; empty takes the distribution's newest that will do.
     pub kernel: PathBuf,
     /// Its folder of modules.
@@ -76,9 +78,9 @@ pub struct Qemu {
     /// The most that a machine's containers can write to its disk, in MiB; 0 has
     /// them write into its memory.
     pub disk_mib: u64,
-    /// The first user that QEMU runs as, each machine as its own.
+    /// The first user that machines' processes run as: each machine has two of its own.
     pub first_user: u32,
-    /// How many users those are.
+    /// How many users those are, 2 or more.
     pub users: u32,
     /// The most that is kept of a machine's console, in KiB.
     pub console_kib: usize,
@@ -116,6 +118,7 @@ impl Default for Qemu {
             virtiofsd: PathBuf::new(),
             vsock: PathBuf::new(),
             accelerator: Choice::Auto,
+            streams: Vsock::Kina,
             kernel: PathBuf::new(),
             kernel_modules: PathBuf::new(),
             modules: Vec::new(),
@@ -156,6 +159,10 @@ impl Qemu {
             let reason = "is set together with machine.qemu.kernel, or neither is".to_owned();
             return Err(ConfigError::Value { key: "machine.qemu.kernel_modules", reason });
         }
+        if self.users < 2 {
+            let reason = "is less than 2, which is what one machine takes".to_owned();
+            return Err(ConfigError::Value { key: "machine.qemu.users", reason });
+        }
         if self.first_user.checked_add(self.users).is_none() {
             let reason = "reaches beyond the last user id".to_owned();
             return Err(ConfigError::Value { key: "machine.qemu.users", reason });
@@ -185,6 +192,7 @@ impl Qemu {
             users: self.first_user..self.first_user.saturating_add(self.users),
             disk_bytes: mib(self.disk_mib),
             accelerator: self.accelerator,
+            streams: self.streams,
             verbose: self.verbose,
             probe_deadline: Duration::from_secs(self.probe_seconds),
             console_limit: self.console_kib.saturating_mul(1 << 10),

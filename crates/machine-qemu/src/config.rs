@@ -19,6 +19,20 @@ pub enum Choice {
     Tcg,
 }
 
+/// What carries streams to the guests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vsock {
+    /// kina's own process, one for each machine. The guest cannot open streams itself.
+    #[default]
+    Kina,
+    /// The kernel's `/dev/vhost-vsock`. The guest can reach what listens on the node's
+    /// vsock.
+    Kernel,
+    /// The kernel's where it opens, else kina's.
+    Auto,
+}
+
 /// A kernel's image and its folder of modules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelFiles {
@@ -51,8 +65,8 @@ pub struct QemuConfig {
     /// The directory of the pods: a machine's directory must be
     /// `<pods_directory>/<pod id>/machine`, where the driver looks for machines.
     pub pods_directory: PathBuf,
-    /// Users that QEMU runs as, one for each machine, with a group of the same
-    /// number. Nobody else may be among them.
+    /// Users that machines' processes run as, two for each machine (QEMU, and what
+    /// serves it), with groups of the same numbers. Nobody else may be among them.
     pub users: Range<u32>,
     /// Bytes of a machine's own disk, on which its containers write; 0 for none.
     /// Without one they write into the machine's memory.
@@ -69,6 +83,8 @@ pub struct QemuConfig {
     pub kill_deadline: Duration,
     /// Most bytes that are kept of a machine's console.
     pub console_limit: usize,
+    /// What carries streams to new machines.
+    pub streams: Vsock,
     /// Whether machines may send frames with addresses that are not their pods'.
     pub forging: bool,
 }
@@ -95,6 +111,7 @@ impl QemuConfig {
             device_deadline: Duration::from_secs(10),
             kill_deadline: Duration::from_secs(10),
             console_limit: 256 * 1024,
+            streams: Vsock::Kina,
             forging: false,
         }
     }

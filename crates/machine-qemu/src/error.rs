@@ -154,7 +154,7 @@ pub enum Error {
         asked: String,
     },
     /// All users are taken.
-    #[error("each of the {} users from {} on has a machine: allow more", users.len(), users.start)]
+    #[error("the {} users from {} on are all taken, two by each machine: allow more", users.len(), users.start)]
     Users {
         /// The users.
         users: std::ops::Range<u32>,

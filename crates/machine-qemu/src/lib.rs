@@ -13,16 +13,17 @@
 //!     qemu        an own user that can open nothing of kina's: what it uses it is
 //!                 given as descriptors; seccomp; in the pod's network namespace
 //!     virtiofsd   root's rights over files, for the shared tree only (chroot)
-//!     kina-vsock  the guest's streams
-//!     console     `kina-guest console`, which bounds what is kept of the console
+//!     kina-vsock  the guest's streams, where the kernel does not; another own user without rights, seccomp
+//!     console     `kina-guest console`, which bounds what is kept of the console;
+//!                 the same user, which can open nothing
 //! ```
 //!
 //! **Network.** A tap in the pod's namespace is joined with the interface that
 //! plugins made there (`kina-attachment`); QEMU is given the tap's queue, opened,
 //! and has no other network.
 //!
-//! **Streams.** `kina-vsock` serves every machine, also where the kernel's
-//! vhost-vsock is there: this driver does not use that one.
+//! **Streams.** `kina-vsock` serves a machine, or the kernel's vhost-vsock where that is
+//! configured: then the guest can also reach what listens on the node's own vsock.
 //!
 //! **Shares.** One tree for each machine, to which layers and volumes are added
 //! while it runs, and from which volumes are taken. Layers are mounted read-only
@@ -59,7 +60,7 @@ use kina_node::Node;
 
 #[cfg(target_os = "linux")]
 pub use accelerator::Accelerator;
-pub use config::{Choice, KernelFiles, QemuConfig, Unavailable};
+pub use config::{Choice, KernelFiles, QemuConfig, Unavailable, Vsock};
 #[cfg(target_os = "linux")]
 pub use driver::QemuDriver;
 #[cfg(target_os = "linux")]

@@ -108,7 +108,7 @@ mod vm {
             let record = fs::read(place.machine(pod).join("qemu.json")).unwrap();
             serde_json::from_slice::<serde_json::Value>(&record).unwrap()["uid"].clone()
         });
-        assert_ne!(users[0], users[1]);
+        assert!(users[0].as_u64().unwrap().abs_diff(users[1].as_u64().unwrap()) >= 2, "{users:?}");
 
         let virtiofsd = place.process(&pod, "virtiofsd").await;
         layers_cannot_be_changed(&place, &pod, virtiofsd).await;
@@ -134,7 +134,7 @@ mod vm {
         let qemu = place.process(pod, "qemu").await;
         let user = status(qemu, "Uid");
         assert_eq!(user, status(qemu, "Gid"));
-        let user = user.split(' ').next().unwrap().parse().unwrap();
+        let user: u32 = user.split(' ').next().unwrap().parse().unwrap();
         assert!(place.config.users.contains(&user), "{user}");
         assert_eq!(status(qemu, "Groups"), "");
         for set in ["CapEff", "CapPrm", "CapBnd"] {
@@ -142,6 +142,22 @@ mod vm {
         }
         assert_eq!(status(qemu, "Seccomp"), "2");
         assert_eq!(status(place.process(pod, "virtiofsd").await, "Seccomp"), "2");
+        for role in ["kina-vsock", "console"] {
+            let pid = place.process(pod, role).await;
+            // It has rights until it has opened what it works on.
+            let deadline = Instant::now() + DEADLINE;
+            while status(pid, "Seccomp") != "2" {
+                assert!(Instant::now() < deadline, "{role} is not confined");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            for ids in ["Uid", "Gid"] {
+                assert_eq!(status(pid, ids), vec![(user + 1).to_string(); 4].join(" "), "{role}");
+            }
+            assert_eq!(status(pid, "Groups"), "", "{role}");
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(status(pid, set), "0000000000000000", "{role} {set}");
+            }
+        }
         // QEMU listens nowhere and has nothing open but what it was given.
         for entry in fs::read_dir(format!("/proc/{qemu}/fd")).unwrap() {
             let target = fs::read_link(entry.unwrap().path()).unwrap_or_default();

@@ -24,10 +24,17 @@ pub(super) struct Qemu<'a> {
     pub(super) initramfs: Descriptor,
     /// Connected to virtiofsd.
     pub(super) share: Descriptor,
-    /// Connected to the vsock device.
-    pub(super) vsock: Descriptor,
+    pub(super) vsock: Vsock,
     pub(super) disk: Option<Descriptor>,
     pub(super) card: Option<Card>,
+}
+
+/// What the guest's streams come in by.
+pub(super) enum Vsock {
+    /// Connected to the process that is the device.
+    Device(Descriptor),
+    /// The kernel's device, opened, with the guest's address set.
+    Kernel { device: Descriptor, cid: u32 },
 }
 
 /// A network card.
@@ -68,8 +75,15 @@ pub(super) fn qemu(qemu: &Qemu<'_>) -> Vec<OsString> {
     option("-kernel", qemu.kernel.path());
     option("-initrd", qemu.initramfs.path());
     option("-append", qemu.kernel_line.to_owned());
-    option("-chardev", format!("socket,id=vsock,fd={}", qemu.vsock.number()));
-    option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
+    match qemu.vsock {
+        Vsock::Device(socket) => {
+            option("-chardev", format!("socket,id=vsock,fd={}", socket.number()));
+            option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
+        }
+        Vsock::Kernel { device, cid } => {
+            option("-device", format!("vhost-vsock-device,guest-cid={cid},vhostfd={}", device.number()));
+        }
+    }
     option("-chardev", format!("socket,id=share,fd={}", qemu.share.number()));
     option("-device", format!("vhost-user-fs-device,chardev=share,tag={SHARE_TAG}"));
     if let Some(disk) = qemu.disk {
@@ -113,14 +127,15 @@ pub(super) fn virtiofsd(tree: &Path, socket: &Path, descriptors: u64) -> Vec<OsS
     args
 }
 
-/// The vsock device.
-pub(super) fn vsock(device: &Path, host: &Path) -> Vec<OsString> {
-    vec!["--vhost".into(), device.into(), "--host".into(), host.into()]
+/// The vsock device, which becomes `user`.
+pub(super) fn vsock(device: &Path, host: &Path, user: u32) -> Vec<OsString> {
+    let user = user.to_string();
+    vec!["--vhost".into(), device.into(), "--host".into(), host.into(), "--user".into(), user.into()]
 }
 
-/// The keeper of the console: reads `pipe`, keeps the end of it in `file`.
-pub(super) fn console(pipe: &Path, file: &Path, limit: usize) -> Vec<OsString> {
-    let limit = limit.to_string();
+/// The keeper of the console: reads `pipe`, keeps the end of it in `file`, as `user`.
+pub(super) fn console(pipe: &Path, file: &Path, limit: usize, user: u32) -> Vec<OsString> {
+    let [limit, user] = [limit.to_string(), user.to_string()];
     vec![
         "console".into(),
         "--from".into(),
@@ -129,6 +144,8 @@ pub(super) fn console(pipe: &Path, file: &Path, limit: usize) -> Vec<OsString> {
         file.into(),
         "--limit".into(),
         limit.into(),
+        "--user".into(),
+        user.into(),
     ]
 }
 
@@ -137,6 +154,10 @@ mod tests {
     use super::*;
 
     fn line(disk: bool, card: bool) -> String {
+        line_with(disk, card, Vsock::Device(Descriptor(3)))
+    }
+
+    fn line_with(disk: bool, card: bool, vsock: Vsock) -> String {
         let args = qemu(&Qemu {
             accelerator: Accelerator::Kvm,
             cpus: 2,
@@ -145,12 +166,19 @@ mod tests {
             kernel: Descriptor(0),
             initramfs: Descriptor(1),
             share: Descriptor(2),
-            vsock: Descriptor(3),
+            vsock,
             disk: disk.then_some(Descriptor(4)),
             card: card.then_some(Card { tap: Descriptor(5), mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1400 }),
         });
         let args: Vec<String> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
         args.join(" ")
+    }
+
+    #[test]
+    fn the_kernels_vsock_is_given_open() {
+        let line = line_with(false, false, Vsock::Kernel { device: Descriptor(3), cid: 65_537 });
+        assert!(line.contains("-device vhost-vsock-device,guest-cid=65537,vhostfd=6"), "{line}");
+        assert!(!line.contains("vhost-user-vsock") && !line.contains("id=vsock"), "{line}");
     }
 
     #[test]

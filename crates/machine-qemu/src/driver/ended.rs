@@ -43,10 +43,21 @@ pub(super) fn reason(remains: &Remains) -> String {
             let words = if words.is_empty() { String::new() } else { format!(": {}", printable(words)) };
             format!("QEMU ended with status {code}{words}")
         }
-        Some(ExitStatus::Code(_) | ExitStatus::Signal(_)) => GUEST_ENDED.to_owned(),
-        None if switched_off(&console) => GUEST_ENDED.to_owned(),
+        Some(ExitStatus::Code(_) | ExitStatus::Signal(_)) => guest_ended(&console),
+        None if switched_off(&console) => guest_ended(&console),
         // Another daemon has started it, and its parent is told how it ended.
         None => "it has ended".to_owned(),
+    }
+}
+
+/// That the guest has ended, and how where it did not end by itself: the machine's first
+/// process says so last.
+fn guest_ended(console: &str) -> String {
+    const MARK: &str = "kina-guest: the guest has ended: ";
+    let status = console.lines().rev().find_map(|line| Some(line.split_once(MARK)?.1));
+    match status.map(printable) {
+        Some(status) if status != "exit status: 0" => format!("{GUEST_ENDED}: {status}"),
+        Some(_) | None => GUEST_ENDED.to_owned(),
     }
 }
 
@@ -101,6 +112,13 @@ mod tests {
         assert_eq!(reason(&unknown), "it has ended");
         let off = b"[    9.0] reboot: Power down\r\n".to_vec();
         assert_eq!(reason(&Remains { console: off, ..unknown.clone() }), "its guest has ended");
+        let killed =
+            b"kina-guest: the guest has ended: signal: 9 (SIGKILL)\r\n[    9.0] reboot: Power down\r\n";
+        let killed = Remains { console: killed.to_vec(), ..unknown.clone() };
+        assert_eq!(reason(&killed), "its guest has ended: signal: 9 (SIGKILL)");
+        let asked =
+            b"kina-guest: the guest has ended: exit status: 0\n[    9.0] reboot: Power down\n".to_vec();
+        assert_eq!(reason(&Remains { console: asked, ..unknown.clone() }), "its guest has ended");
         let earlier = b"[    9.0] reboot: Power down\r\nmore\n".to_vec();
         assert_eq!(reason(&Remains { console: earlier, ..unknown }), "it has ended");
     }

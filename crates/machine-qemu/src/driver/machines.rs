@@ -21,6 +21,7 @@ use super::NAME;
 use super::ended::{Remains, reason};
 use super::record::{Network, Phase, Record, Started};
 use super::shares::Tree;
+use super::streams::Streams;
 use crate::boot::BootFiles;
 use crate::{Accelerator, Error, QemuConfig};
 
@@ -240,17 +241,18 @@ impl Machines {
         made.map_err(|source| MachineError::node(pod, "make the shared tree", source))
     }
 
-    /// The first user that no machine has.
+    /// The first user that no machine has, with one after it for its helpers.
     async fn free_user(&self, pod: &PodId) -> Result<u32, MachineError> {
         let mut taken = BTreeSet::new();
         for other in self.pods().await? {
             // A record that is damaged keeps its pod from being used, not others.
             if let Ok(Recorded::Whole(record)) = self.records.read(&other).await {
-                taken.insert(record.uid);
+                taken.extend([record.uid, record.helper_uid()]);
             }
         }
-        let mut users = self.config.users.clone();
-        let free = users.find(|user| !taken.contains(user));
+        let users = self.config.users.clone();
+        let pairs = users.clone().step_by(2).filter(|user| users.contains(&(user + 1)));
+        let free = pairs.into_iter().find(|user| ![*user, user + 1].iter().any(|user| taken.contains(user)));
         free.ok_or_else(|| {
             MachineError::node(pod, "create", Error::Users { users: self.config.users.clone() })
         })
@@ -395,12 +397,10 @@ impl Machines {
             Now::Stopped(reason) => return Ok(Ended { reason }),
             Now::Broken(_) => {}
             Now::Running(started) => {
-                let [first, second] = started.helpers().map(|(_, process)| process);
-                let ended = tokio::select! {
-                    ended = self.node.wait_process(started.qemu.identity()) => ended,
-                    ended = self.node.wait_process(first) => ended,
-                    ended = self.node.wait_process(second) => ended,
-                };
+                let qemu = std::iter::once(started.qemu.identity());
+                let all = qemu.chain(started.helpers().into_iter().map(|(_, process)| process));
+                let waits = all.map(|process| self.node.wait_process(process));
+                let (ended, _, _) = futures::future::select_all(waits).await;
                 ended.map_err(|source| MachineError::node(pod, "wait for the machine", source))?;
             }
         }
@@ -462,13 +462,12 @@ impl Machines {
     pub(super) async fn connect(&self, pod: &PodId) -> Result<Box<dyn Stream>, MachineError> {
         let failed = |source| MachineError::Connect { pod: pod.clone(), source };
         let record = self.known(pod).await?;
-        match self.now(pod, &record).await? {
-            Now::Running(_) => {}
+        let address = match self.now(pod, &record).await? {
+            Now::Running(started) => self.address(pod, started.streams),
             Now::Created | Now::Broken(_) | Now::Stopped(_) => {
                 return Err(failed(io::ErrorKind::ConnectionRefused.into()));
             }
-        }
-        let address = Address::Unix { socket: self.directory(pod).join(GUEST_SOCKET), port: GUEST_PORT };
+        };
         match kina_vsock::connect(&address, STREAM_PATIENCE).await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => Err(failed(io::Error::other(error))),
@@ -506,6 +505,16 @@ impl Machines {
         let namespace = Namespace::open(&namespace).map_err(failed)?;
         let interface = tap::attach(&namespace, &tap).await.map_err(failed)?;
         Ok(Attachment::Interface(Box::new(interface)))
+    }
+
+    /// Where a machine's guest listens.
+    fn address(&self, pod: &PodId, streams: Streams) -> Address {
+        match streams {
+            Streams::Device(_) => {
+                Address::Unix { socket: self.directory(pod).join(GUEST_SOCKET), port: GUEST_PORT }
+            }
+            Streams::Kernel { cid } => Address::Kernel { cid, port: GUEST_PORT },
+        }
     }
 
     /// The namespace of a machine with a network card, and what the card is

@@ -7,6 +7,7 @@ mod machines;
 mod record;
 mod shares;
 mod start;
+mod streams;
 mod usage;
 
 use std::fs;
@@ -24,7 +25,7 @@ use kina_node::Node;
 
 use crate::accelerator::{self, ProbeConfig};
 use crate::boot::{self, BootConfig};
-use crate::{Accelerator, QemuConfig, Unavailable};
+use crate::{Accelerator, QemuConfig, Unavailable, Vsock};
 use machines::{Machines, Ready};
 
 /// The driver `qemu`.
@@ -124,6 +125,15 @@ fn prepare(config: &QemuConfig) -> Result<(boot::BootFiles, Accelerator), Unavai
             );
             return Err(Unavailable { reason });
         }
+    }
+    if config.streams == Vsock::Kernel
+        && let Err(error) = fs::OpenOptions::new().read(true).write(true).open(streams::DEVICE)
+    {
+        let reason = format!(
+            "{} cannot be opened ({error}): load the kernel's module vhost_vsock, or set machine.qemu.streams = \"kina\"",
+            streams::DEVICE
+        );
+        return Err(Unavailable { reason });
     }
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
         let reason = format!("/dev/net/tun cannot be opened ({error}): load the kernel's module tun");

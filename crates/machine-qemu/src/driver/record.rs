@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use kina_node::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
+use super::streams::Streams;
 use crate::Accelerator;
 
 /// What is known of one machine.
@@ -19,7 +20,8 @@ pub(super) struct Record {
     pub(super) storage_directory: PathBuf,
     /// The pod's network namespace, and the interface that plugins made in it.
     pub(super) network: Option<Network>,
-    /// The user and group that QEMU runs as; no other machine has it.
+    /// The user and group that QEMU runs as. No other machine has it, nor the one after
+    /// it, which is its helpers'.
     pub(super) uid: u32,
     /// Bytes of memory, without QEMU's own.
     pub(super) memory_bytes: u64,
@@ -29,6 +31,13 @@ pub(super) struct Record {
     pub(super) boot_id: String,
     /// How far it has come.
     pub(super) phase: Phase,
+}
+
+impl Record {
+    /// The user of the processes beside QEMU, but for virtiofsd.
+    pub(super) fn helper_uid(&self) -> u32 {
+        self.uid.saturating_add(1)
+    }
 }
 
 /// A pod's network.
@@ -61,7 +70,8 @@ pub(super) enum Phase {
 pub(super) struct Started {
     pub(super) qemu: Process,
     pub(super) virtiofsd: Process,
-    pub(super) vsock: Process,
+    #[serde(rename = "vsock")]
+    pub(super) streams: Streams,
     /// Keeps the console; the machine runs without it.
     pub(super) console: Process,
     pub(super) accelerator: Accelerator,
@@ -75,15 +85,21 @@ pub(super) struct Started {
 
 impl Started {
     /// Its processes, with what each is to it.
-    pub(super) fn processes(&self) -> [(&'static str, ProcessIdentity); 4] {
-        let Self { qemu, virtiofsd, vsock, console, .. } = self;
-        [("qemu", qemu), ("virtiofsd", virtiofsd), ("kina-vsock", vsock), ("console", console)]
-            .map(|(role, process)| (role, process.identity()))
+    pub(super) fn processes(&self) -> Vec<(&'static str, ProcessIdentity)> {
+        let mut processes = vec![("qemu", self.qemu.identity())];
+        processes.extend(self.helpers());
+        processes.push(("console", self.console.identity()));
+        processes
     }
 
     /// Those of them without which it is of no use, QEMU left out.
-    pub(super) fn helpers(&self) -> [(&'static str, ProcessIdentity); 2] {
-        [("virtiofsd", self.virtiofsd.identity()), ("kina-vsock", self.vsock.identity())]
+    pub(super) fn helpers(&self) -> Vec<(&'static str, ProcessIdentity)> {
+        let mut helpers = vec![("virtiofsd", self.virtiofsd.identity())];
+        match self.streams {
+            Streams::Device(process) => helpers.push(("kina-vsock", process.identity())),
+            Streams::Kernel { .. } => {}
+        }
+        helpers
     }
 }
 

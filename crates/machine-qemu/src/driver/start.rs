@@ -13,13 +13,15 @@ use kina_attachment::{Namespace, tap};
 use kina_machine::Error as MachineError;
 use kina_model::PodId;
 use kina_node::{Account, Daemon, DaemonNetwork, Error as NodeError, ProcessIdentity};
+use kina_vsock::Transport;
 use tokio::time::Instant;
 
-use super::arguments::{self, Card, Descriptor, Qemu, SHARE_TAG};
+use super::arguments::{self, Card, Descriptor, Qemu, SHARE_TAG, Vsock};
 use super::disk;
 use super::machines::{CONSOLE, CONSOLE_PIPE, DISK, GUEST_PORT, GUEST_SOCKET, Machines, machine_cgroup};
 use super::record::{Record, Started};
 use super::shares::IN_GUEST;
+use super::streams::{self, Streams};
 use crate::boot::CommandLine;
 use crate::{Accelerator, Error};
 
@@ -57,7 +59,12 @@ impl Machines {
         let at = |name: &str| self.directory(pod).join(name);
         self.clear(pod, &at).await?;
         let console = self.helper(pod, record, &self.config.guest, None, {
-            arguments::console(&at(CONSOLE_PIPE), &at(CONSOLE), self.config.console_limit)
+            arguments::console(
+                &at(CONSOLE_PIPE),
+                &at(CONSOLE),
+                self.config.console_limit,
+                record.helper_uid(),
+            )
         });
         let console = console.await?;
         let output = Some(at(CONSOLE_PIPE));
@@ -67,19 +74,15 @@ impl Machines {
         let virtiofsd = self.helper(pod, record, &self.config.virtiofsd, output.clone(), {
             arguments::virtiofsd(&tree, &at(SHARE_SOCKET), descriptors)
         });
-        let vsock = self.helper(pod, record, &self.config.vsock, output.clone(), {
-            arguments::vsock(&at(VSOCK_SOCKET), &at(GUEST_SOCKET))
-        });
-        let (virtiofsd, vsock) = (virtiofsd.await?, vsock.await?);
-
+        let virtiofsd = virtiofsd.await?;
         let mut inherited = Inherited::default();
+        let (streams, vsock) = self.streams(pod, record, output.clone(), &mut inherited).await?;
         let ready = self.ready();
         let kernel = inherited.add(open(pod, &ready.boot.kernel, false)?);
         let initramfs = inherited.add(open(pod, &ready.boot.initramfs, false)?);
         let disk = self.disk(pod, record).await?.map(|disk| inherited.add(disk));
         let card = self.card(pod, record, &mut inherited).await?;
         let share = inherited.add(self.device(pod, "virtiofsd", virtiofsd, &at(SHARE_SOCKET)).await?);
-        let vsock_socket = inherited.add(self.device(pod, "kina-vsock", vsock, &at(VSOCK_SOCKET)).await?);
         let line = self.kernel_line(pod, disk.is_some())?;
         let args = arguments::qemu(&Qemu {
             accelerator: ready.accelerator,
@@ -89,7 +92,7 @@ impl Machines {
             kernel,
             initramfs,
             share,
-            vsock: vsock_socket,
+            vsock,
             disk,
             card,
         });
@@ -103,7 +106,7 @@ impl Machines {
         Ok(Started {
             qemu: qemu.into(),
             virtiofsd: virtiofsd.into(),
-            vsock: vsock.into(),
+            streams,
             console: console.into(),
             accelerator: ready.accelerator,
             kernel: ready.boot.kernel_version.clone(),
@@ -154,6 +157,29 @@ impl Machines {
             }
             Err(error) => Err(MachineError::node(pod, "start the machine", error)),
         }
+    }
+
+    /// What carries the guest's streams, and how QEMU gets it.
+    async fn streams(
+        &self,
+        pod: &PodId,
+        record: &Record,
+        output: Option<PathBuf>,
+        inherited: &mut Inherited,
+    ) -> Result<(Streams, Vsock), MachineError> {
+        if streams::choose(self.config.streams) == Transport::Kernel {
+            let opened = streams::open(record.uid, &self.config.users);
+            let (device, cid) = opened.map_err(|source| {
+                let source = Error::Read { path: streams::DEVICE.into(), source };
+                MachineError::node(pod, "open the kernel's vsock device", source)
+            })?;
+            return Ok((Streams::Kernel { cid }, Vsock::Kernel { device: inherited.add(device), cid }));
+        }
+        let at = |name: &str| self.directory(pod).join(name);
+        let args = arguments::vsock(&at(VSOCK_SOCKET), &at(GUEST_SOCKET), record.helper_uid());
+        let process = self.helper(pod, record, &self.config.vsock, output, args).await?;
+        let socket = self.device(pod, "kina-vsock", process, &at(VSOCK_SOCKET)).await?;
+        Ok((Streams::Device(process.into()), Vsock::Device(inherited.add(socket))))
     }
 
     /// A connection to a device's process, once that listens.

@@ -5,6 +5,7 @@ use kina_model::PodId;
 
 use super::machines::{Machines, Now};
 use super::record::Phase;
+use super::streams::Streams;
 
 impl Machines {
     /// The living processes of a machine, each with its own memory; and the
@@ -57,6 +58,11 @@ impl Machines {
                     bytes => format!("{} MiB", bytes >> 20),
                 };
                 facts.push(("disk", disk));
+                let streams = match started.streams {
+                    Streams::Device(_) => "kina-vsock".to_owned(),
+                    Streams::Kernel { cid } => format!("the kernel's vsock, address {cid}"),
+                };
+                facts.push(("streams", streams));
                 facts.push(("memory in use", format!("{} MiB", guest_bytes >> 20)));
             }
             Phase::Stopped { reason } => facts.push(("ended", reason.clone())),

@@ -199,6 +199,11 @@ impl Place {
         change(&mut self.config.network);
     }
 
+    /// Likewise.
+    pub(crate) fn set_machine(&mut self, change: impl FnOnce(&mut kina::config::Machine)) {
+        change(&mut self.config.machine);
+    }
+
     /// The configuration of the pods' network; where plugins keep their state
     /// is this place's.
     pub(crate) fn write_network(&self, version: &str, plugins: &Value) {

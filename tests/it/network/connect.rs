@@ -10,7 +10,7 @@ use crate::harness::machine::{self, also_in_vm};
 use crate::harness::{Cri, Daemon, Options, script};
 
 /// Serves its own name over HTTP.
-pub(super) fn server(name: &str) -> v1::ContainerConfig {
+pub(crate) fn server(name: &str) -> v1::ContainerConfig {
     let serve = format!("mkdir /www && echo {name} > /www/name && echo up && exec httpd -f -p 80 -h /www");
     script(name, &serve)
 }
@@ -21,13 +21,13 @@ async fn on(plugins: serde_json::Value) -> Daemon {
     daemon
 }
 
-pub(super) async fn addresses(cri: &Cri, pod: &str) -> Vec<String> {
+pub(crate) async fn addresses(cri: &Cri, pod: &str) -> Vec<String> {
     let network = cri.pod_status(pod).await.unwrap().status.unwrap().network.unwrap();
     std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|ip| ip.ip)).collect()
 }
 
 /// Asks a server. (Static busybox's wget wants glibc's resolver, which is not there.)
-pub(super) fn get(address: &str, port: u16) -> String {
+pub(crate) fn get(address: &str, port: u16) -> String {
     format!("printf 'GET /name HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 5 {address} {port} | busybox tail -n 1")
 }
 

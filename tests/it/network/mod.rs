@@ -1,7 +1,7 @@
 //! Pods in a network of real plugins (Debian's containernetworking-plugins), in
 //! a network namespace that stands for the node.
 
-mod connect;
+pub(crate) mod connect;
 mod kill;
 mod macvlan;
 mod many;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::harness::{Daemon, Options, end, kill, lives, machine, script, shell, wait_until};
+use crate::harness::{Daemon, Options, end, kill, lives, machine, script, shell, wait_until, with_security};
 
 const FOREVER: &str = "echo up; sleep 1000";
 
@@ -45,7 +45,59 @@ async fn a_killed_part_ends_the_pod_with_the_reason() {
     daemon.leave_nothing().await;
 }
 
-/// The same while no daemon runs.
+/// Dumps core, whose program runs beside the guest.
+const CRASH: &str = "sh -c 'kill -SEGV $$'";
+
+/// What that program does: `guest` kills the guest's process, `first` the machine's first
+/// one, which no signal kills: its code is overwritten, and the guest's end wakes it.
+const KILL: &str = "#!/bin/sh
+B=/proc/$1/root/bin/busybox
+if test $2 = first; then
+    range=$($B grep r-xp /proc/1/maps | $B head -n 1 | $B cut -d ' ' -f 1)
+    first=$((0x${range%-*} / 4096)); last=$((0x${range#*-} / 4096))
+    $B dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$first count=$((last - first)) conv=notrunc
+fi
+$B kill -9 $($B grep -la serve /proc/[0-9]*/cmdline | $B cut -d / -f 3)
+";
+
+/// Whatever dies inside takes the machine along, and the pod says what it was. Nothing in
+/// a container can see the machine's own processes; a privileged one gets at them through
+/// the kernel, which runs a program of its choice for a core dump.
+#[tokio::test]
+async fn a_guest_that_dies_takes_its_machine_along() {
+    machine::use_vm();
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    for (what, deed, reason) in [
+        ("guest", CRASH, "its guest has ended: signal: 9 (SIGKILL)"),
+        ("first", CRASH, "its kernel panicked: Attempted to kill init! exitcode=0x0000000"),
+        ("kernel", "echo c > /proc/sysrq-trigger", "its kernel panicked: sysrq triggered crash"),
+    ] {
+        let mut config = cri.pod(what);
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+        let pod = cri.run_pod(&config).await.unwrap();
+        let root = with_security(script("root", FOREVER), |context| context.privileged = true);
+        let root = cri.run(&pod, root).await;
+        let pattern = format!("|/proc/%P/root/bin/busybox sh /proc/%P/root/kill %P {what}");
+        let prepare =
+            format!("cat > /kill <<'END'\n{KILL}\nEND\necho '{pattern}' > /proc/sys/kernel/core_pattern");
+        cri.sh(&root, &prepare).await;
+        let _cut_off = cri.exec(&root, shell(deed), 20).await;
+        let status = cri.wait_exit(&root).await;
+        assert_eq!(end(&status).0, 137, "{what}");
+        println!("{what}: {}", status.message);
+        assert!(status.message.contains(reason), "{what}: {status:?}");
+        cri.wait_not_ready(&pod).await;
+        let told = cri.pod_status(&pod).await.unwrap().info;
+        assert!(told.values().any(|text| text.contains(reason)), "{told:?}");
+        cri.stop_pod(&pod).await.unwrap();
+        cri.remove_pod(&pod).await.unwrap();
+        daemon.place.wait_clean(Some(daemon.pid())).await;
+    }
+    daemon.leave_nothing().await;
+}
+
+/// A machine that dies while no daemon runs.
 #[tokio::test]
 async fn a_machine_that_dies_without_a_daemon_is_found_dead() {
     machine::use_vm();

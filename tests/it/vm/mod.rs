@@ -1,6 +1,8 @@
 //! What is different in a virtual machine, or only there.
 
 mod faults;
+mod forging;
 mod isolation;
 mod logs;
+mod soak;
 mod volumes;

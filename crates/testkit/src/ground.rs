@@ -100,6 +100,7 @@ fn name(directory: &Path) -> String {
 
 /// Removes what tests of this kind have left whose processes are dead. Says on
 /// standard error what cannot be removed: it is not the caller's fault.
+#[allow(clippy::print_stderr, reason = "part of tests: what stays is said, and fails nobody")]
 pub fn sweep(kind: &str) {
     for entry in fs::read_dir(PARENT).into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with(kind) {

@@ -93,6 +93,8 @@ pub enum Operation {
     OpenRoot,
     /// Opening the source of a mount.
     OpenSource(PathBuf),
+    /// Mapping the ids of a mount, by the source it is of.
+    MapMount(PathBuf),
     /// Making a mount point.
     MountPoint(PathBuf),
     /// Mounting.
@@ -154,6 +156,12 @@ impl fmt::Display for Operation {
             Self::Propagation => ("set mount propagation", None),
             Self::OpenRoot => ("open the root filesystem", None),
             Self::OpenSource(path) => ("open mount source", Some(path)),
+            Self::MapMount(path) => {
+                return write!(
+                    f,
+                    "map the ids of {path:?}, which takes a file system that can (tmpfs since Linux 6.3)"
+                );
+            }
             Self::MountPoint(path) => ("make mount point", Some(path)),
             Self::Mount(path) => ("mount", Some(path)),
             Self::Device(path) => ("make device", Some(path)),

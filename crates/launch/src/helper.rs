@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use kina_userns::{Mapping, Range, With};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -13,7 +14,8 @@ use crate::error::Operation;
 use crate::final_stage::{self, Prepared};
 use crate::mounts::{self, Sources};
 use crate::order::{
-    CgroupV1, GO, InitOrder, Message, MountKind, MountOrder, Order, ProcessOrder, START, Task, Warning,
+    CgroupV1, GO, InitOrder, MappedIds, Message, MountKind, MountOrder, Order, ProcessOrder, START, Task,
+    Warning,
 };
 use crate::seccomp::Instruction;
 use crate::spawn::{EXTRA, FIRST_FREE, ORDER, SOCKET};
@@ -349,12 +351,17 @@ fn open_sources(init: &InitOrder, extra: Option<OwnedFd>) -> Result<Sources, Fai
         (None, None) => return Err(Failure::Abandoned),
     };
     let mut sources = Sources { root: Some(root), ..Sources::default() };
+    let mut maps = Maps::default();
     for MountOrder { kind, .. } in &init.mounts {
         let mut opened = Vec::new();
         match kind {
-            MountKind::Bind { source, recursive } => {
+            MountKind::Bind { source, recursive, mapped } => {
                 let flags = if *recursive { tree } else { clone };
-                opened.push(open_tree(CWD, source, flags).during(|| Operation::OpenSource(source.clone()))?);
+                let mount = open_tree(CWD, source, flags).during(|| Operation::OpenSource(source.clone()))?;
+                if let Some(ids) = mapped {
+                    maps.apply(&mount, ids).during(|| Operation::MapMount(source.clone()))?;
+                }
+                opened.push(mount);
             }
             MountKind::New { .. } => {}
             MountKind::CgroupV1(groups) if !init.new_cgroup_namespace => {
@@ -385,6 +392,42 @@ fn open_sources(init: &InitOrder, extra: Option<OwnedFd>) -> Result<Sources, Fai
         }
     }
     Ok(sources)
+}
+
+/// The user namespaces by which mounts are mapped, one for each mapping. They live on in the mounts.
+#[derive(Default)]
+struct Maps(Vec<(Mapping, OwnedFd)>);
+
+impl Maps {
+    fn apply(&mut self, mount: &OwnedFd, ids: &MappedIds) -> io::Result<()> {
+        let ranges = |list: &[(u32, u32, u32)]| {
+            list.iter().map(|&(inside, outside, length)| Range { inside, outside, length }).collect()
+        };
+        let mapping = Mapping { uids: ranges(&ids.uids), gids: ranges(&ids.gids) };
+        let index = match self.0.iter().position(|(known, _)| *known == mapping) {
+            Some(index) => index,
+            None => {
+                let made = kina_userns::create(&mapping, With::Nothing).map_err(cause)?;
+                self.0.push((mapping, made.user));
+                self.0.len() - 1
+            }
+        };
+        kina_userns::map_mount(mount, &self.0[index].1, ids.recursive).map_err(cause)
+    }
+}
+
+/// What the kernel said.
+fn cause(error: kina_userns::Error) -> io::Error {
+    use kina_userns::Error;
+    match error {
+        Error::Clone(source)
+        | Error::Map { source, .. }
+        | Error::Unshare(source)
+        | Error::TakeOver(source)
+        | Error::Owner(source)
+        | Error::MapMount(source)
+        | Error::Probe { source, .. } => source,
+    }
 }
 
 /// How long a launcher waits if the caller does not say.

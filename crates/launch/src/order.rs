@@ -104,6 +104,8 @@ pub(crate) enum MountKind {
     Bind {
         source: PathBuf,
         recursive: bool,
+        /// How its files' owners are shown, if not as they are.
+        mapped: Option<MappedIds>,
     },
     New {
         file_system: String,
@@ -116,6 +118,16 @@ pub(crate) enum MountKind {
     CgroupV1(Vec<CgroupV1>),
     /// The group's directory on the host, for kernels and namespaces that refuse a mount.
     CgroupV2(PathBuf),
+}
+
+/// Ids of a file system and what a mount shows them as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MappedIds {
+    /// First id on the file system, first id shown, how many.
+    pub(crate) uids: Vec<(u32, u32, u32)>,
+    pub(crate) gids: Vec<(u32, u32, u32)>,
+    /// Whether all mounts below are mapped, too.
+    pub(crate) recursive: bool,
 }
 
 /// One v1 hierarchy in a container.

@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use common::*;
@@ -89,6 +89,16 @@ fn with_user_namespace(mut spec: Spec) -> Spec {
     let user = defaults::namespaces(&[LinuxNamespaceType::User]);
     linux.namespaces_mut().as_mut().unwrap().extend(user);
     spec
+}
+
+/// Adds a mount with mappings.
+fn map_mount(spec: &mut Spec, kind: &str) {
+    let mapped = with_user_namespace(spec.clone());
+    let linux = mapped.linux().as_ref().unwrap();
+    let mut mount = defaults::mount("/m", kind, "/tmp", &[]);
+    mount.set_uid_mappings(linux.uid_mappings().clone());
+    mount.set_gid_mappings(linux.gid_mappings().clone());
+    spec.mounts_mut().as_mut().unwrap().push(mount);
 }
 
 /// The lines of a status file that tell of confinement.
@@ -201,6 +211,53 @@ fn a_user_namespace_has_mapped_ids_devices_and_mounts() {
         output.split_whitespace().eq(["0", "200000", "65536", "1", "1", "/sys/fs/cgroup/pids"]),
         "{output}"
     );
+}
+
+#[test]
+fn a_mapped_mount_shows_its_files_as_the_namespace_has_them() {
+    let place = Place::new();
+    let source = tempfile::tempdir().unwrap();
+    fs::set_permissions(source.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The root is not mapped: nobody in the namespace could make them.
+    for name in ["mapped", "plain"] {
+        fs::create_dir(place.root().join(name)).unwrap();
+    }
+    fs::write(source.path().join("of-root"), "").unwrap();
+    fs::write(source.path().join("of-seven"), "").unwrap();
+    std::os::unix::fs::chown(source.path().join("of-seven"), Some(7), Some(8)).unwrap();
+    let mut spec = with_user_namespace(shell(
+        "for where in mapped plain; do stat -c '%n %u:%g' /$where/of-root /$where/of-seven; done
+         touch /mapped/made && touch /plain/made || true",
+    ));
+    for name in ["/mapped", "/plain"] {
+        let mut mount = defaults::mount(name, "bind", source.path().to_str().unwrap(), &["rbind"]);
+        if name == "/mapped" {
+            let linux = spec.linux().as_ref().unwrap();
+            mount.set_uid_mappings(linux.uid_mappings().clone());
+            mount.set_gid_mappings(linux.gid_mappings().clone());
+        }
+        spec.mounts_mut().as_mut().unwrap().push(mount);
+    }
+    let (code, output) = run(&place, &spec).unwrap();
+    assert_eq!(code, 0, "{output}");
+    let expected = "/mapped/of-root 0:0\n/mapped/of-seven 7:8\n\
+                    /plain/of-root 65534:65534\n/plain/of-seven 65534:65534\n";
+    assert!(output.starts_with(expected), "{output}");
+    let made = fs::metadata(source.path().join("made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (0, 0));
+}
+
+#[test]
+fn a_mount_that_cannot_be_mapped_is_named() {
+    let place = Place::new();
+    let mut spec = with_user_namespace(shell("true"));
+    let mut mount = defaults::mount("/numbers", "bind", "/proc/sys", &["rbind", "ridmap"]);
+    let linux = spec.linux().as_ref().unwrap();
+    mount.set_uid_mappings(linux.uid_mappings().clone());
+    mount.set_gid_mappings(linux.gid_mappings().clone());
+    spec.mounts_mut().as_mut().unwrap().push(mount);
+    let error = run(&place, &spec).unwrap_err();
+    assert!(error.to_string().contains("map the ids of \"/proc/sys\""), "{error}");
 }
 
 #[test]
@@ -419,7 +476,16 @@ fn nothing_but_the_streams_is_open() {
 #[test]
 fn refusals_name_the_field() {
     type Change = fn(&mut Spec);
-    let table: [(&str, Change); 14] = [
+    let table: [(&str, Change); 17] = [
+        ("mounts.gidMappings", |spec| {
+            map_mount(spec, "bind");
+            spec.mounts_mut().as_mut().unwrap().last_mut().unwrap().set_gid_mappings(None);
+        }),
+        ("mounts.uidMappings", |spec| map_mount(spec, "tmpfs")),
+        ("mounts.options", |spec| {
+            let mount = defaults::mount("/m", "bind", "/tmp", &["rbind", "idmap"]);
+            spec.mounts_mut().as_mut().unwrap().push(mount);
+        }),
         ("linux.sysctl", |spec| {
             let sysctl = [("kernel.panic".to_owned(), "1".to_owned())].into();
             spec.linux_mut().as_mut().unwrap().set_sysctl(Some(sysctl));

@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use kina_cgroup::Group;
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxIdMapping, Mount};
 
-use super::{clean, given};
+use super::clean;
 use crate::error::Error;
-use crate::mounts::options;
-use crate::order::{CgroupV1, MountKind, MountOrder};
+use crate::mounts::options::{self, IdMapped};
+use crate::order::{CgroupV1, MappedIds, MountKind, MountOrder};
 
 /// What may be mounted over inside `/proc`: files that tell of the machine, which some replace.
 const PROC_FILES: [&str; 9] = [
@@ -29,9 +29,6 @@ pub(super) fn mount_order(
     cgroup: Option<&Group>,
     bind_cgroup: bool,
 ) -> Result<MountOrder, Error> {
-    if given(mount.uid_mappings()) || given(mount.gid_mappings()) {
-        return Err(Error::refused("mounts.uidMappings", "not supported"));
-    }
     let given_target = mount.destination();
     // Relative destinations are from the root, as runc takes them.
     let target = clean(&Path::new("/").join(given_target))
@@ -53,6 +50,10 @@ pub(super) fn mount_order(
         return Err(Error::refused("mounts.destination", "/proc is for a proc file system"));
     }
     let source = mount.source().clone().unwrap_or_default();
+    let mapped = mapped_ids(mount, parsed.id_mapped)?;
+    if mapped.is_some() && !bind {
+        return Err(Error::refused("mounts.uidMappings", "only a bind mount can be mapped"));
+    }
     let mut data = parsed.data;
     let kind = if bind {
         if let Some((key, _)) = data.first() {
@@ -62,7 +63,7 @@ pub(super) fn mount_order(
         if !source.is_absolute() {
             return Err(Error::refused("mounts.source", &format!("{source:?} is not absolute")));
         }
-        MountKind::Bind { source, recursive: parsed.recursive || kind == "rbind" }
+        MountKind::Bind { source, recursive: parsed.recursive || kind == "rbind", mapped }
     } else if kind == "cgroup" || kind == "cgroup2" {
         cgroup_kind(kind, cgroup, bind_cgroup)?
     } else if kind.is_empty() {
@@ -90,6 +91,24 @@ pub(super) fn mount_order(
         set_recursive: parsed.set_recursive,
         propagation: parsed.propagation,
     })
+}
+
+/// The mappings of a mount. The specification leaves open what follows from mappings without one of
+/// the words; here, as with runc, that the one mount is mapped.
+fn mapped_ids(mount: &Mount, word: Option<IdMapped>) -> Result<Option<MappedIds>, Error> {
+    let ranges = |list: &Option<Vec<LinuxIdMapping>>| -> Vec<(u32, u32, u32)> {
+        list.iter().flatten().map(|map| (map.container_id(), map.host_id(), map.size())).collect()
+    };
+    let (uids, gids) = (ranges(mount.uid_mappings()), ranges(mount.gid_mappings()));
+    match (uids.is_empty(), gids.is_empty(), word) {
+        (true, true, None) => Ok(None),
+        (true, true, Some(_)) => Err(Error::refused("mounts.options", "idmap needs mappings")),
+        (true, false, _) => Err(Error::refused("mounts.uidMappings", "gidMappings are given, these not")),
+        (false, true, _) => Err(Error::refused("mounts.gidMappings", "uidMappings are given, these not")),
+        (false, false, word) => {
+            Ok(Some(MappedIds { uids, gids, recursive: word == Some(IdMapped::Recursive) }))
+        }
+    }
 }
 
 fn cgroup_kind(file_system: &str, cgroup: Option<&Group>, bind_cgroup: bool) -> Result<MountKind, Error> {

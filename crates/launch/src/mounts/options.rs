@@ -2,11 +2,22 @@
 
 use crate::error::Error;
 
+/// What an id mapping of a mount holds for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IdMapped {
+    /// For the mount alone.
+    One,
+    /// For all mounts below it, too.
+    Recursive,
+}
+
 /// What the words of one mount say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) bind: bool,
     pub(crate) recursive: bool,
+    /// How the mount's ids are mapped, if it says so.
+    pub(crate) id_mapped: Option<IdMapped>,
     /// `MOUNT_ATTR_*` for the mount.
     pub(crate) set: u64,
     pub(crate) clear: u64,
@@ -18,7 +29,7 @@ pub(crate) struct Options {
     pub(crate) data: Vec<(String, Option<String>)>,
 }
 
-const NOT_SUPPORTED: [&str; 5] = ["remount", "idmap", "ridmap", "tmpcopyup", "move"];
+const NOT_SUPPORTED: [&str; 3] = ["remount", "tmpcopyup", "move"];
 
 /// Understands the words as mount(8) and the OCI runtime specification define them. Attributes of
 /// a bound mount are only ever added to those that its source has: a container is not given a
@@ -32,6 +43,8 @@ pub(crate) fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Opti
         match word {
             "" | "defaults" => {}
             "bind" => options.bind = true,
+            "idmap" => options.id_mapped = Some(IdMapped::One),
+            "ridmap" => options.id_mapped = Some(IdMapped::Recursive),
             "rbind" => (options.bind, options.recursive) = (true, true),
             _ => {
                 if let Some(flags) = propagation(word) {
@@ -109,6 +122,13 @@ mod tests {
         assert_eq!(options.propagation, [libc::MS_SLAVE | libc::MS_REC]);
         let expected = [("size".to_owned(), Some("1k".to_owned())), ("foo".to_owned(), None)];
         assert_eq!(options.data, expected);
+    }
+
+    #[test]
+    fn ids_are_mapped_for_one_mount_or_all() {
+        assert_eq!(parse(["rbind"]).unwrap().id_mapped, None);
+        assert_eq!(parse(["rbind", "idmap"]).unwrap().id_mapped, Some(IdMapped::One));
+        assert_eq!(parse(["ridmap", "rbind"]).unwrap().id_mapped, Some(IdMapped::Recursive));
     }
 
     #[test]

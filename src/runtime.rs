@@ -33,6 +33,7 @@ use crate::placement::{PlacementPolicy, PlacementRequest, place};
 use crate::pod::PodHandle;
 use crate::pod::context::{Context, Paths, log_path, now};
 use crate::pod::size::{NodeSize, SizePolicy};
+use crate::pod::user_namespaces::UserNamespaces;
 use crate::pod::view::{ContainerView, PodView};
 use crate::pod::volumes::VolumeRoots;
 use crate::recover;
@@ -168,6 +169,7 @@ impl Runtime {
         let layers = Layers::adopt(Arc::clone(&node), records.layer_users()).await?;
         let network = Network::open(config.network.clone(), Arc::clone(&node), store.clone()).await;
         let node_size = NodeSize::of(&*node).await;
+        let user_namespaces = UserNamespaces::of(&node, &paths).await;
         let context = Arc::new(Context {
             node,
             network: network.clone(),
@@ -181,6 +183,7 @@ impl Runtime {
             sizes: config.machine.sizes,
             node_size,
             volumes: config.machine.volumes.clone(),
+            user_namespaces,
         });
         let tasks = CancellationToken::new();
         let registry = Registry::default();
@@ -317,6 +320,7 @@ impl Runtime {
                 context.network.admit(&spec)?;
             }
         }
+        context.user_namespaces.admit(&spec)?;
         let handle = loop {
             let make =
                 || PodHandle::create(Arc::clone(context), Arc::clone(driver), PodId::random(), spec.clone());

@@ -104,7 +104,8 @@ pub fn container_spec(
             .into_iter()
             .enumerate()
             .map(|(index, mount)| {
-                mounts::mount(&format!("config.mounts[{index}]"), mount, kernel.recursive_read_only)
+                let field = format!("config.mounts[{index}]");
+                mounts::mount(&field, mount, kernel.recursive_read_only, pod.namespaces.user)
             })
             .collect::<Result<_, _>>()?,
         devices: devices

@@ -17,6 +17,7 @@ pub mod stats;
 pub mod support;
 #[cfg(test)]
 mod tests;
+mod user_namespace;
 pub mod views;
 
 use std::fmt;

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use kina_model::{Device, Mount, Propagation, SpecError};
+use kina_model::{Device, Mount, Propagation, SpecError, UserNamespace};
 
-use super::{check, v1};
+use super::{check, user_namespace, v1};
 
 /// The options of a bind mount that only say what the mount allows.
 const OPTIONS: [&str; 14] = [
@@ -28,7 +28,13 @@ const OPTIONS: [&str; 14] = [
 ///
 /// `recursive` says whether the pod's machine can make mounts read-only with
 /// everything below them.
-pub(super) fn mount(field: &str, message: v1::Mount, recursive: bool) -> Result<Mount, SpecError> {
+/// `user` is the user namespace of the pod.
+pub(super) fn mount(
+    field: &str,
+    message: v1::Mount,
+    recursive: bool,
+    user: Option<UserNamespace>,
+) -> Result<Mount, SpecError> {
     let v1::Mount {
         container_path,
         host_path,
@@ -48,13 +54,7 @@ pub(super) fn mount(field: &str, message: v1::Mount, recursive: bool) -> Result<
         let reason = "kina does not mount images as volumes; copy the files in an init container instead";
         return Err(SpecError::unsupported(format!("{field}.image"), reason));
     }
-    for (name, mappings) in [("uidMappings", uid_mappings), ("gidMappings", gid_mappings)] {
-        if !mappings.is_empty() {
-            let reason =
-                "id-mapped mounts need a user namespace, which kina does not offer; set hostUsers to true";
-            return Err(SpecError::unsupported(format!("{field}.{name}"), reason));
-        }
-    }
+    let mapped = user_namespace::mapped(field, &uid_mappings, &gid_mappings, user)?;
     check::absolute_path(&format!("{field}.container_path"), &container_path)?;
     if container_path.bytes().all(|byte| byte == b'/') {
         let reason = "the root itself cannot be mounted over; choose a path below it";
@@ -90,6 +90,7 @@ pub(super) fn mount(field: &str, message: v1::Mount, recursive: bool) -> Result<
         host_path: PathBuf::from(host_path),
         readonly,
         recursive_read_only,
+        mapped,
         propagation,
         options: mount_options,
     })
@@ -108,8 +109,8 @@ pub(super) fn message(mount: &Mount) -> v1::Mount {
         readonly: mount.readonly,
         selinux_relabel: false,
         propagation: propagation.into(),
-        uid_mappings: Vec::new(),
-        gid_mappings: Vec::new(),
+        uid_mappings: mount.mapped.iter().map(|user| user_namespace::mapping(user.uids)).collect(),
+        gid_mappings: mount.mapped.iter().map(|user| user_namespace::mapping(user.gids)).collect(),
         recursive_read_only: mount.recursive_read_only,
         image: None,
         image_sub_path: String::new(),
@@ -133,6 +134,8 @@ pub(super) fn device(field: &str, message: v1::Device) -> Result<Device, SpecErr
 
 #[cfg(test)]
 mod tests {
+    use kina_model::IdRange;
+
     use super::*;
 
     fn plain() -> v1::Mount {
@@ -147,14 +150,22 @@ mod tests {
             mount_options: vec!["noexec".into()],
             ..plain()
         };
-        assert_eq!(message(&mount("m", original.clone(), true).unwrap()), original);
+        assert_eq!(message(&mount("m", original.clone(), true, None).unwrap()), original);
+        let range = IdRange { inside: 0, outside: 100_000, length: 65536 };
+        let user = Some(UserNamespace { uids: range, gids: range });
+        let mapping = vec![user_namespace::mapping(range)];
+        let mapped = v1::Mount { uid_mappings: mapping.clone(), gid_mappings: mapping, ..plain() };
+        let kept = mount("m", mapped.clone(), false, user).unwrap();
+        assert_eq!(kept.mapped, user);
+        assert_eq!(message(&kept), mapped);
+        assert_eq!(mount("m", plain(), false, user).unwrap().mapped, None);
         let shared = v1::Mount {
             propagation: v1::MountPropagation::PropagationBidirectional.into(),
             selinux_relabel: true,
             image: Some(v1::ImageSpec::default()),
             ..plain()
         };
-        assert_eq!(mount("m", shared, false).unwrap().propagation, Propagation::Bidirectional);
+        assert_eq!(mount("m", shared, false, None).unwrap().propagation, Propagation::Bidirectional);
     }
 
     #[test]
@@ -187,7 +198,7 @@ mod tests {
         for (field, reason, change) in cases {
             let mut message = plain();
             change(&mut message);
-            let error = mount("m", message, false).unwrap_err().to_string();
+            let error = mount("m", message, false, None).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{field}: ")) && error.contains(reason), "{error}");
         }
     }

@@ -6,7 +6,7 @@ use kina_model::{
     ContainerPid, PidMode, Placement, PodNamespaces, PodSpec, RunAs, Seccomp, Security, SpecError,
 };
 
-use super::{check, v1};
+use super::{check, user_namespace, v1};
 
 /// The capabilities that Linux has (capabilities(7)), without `CAP_`.
 const CAPABILITIES: [&str; 41] = [
@@ -82,7 +82,10 @@ pub(super) fn pod_namespaces(
     options: Option<v1::NamespaceOption>,
 ) -> Result<PodNamespaces, SpecError> {
     let v1::NamespaceOption { network, pid, ipc, target_id, userns_options } = options.unwrap_or_default();
-    user_namespace(field, userns_options)?;
+    let user = match userns_options {
+        Some(options) => user_namespace::asked(&format!("{field}.userns_options"), options)?,
+        None => None,
+    };
     if !target_id.is_empty() {
         let reason = "only a container can share another container's processes";
         return Err(SpecError::invalid(format!("{field}.target_id"), reason));
@@ -97,11 +100,16 @@ pub(super) fn pod_namespaces(
             return Err(SpecError::invalid(pid_field, reason));
         }
     };
-    Ok(PodNamespaces {
+    let namespaces = PodNamespaces {
+        user,
         host_network: is_node(&format!("{field}.network"), network)?,
         host_ipc: is_node(&format!("{field}.ipc"), ipc)?,
         pid,
-    })
+    };
+    if user.is_some() {
+        user_namespace::owns_all(field, namespaces)?;
+    }
+    Ok(namespaces)
 }
 
 /// Whether the mode of a network or IPC namespace is the node's.
@@ -124,7 +132,9 @@ fn container_pid(
     let Some(v1::NamespaceOption { network, pid, ipc, target_id, userns_options }) = options else {
         return Ok(None);
     };
-    user_namespace(field, userns_options)?;
+    if let Some(options) = userns_options {
+        user_namespace::same(&format!("{field}.userns_options"), options, pod.namespaces.user)?;
+    }
     for (name, mode, of_pod) in
         [("network", network, pod.namespaces.host_network), ("ipc", ipc, pod.namespaces.host_ipc)]
     {
@@ -160,27 +170,6 @@ fn container_pid(
             "is missing; pid TARGET needs a container's id",
         )),
         (v1::NamespaceMode::Target, _) => Ok(Some(ContainerPid::Target(target_id))),
-    }
-}
-
-fn user_namespace(field: &str, options: Option<v1::UserNamespace>) -> Result<(), SpecError> {
-    let Some(v1::UserNamespace { mode, uids, gids }) = options else {
-        return Ok(());
-    };
-    let field = format!("{field}.userns_options");
-    match check::known(&format!("{field}.mode"), mode)? {
-        v1::NamespaceMode::Node if uids.is_empty() && gids.is_empty() => Ok(()),
-        v1::NamespaceMode::Node => {
-            Err(SpecError::invalid(field, "mode NODE has no user namespace, so no uids and gids"))
-        }
-        v1::NamespaceMode::Pod => {
-            let reason =
-                "kina does not offer user namespaces; set hostUsers to true (handler \"vm\" isolates more)";
-            Err(SpecError::unsupported(field, reason))
-        }
-        v1::NamespaceMode::Container | v1::NamespaceMode::Target => {
-            Err(SpecError::invalid(format!("{field}.mode"), "is neither POD nor NODE"))
-        }
     }
 }
 
@@ -495,7 +484,7 @@ pub(super) fn namespaces_message(namespaces: PodNamespaces) -> v1::NamespaceOpti
         pid: pid.into(),
         ipc: mode(namespaces.host_ipc).into(),
         target_id: String::new(),
-        userns_options: None,
+        userns_options: namespaces.user.map(user_namespace::message),
     }
 }
 

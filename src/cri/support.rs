@@ -31,6 +31,7 @@ const NO_POD_PROCESS: &str = "a pod has no process of its own; containers carry 
 const SIZES_A_MACHINE: &str =
     "sizes a virtual machine; the kubelet itself limits the cgroup that it names as the pod's parent";
 const SIZES_NOTHING: &str = "a virtual machine is sized by memory limit and CPU quota alone";
+const ALL_MAPPED: &str = "in a pod with a user namespace a mount of the node's without them is refused there";
 const NO_DEVICES: &str = "devices of the node cannot be given to a virtual machine";
 const OUTPUT_ONLY: &str = "runtimes report it, callers do not set it";
 
@@ -56,10 +57,7 @@ pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
     ("config.linux.security_context.namespace_options.pid", Limited("mode NODE is refused there")),
     ("config.linux.security_context.namespace_options.ipc", Limited("mode NODE is refused there")),
     ("config.linux.security_context.namespace_options.target_id", Refused("only a container has a target")),
-    (
-        "config.linux.security_context.namespace_options.userns_options",
-        Refused("no user namespaces; mode NODE is taken"),
-    ),
+    ("config.linux.security_context.namespace_options.userns_options", Honoured),
     ("config.linux.security_context.selinux_options", Refused("no SELinux labels")),
     ("config.linux.security_context.run_as_user", NotApplicable(NO_POD_PROCESS)),
     ("config.linux.security_context.run_as_group", NotApplicable(NO_POD_PROCESS)),
@@ -124,8 +122,8 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
         NotApplicable("containers have no SELinux label of their own to relabel for"),
     ),
     ("config.mounts.propagation", Limited("BIDIRECTIONAL is refused there")),
-    ("config.mounts.uidMappings", Refused("id-mapped mounts need a user namespace")),
-    ("config.mounts.gidMappings", Refused("id-mapped mounts need a user namespace")),
+    ("config.mounts.uidMappings", Limited(ALL_MAPPED)),
+    ("config.mounts.gidMappings", Limited(ALL_MAPPED)),
     ("config.mounts.recursive_read_only", Honoured),
     ("config.mounts.image", Refused("images are not mounted as volumes")),
     ("config.mounts.image_sub_path", Refused("images are not mounted as volumes")),
@@ -158,10 +156,7 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ("config.linux.security_context.namespace_options.pid", Honoured),
     ("config.linux.security_context.namespace_options.ipc", Honoured),
     ("config.linux.security_context.namespace_options.target_id", Honoured),
-    (
-        "config.linux.security_context.namespace_options.userns_options",
-        Refused("no user namespaces; mode NODE is taken"),
-    ),
+    ("config.linux.security_context.namespace_options.userns_options", Honoured),
     ("config.linux.security_context.selinux_options", Refused("no SELinux labels")),
     ("config.linux.security_context.run_as_user", Honoured),
     ("config.linux.security_context.run_as_group", Honoured),

@@ -184,7 +184,8 @@ fn a_pod_is_kept_whole() {
     assert_eq!(spec.annotations["note"], "x");
     assert_eq!(spec.cgroup_parent, "/kubepods.slice/pod1");
     assert_eq!(spec.sysctls.len(), 2);
-    let namespaces = PodNamespaces { host_network: false, host_ipc: false, pid: PidMode::Container };
+    let namespaces =
+        PodNamespaces { user: None, host_network: false, host_ipc: false, pid: PidMode::Container };
     assert_eq!(spec.namespaces, namespaces);
     assert!(spec.privileged);
     assert_eq!(spec.overhead.as_ref().unwrap().cpu_shares, Some(2));
@@ -206,6 +207,12 @@ fn a_pod_that_says_little() {
 }
 
 type PodChange = fn(&mut v1::PodSandboxConfig);
+
+/// One that is fine.
+fn user_namespace() -> v1::UserNamespace {
+    let ids = v1::IdMapping { host_id: 100_000, container_id: 0, length: 65536 };
+    v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: vec![ids], gids: vec![ids] }
+}
 
 fn context(config: &mut v1::PodSandboxConfig) -> &mut v1::LinuxSandboxSecurityContext {
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
@@ -297,15 +304,30 @@ fn pods_that_cannot_be_had() {
         (INVALID, "config.linux.security_context.namespace_options.target_id", "only a container", |c| {
             options(c).target_id = "x".into();
         }),
-        (UNSUPPORTED, "config.linux.security_context.namespace_options.userns_options", "hostUsers", |c| {
-            let id = v1::IdMapping { host_id: 100_000, container_id: 0, length: 65536 };
-            options(c).userns_options = Some(v1::UserNamespace {
-                mode: v1::NamespaceMode::Pod.into(),
-                uids: vec![id],
-                gids: vec![id],
-            });
+        (INVALID, "config.linux.security_context.namespace_options.network", "hostUsers", |c| {
+            options(c).network = v1::NamespaceMode::Node.into();
+            options(c).userns_options = Some(user_namespace());
+            c.linux.as_mut().unwrap().sysctls.clear();
+            c.port_mappings.clear();
         }),
-        (INVALID, "config.linux.security_context.namespace_options.userns_options.mode", "neither", |c| {
+        (INVALID, "config.linux.security_context.namespace_options.pid", "hostUsers", |c| {
+            options(c).pid = v1::NamespaceMode::Node.into();
+            options(c).userns_options = Some(user_namespace());
+        }),
+        (INVALID, "config.linux.security_context.namespace_options.ipc", "hostUsers", |c| {
+            options(c).ipc = v1::NamespaceMode::Node.into();
+            options(c).userns_options = Some(user_namespace());
+        }),
+        (
+            INVALID,
+            "config.linux.security_context.namespace_options.userns_options.uids",
+            "exactly one",
+            |c| {
+                let two = v1::UserNamespace { uids: vec![v1::IdMapping::default(); 2], ..user_namespace() };
+                options(c).userns_options = Some(two);
+            },
+        ),
+        (INVALID, "config.linux.security_context.namespace_options.userns_options.mode", "CONTAINER", |c| {
             options(c).userns_options.as_mut().unwrap().mode = v1::NamespaceMode::Container.into();
         }),
         (INVALID, "config.linux.security_context.namespace_options.userns_options", "NODE", |c| {

@@ -19,6 +19,12 @@ const LEAST_PORT: u16 = 2;
 /// # Errors
 /// The field that asks for it.
 pub(crate) fn check(spec: &PodSpec) -> Result<(), SpecError> {
+    if spec.namespaces.user.is_some() {
+        let reason = "a pod with a machine's own network cannot have a user namespace, which would have to own \
+             that network; set hostUsers to true";
+        let field = "config.linux.security_context.namespace_options.userns_options";
+        return Err(SpecError::unsupported(field, reason));
+    }
     let mapped = mapped(spec);
     if mapped.len() > PORTS_LIMIT {
         let reason = format!("{} ports of the node lead to the pod, and {PORTS_LIMIT} can", mapped.len());

@@ -125,8 +125,9 @@ impl Subject {
                     let source = self.driver.share(&self.id, &share).await?;
                     let mut request = guest_request::mount(mount, &source);
                     if self.driver.capabilities().own_kernel {
-                        // What the node mounts later comes with the share.
+                        // What the node mounts later comes with the share, as do mapped ids.
                         request.set_propagation(v1::MountPropagation::Private);
+                        request.mapped = None;
                     }
                     request
                 }

@@ -10,6 +10,7 @@ use kina_node::Node;
 use kina_store::Store;
 
 use super::size::{NodeSize, SizePolicy};
+use super::user_namespaces::UserNamespaces;
 use super::volumes::VolumeRoots;
 use crate::events::Events;
 use crate::layers::Layers;
@@ -41,6 +42,8 @@ pub struct Context {
     pub node_size: NodeSize,
     /// What of the node machines with a kernel of their own may see.
     pub volumes: VolumeRoots,
+    /// Where pods can have user namespaces.
+    pub user_namespaces: UserNamespaces,
 }
 
 impl Context {

@@ -5,8 +5,8 @@ use std::path::Path;
 use kina_guest_api::v1;
 use kina_machine::Attachment;
 use kina_model::{
-    ContainerPid, ContainerSpec, Device, Dns, Mount, PidMode, PodId, PodSpec, Process, Propagation,
-    Resources, RunAs, Seccomp, Security, User,
+    ContainerPid, ContainerSpec, Device, Dns, IdRange, Mount, PidMode, PodId, PodSpec, Process, Propagation,
+    Resources, RunAs, Seccomp, Security, User, UserNamespace,
 };
 
 use crate::error::Error;
@@ -110,7 +110,14 @@ pub(super) fn setup_pod(
         sysctls: spec.sysctls.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
         dns: spec.dns.as_ref().map(dns),
         shm_bytes: 0,
+        user: spec.namespaces.user.map(id_mappings),
     })
+}
+
+/// The mappings of a pod's user namespace.
+pub(super) fn id_mappings(user: UserNamespace) -> v1::IdMappings {
+    let range = |IdRange { inside, outside, length }| v1::IdRange { inside, outside, length };
+    v1::IdMappings { uids: vec![range(user.uids)], gids: vec![range(user.gids)] }
 }
 
 fn dns(dns: &Dns) -> v1::Dns {
@@ -279,6 +286,7 @@ pub(super) fn mount(mount: &Mount, source: &Path) -> v1::Mount {
         tmpfs_bytes: 0,
         options: mount.options.clone(),
         volume: None,
+        mapped: mount.mapped.map(id_mappings),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod logs;
 pub mod record;
 pub mod size;
 mod start;
+pub mod user_namespaces;
 pub mod view;
 pub mod volumes;
 

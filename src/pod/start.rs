@@ -124,7 +124,10 @@ impl Subject {
             PodEffect::MakeDirectories => self.make_directories().await.map_err(failed),
             PodEffect::CreateNetwork => {
                 if self.has_namespace() {
-                    let path = self.context.node.create_network_namespace(&self.id).await;
+                    // A machine with a kernel of its own makes the user namespace inside.
+                    let own_kernel = self.driver.capabilities().own_kernel;
+                    let user = self.spec.namespaces.user.filter(|_| !own_kernel);
+                    let path = self.context.node.create_network_namespace(&self.id, user).await;
                     progress.netns = Some(path.map_err(|error| failed(error.into()))?);
                 }
                 Ok(())
@@ -177,7 +180,13 @@ impl Subject {
 
     /// Shakes hands with the guest, trying again until the deadline.
     pub(super) async fn connect(&self, deadline: Duration) -> Result<GuestClient, Error> {
-        connect_guest(&self.driver, &self.id, deadline).await
+        let guest = connect_guest(&self.driver, &self.id, deadline).await?;
+        if self.driver.capabilities().own_kernel {
+            let able = guest.hello().features.is_some_and(|features| features.user_namespaces);
+            let joined = self.driver.capabilities().network != NetworkAttachment::Machine;
+            self.context.user_namespaces.learn(able && joined);
+        }
+        Ok(guest)
     }
 
     /// How large the pod's machine is made.
@@ -212,6 +221,7 @@ impl Subject {
             },
             memory_bytes,
             cpus,
+            user: self.spec.namespaces.user,
         }
     }
 

@@ -89,7 +89,12 @@ pub(crate) mod test_support {
             placement: Placement::Shared,
             cgroup_parent: String::new(),
             sysctls: BTreeMap::new(),
-            namespaces: PodNamespaces { host_network: false, host_ipc: false, pid: PidMode::Container },
+            namespaces: PodNamespaces {
+                user: None,
+                host_network: false,
+                host_ipc: false,
+                pid: PidMode::Container,
+            },
             privileged: false,
             overhead: None,
             resources: None,

@@ -87,6 +87,11 @@ pub(super) async fn sources(
         };
         let facts = inspect(&mount.host_path).await?;
         sources.push(match find(&field, mount, &pod.metadata.uid, &facts, &roots)? {
+            Found::OfNode(_) if pod.namespaces.user.is_some() && mount.mapped.is_none() => {
+                let reason = "what a virtual machine whose pod has a user namespace sees of the node is \
+                     mapped as a whole; give this mount the pod's uidMappings and gidMappings";
+                return Err(SpecError::unsupported(format!("{field}.uidMappings"), reason).into());
+            }
             Found::OfNode(path) => Source::Shared(path.to_owned()),
             Found::EmptyDir { name, part } => {
                 let directory = pod_directory(&roots, &pod.metadata.uid).join(VOLUMES).join(EMPTY_DIR);
@@ -263,6 +268,7 @@ mod tests {
             host_path: path.into(),
             readonly: false,
             recursive_read_only: false,
+            mapped: None,
             propagation: Propagation::Private,
             options: Vec::new(),
         }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::Runtime;
 use crate::error::Error;
+use crate::placement::PlacementRequest;
 use crate::pod::view::{ContainerView, PodView};
 
 /// A runtime handler that pods may ask for.
@@ -48,8 +49,19 @@ impl Runtime {
             .into_iter()
             .filter(|placement| context.driver(*placement).is_some());
         let names = std::iter::once("").chain(named.map(Placement::handler));
-        // mount_setattr(2) is as old as the oldest kernel that kina runs on.
-        names.map(|name| Handler { name, recursive_read_only: true, user_namespaces: false }).collect()
+        names
+            .map(|name| {
+                let wish = PlacementRequest { handler: name, ..PlacementRequest::default() };
+                let placement = self.place(&wish).ok();
+                Handler {
+                    name,
+                    // mount_setattr(2) is as old as the oldest kernel that kina runs on.
+                    recursive_read_only: true,
+                    user_namespaces: placement
+                        .is_some_and(|placement| context.user_namespaces.offered(placement)),
+                }
+            })
+            .collect()
     }
 
     /// Whether pods can be made, and whether they get a network.

@@ -210,7 +210,7 @@ fn node(error: &kina_node::Error) -> Code {
     use kina_node::Error;
     match error {
         Error::Io { source, .. } => io(source.kind()),
-        Error::NeedsLinux { .. } => Code::Unimplemented,
+        Error::NeedsLinux { .. } | Error::UserNamespace { .. } => Code::Unimplemented,
         // A path of the pod's specification.
         Error::NotBindable { .. } => Code::InvalidArgument,
         Error::LoopDevices { .. } | Error::Cgroups { .. } => Code::ResourceExhausted,

@@ -83,7 +83,7 @@ async fn strangers_are_cleaned() {
     let daemon = world.daemon().await;
     kill(daemon).await;
     let stranger = kina_model::PodId::random();
-    world.node.create_network_namespace(&stranger).await.unwrap();
+    world.node.create_network_namespace(&stranger, None).await.unwrap();
     std::fs::create_dir_all(world.directory.path().join("root/pods").join(stranger.as_str())).unwrap();
     let _daemon = world.daemon().await;
     world.assert_empty();

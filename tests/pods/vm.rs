@@ -33,6 +33,7 @@ fn mounting(paths: &[PathBuf]) -> ContainerSpec {
         host_path: path.clone(),
         readonly: index == 0,
         recursive_read_only: false,
+        mapped: None,
         propagation: Propagation::Private,
         options: Vec::new(),
     };

@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Relay(PathBuf),
     /// The first process of a pod's PID namespace.
     Pause,
+    /// What is made from inside of the pod's user namespace.
+    Inside,
     /// On the node: keeps the end of what a virtual machine says.
     Console(Console),
     Demo(Vec<String>),
@@ -76,6 +78,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command, String> {
         "entry" => parse_entry(rest).map(Command::Entry),
         "relay" => parse_relay(rest).map(Command::Relay),
         "pause" => Ok(Command::Pause),
+        "inside" => Ok(Command::Inside),
         "console" => parse_console(rest).map(Command::Console),
         "demo" => Ok(Command::Demo(rest.to_vec())),
         "--version" => Ok(Command::Version),

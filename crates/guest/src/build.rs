@@ -40,12 +40,15 @@ impl Guest {
             lower.push(self.layer(pod, layer, &mut layers)?);
         }
         let directory = pod.state_directory.join("containers").join(id);
-        let mut undo = Undo::new(group.clone(), WritableLayer::create(directory)?);
-        let root = rootfs::assemble(id, &lower, undo.writable())?;
+        let mut undo = Undo::new(group.clone(), WritableLayer::create(directory, pod.root)?);
+        let root = rootfs::assemble(id, &lower, undo.writable(), pod.namespaces.user.as_ref())?;
         let identity = Accounts::read(&root)?.resolve(request_process.user.as_ref())?;
+        for group in std::iter::once(&identity.gid).chain(&identity.groups) {
+            pod.ids.outside("process.user", identity.uid, *group)?;
+        }
         let owns_pid_namespace = matches!(pid, PidNamespace::Own);
         let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy)?;
-        let streams = Streams::open(request_process.terminal, request.stdin)?;
+        let streams = Streams::open(request_process.terminal, request.stdin, pod.root)?;
         let launched = self
             .launcher
             .create(Plan {
@@ -73,6 +76,7 @@ impl Guest {
                 spec: spec::for_exec(spec),
                 group,
                 stop_signal,
+                root: pod.root,
                 log,
                 created_at_nanos: now_nanos(),
                 owns_pid_namespace,

@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::attach::{Audience, Input, Tee};
 use crate::error::Error;
+use crate::ids::Owner;
 use crate::layers::LayerUse;
 use crate::process::Descriptor;
 use crate::rootfs::WritableLayer;
@@ -49,6 +50,8 @@ pub(crate) struct Made {
     pub(crate) spec: Spec,
     pub(crate) group: Group,
     pub(crate) stop_signal: u32,
+    /// The pod's root, to whom the streams of execs belong.
+    pub(crate) root: Owner,
     pub(crate) log: Sink,
     pub(crate) created_at_nanos: i64,
     /// Whether its end is the end of its PID namespace, and so of all its processes.

@@ -96,6 +96,24 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Something about a user namespace could not be done.
+    #[error("user namespace of {whose} (Linux 5.19 has all that it takes)")]
+    UserNamespace {
+        /// The pod, or a layer.
+        whose: String,
+        /// Why.
+        #[source]
+        source: kina_userns::Error,
+    },
+    /// A step inside of the pod's user namespace failed.
+    #[error("{operation}, in the pod's user namespace")]
+    Inside {
+        /// What was done, and to what.
+        operation: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
     /// A root filesystem could not be put together.
     #[error("mount the root filesystem of container {id}{details}")]
     Overlay {

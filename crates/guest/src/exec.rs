@@ -68,7 +68,7 @@ fn launch(
 ) -> Result<(Started, Ends), Error> {
     let made = container.require_running("exec in")?;
     let process = spec::exec_process(&made.spec, start.args, start.terminal, start.size)?;
-    let streams = Streams::open(start.terminal, start.stdin)?;
+    let streams = Streams::open(start.terminal, start.stdin, made.root)?;
     let mut ends = Ends { terminal: start.terminal, stdin: streams.stdin, outputs: streams.outputs };
     let plan =
         ExecPlan { container: &made.spec, process, stdio: streams.child, cgroup: Some(made.group.clone()) };

@@ -1,10 +1,13 @@
 //! What this kernel can do, asked once.
 
+use std::path::Path;
+
 use kina_cgroup::{Hierarchy, Layout};
 use kina_guest_api::v1;
 
-/// Probes the kernel.
-pub(crate) fn probe(hierarchy: Option<&Hierarchy>) -> v1::Features {
+/// Probes the kernel. In a machine of the pod's own, user namespaces are tried, on the file
+/// system that `state` is on; on the node's kernel the daemon has tried them once for all.
+pub(crate) fn probe(hierarchy: Option<&Hierarchy>, state: Option<&Path>) -> v1::Features {
     let cgroup_mode = match hierarchy.map(Hierarchy::layout) {
         Some(Layout::V1) => v1::CgroupMode::V1,
         Some(Layout::Hybrid) => v1::CgroupMode::Hybrid,
@@ -12,9 +15,10 @@ pub(crate) fn probe(hierarchy: Option<&Hierarchy>) -> v1::Features {
         None => v1::CgroupMode::Unspecified,
     };
     v1::Features {
-        user_namespaces: number("/proc/sys/user/max_user_namespaces").is_some_and(|n| n > 0),
+        user_namespaces: number("/proc/sys/user/max_user_namespaces").is_some_and(|n| n > 0)
+            && state.is_none_or(|state| kina_userns::probe(state).is_ok()),
         apparmor: text("/sys/module/apparmor/parameters/enabled") == "Y",
-        selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         seccomp: text("/proc/sys/kernel/seccomp/actions_avail").contains("errno"),
         recursive_read_only: has_mount_setattr(),
         cgroup_mode: cgroup_mode.into(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -63,10 +64,17 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(pod_id: String, hierarchy: Hierarchy, journal: Journal, launcher: Launcher) -> Self {
+    /// `state` is where the pod's state will be in a machine of its own.
+    pub(crate) fn new(
+        pod_id: String,
+        hierarchy: Hierarchy,
+        journal: Journal,
+        launcher: Launcher,
+        state: Option<&Path>,
+    ) -> Self {
         Self {
             pod_id,
-            features: crate::features::probe(Some(&hierarchy)),
+            features: crate::features::probe(Some(&hierarchy), state),
             hierarchy,
             boot_id: crate::features::boot_id(),
             journal,

@@ -13,6 +13,7 @@
 //! entry  the same in a VM that has an init of its own, which runs it as a container
 //! relay  a stream to the guest, for whoever can run a program beside it only
 //! pause  the first process of a PID namespace that containers share
+//! inside makes what a pod's user namespace is to own, for the guest
 //! ```
 //!
 //! Everything runs on one thread, but for what blocks (mounts, launches), which
@@ -36,7 +37,9 @@ mod exec;
 mod features;
 mod forward;
 mod guest;
+mod ids;
 mod init;
+mod inside;
 mod journal;
 mod layers;
 mod memory;
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
             Err(error) => fail(&error),
         },
         Ok(Command::Pause) => pause::run(),
+        Ok(Command::Inside) => inside::run(),
         Ok(Command::Console(options)) => match console::run(&options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),

@@ -22,12 +22,12 @@ pub(crate) struct Shape {
 }
 
 /// The pod's /dev/shm of that size.
-pub(crate) fn shared(bytes: u64) -> Shape {
+pub(crate) fn shared(bytes: u64, owner: (u32, u32)) -> Shape {
     Shape {
         name: "shm",
         bytes: Some(bytes),
         mode: 0o1777,
-        owner: (0, 0),
+        owner,
         attributes: MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC,
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn it_has_its_size_and_is_shared() {
         let directory = tempfile::tempdir().unwrap();
-        let memory = Memory::create(&shared(1 << 20), directory.path().join("shm")).unwrap();
+        let memory = Memory::create(&shared(1 << 20, (0, 0)), directory.path().join("shm")).unwrap();
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let copy = || rustix::mount::open_tree(rustix::fs::CWD, memory.source(), flags).unwrap();
         let (one, two) = (copy(), copy());
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn the_way_of_older_kernels() {
         let directory = tempfile::tempdir().unwrap();
-        let mount = tmpfs(&shared(1 << 20)).unwrap();
+        let mount = tmpfs(&shared(1 << 20, (0, 0))).unwrap();
         let attached = Some(attach(&mount, directory.path().join("shm")).unwrap());
         let memory = Memory { mount, attached };
         let source = memory.source();

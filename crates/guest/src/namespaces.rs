@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use nix::sched::CloneFlags;
 
 use crate::error::Error;
+use crate::ids::Ids;
+use crate::inside;
+use crate::pause::Pause;
 
 /// For the threads that change their own namespaces and end.
 const STACK_BYTES: usize = 128 << 10;
@@ -32,11 +35,22 @@ pub(crate) enum Network {
     /// The machine's, which is the pod's alone.
     Machine,
     Existing(OwnedFd),
+    /// One that a user namespace owns: the pod's.
+    Owned(Owned),
+}
+
+/// A network namespace and the user namespace that owns it.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) user: OwnedFd,
+    pub(crate) network: OwnedFd,
 }
 
 /// The namespaces, made; `None` is the machine's own.
 #[derive(Debug)]
 pub(crate) struct PodNamespaces {
+    /// Owns the others.
+    pub(crate) user: Option<OwnedFd>,
     pub(crate) ipc: Option<OwnedFd>,
     pub(crate) uts: Option<OwnedFd>,
     pub(crate) network: Option<OwnedFd>,
@@ -47,9 +61,33 @@ pub(crate) struct PodNamespaces {
 }
 
 /// Makes the namespaces in a thread that ends, and writes host name and sysctls
-/// inside of them.
-pub(crate) fn create(plan: Plan) -> Result<PodNamespaces, Error> {
-    in_thread("make the pod's namespaces", move || create_here(plan))
+/// inside of them; those of a user namespace by a process that ends. `pid` asks for
+/// the first process of a PID namespace as well; it must be called on the guest's main
+/// thread then (see [`Pause`]).
+pub(crate) fn create(plan: Plan, ids: &Ids, pid: bool) -> Result<(PodNamespaces, Option<Pause>), Error> {
+    match plan.network {
+        Network::Owned(Owned { user, network }) => {
+            let made = inside::create(&user, &network, ids, &plan.hostname, &plan.sysctls, pid)?;
+            let copy = network.try_clone().map_err(|e| Error::system("duplicate a descriptor", e))?;
+            let addresses = in_thread("list the pod's addresses", move || {
+                enter_network(&copy)?;
+                own_addresses()
+            })?;
+            let namespaces = PodNamespaces {
+                user: Some(user),
+                ipc: Some(made.ipc),
+                uts: Some(made.uts),
+                network: Some(network),
+                owns_network: true,
+                addresses,
+            };
+            Ok((namespaces, made.pause))
+        }
+        Network::Host | Network::Machine | Network::Existing(_) => {
+            let namespaces = in_thread("make the pod's namespaces", move || create_here(plan))?;
+            Ok((namespaces, pid.then(Pause::start).transpose()?))
+        }
+    }
 }
 
 /// Runs `work` in a thread of its own, whose namespaces it may change.
@@ -78,7 +116,7 @@ fn create_here(plan: Plan) -> Result<PodNamespaces, Error> {
     let (network, addresses) = match plan.network {
         Network::Host => (None, Vec::new()),
         Network::Machine => (None, own_addresses()?),
-        Network::Existing(namespace) => {
+        Network::Existing(namespace) | Network::Owned(Owned { network: namespace, .. }) => {
             enter_network(&namespace)?;
             (Some(namespace), own_addresses()?)
         }
@@ -96,7 +134,7 @@ fn create_here(plan: Plan) -> Result<PodNamespaces, Error> {
     }
     let ipc = plan.ipc.then(|| own_namespace("ipc")).transpose()?;
     let uts = plan.uts.then(|| own_namespace("uts")).transpose()?;
-    Ok(PodNamespaces { ipc, uts, network, owns_network, addresses })
+    Ok(PodNamespaces { user: None, ipc, uts, network, owns_network, addresses })
 }
 
 /// Makes a network namespace with loopback only.
@@ -106,6 +144,19 @@ pub(crate) fn loopback() -> Result<OwnedFd, Error> {
         bring_loopback_up()?;
         own_namespace("net")
     })
+}
+
+/// Makes a user namespace, and a network namespace with loopback only that it owns.
+pub(crate) fn owned_loopback(mapping: &kina_userns::Mapping) -> Result<Owned, Error> {
+    let failed = |source| Error::UserNamespace { whose: "the pod".to_owned(), source };
+    let made = kina_userns::create(mapping, kina_userns::With::Network).map_err(failed)?;
+    let network = made.network.ok_or(Error::Interrupted { operation: "make a network namespace" })?;
+    let copy = network.try_clone().map_err(|e| Error::system("duplicate a descriptor", e))?;
+    in_thread("bring loopback up", move || {
+        enter_network(&copy)?;
+        bring_loopback_up()
+    })?;
+    Ok(Owned { user: made.user, network })
 }
 
 /// Moves the calling thread, which must be one of a moment, into a network namespace.
@@ -174,7 +225,7 @@ mod tests {
 
     #[test]
     fn namespaces_are_new_and_hold_what_was_set() {
-        let namespaces = create(Plan {
+        let plan = Plan {
             ipc: true,
             uts: true,
             network: Network::Existing(loopback().unwrap()),
@@ -183,8 +234,9 @@ mod tests {
                 ("kernel/shm_rmid_forced".into(), "1".to_owned()),
                 ("net/ipv4/ip_unprivileged_port_start".into(), "7".to_owned()),
             ],
-        })
-        .unwrap();
+        };
+        let (namespaces, pause) = create(plan, &Ids::default(), false).unwrap();
+        assert!(pause.is_none());
         for (kind, namespace) in
             [("ipc", &namespaces.ipc), ("uts", &namespaces.uts), ("net", &namespaces.network)]
         {

@@ -4,6 +4,9 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+
 use crate::error::Error;
 
 /// The namespace's first process, as the guest sees it. It dies with the guest;
@@ -48,6 +51,15 @@ impl Pause {
         Ok(Self { descriptor, pid: i32::try_from(pid).unwrap_or(i32::MAX) })
     }
 
+    /// Takes over a process that another one has made a child of this guest's
+    /// main thread (see [`fork_sibling`]).
+    pub(crate) fn adopt(pid: i32) -> Result<Self, Error> {
+        let failed = |errno: Errno| Error::system("take over the pod's first process", errno);
+        let known = Pid::from_raw(pid).ok_or_else(|| failed(Errno::SRCH))?;
+        let descriptor = rustix::process::pidfd_open(known, PidfdFlags::empty()).map_err(failed)?;
+        Ok(Self { descriptor, pid })
+    }
+
     /// The namespace itself, to be joined.
     pub(crate) fn namespace(&self) -> Result<OwnedFd, Error> {
         let path = format!("/proc/{}/ns/pid", self.pid);
@@ -62,6 +74,31 @@ impl Drop for Pause {
         let id = u32::try_from(self.descriptor.as_raw_fd()).unwrap_or(u32::MAX);
         // SAFETY: the descriptor is open, and no result is asked for. SIGKILL ends the wait.
         unsafe { libc::waitid(libc::P_PIDFD, id, std::ptr::null_mut(), libc::WEXITED) };
+    }
+}
+
+/// Starts it in the PID namespace that the calling process, which has one thread,
+/// makes its children in, as a child of that process's parent.
+#[allow(unsafe_code, reason = "clone3 with another parent")]
+pub(crate) fn fork_sibling() -> io::Result<i32> {
+    // SAFETY: all zeros is a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    // The signal at its end is that of the caller, SIGCHLD.
+    args.flags = u64::from(libc::CLONE_PARENT.cast_unsigned());
+    // SAFETY: without CLONE_VM this is fork, and there is no other thread.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
+    match pid {
+        0 => {
+            // SAFETY: nothing here uses a descriptor any more, and whoever waits for the end of
+            // one shall not wait for this process.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+            }
+            run()
+        }
+        1.. => i32::try_from(pid).map_err(io::Error::other),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

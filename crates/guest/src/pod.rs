@@ -12,6 +12,7 @@ use kina_guest_api::v1::pod_network::Kind;
 use kina_guest_api::{MACHINE_STATE_DIRECTORY, v1};
 
 use crate::error::Error;
+use crate::ids::{Ids, Owner};
 use crate::memory::{self, Memory};
 use crate::namespaces::{Plan, PodNamespaces};
 use crate::network;
@@ -35,6 +36,9 @@ pub(crate) struct Pod {
     pub(crate) shared_memory: Option<Memory>,
     pub(crate) group: Group,
     pub(crate) hostname: String,
+    pub(crate) ids: Ids,
+    /// The pod's root, as the machine numbers it.
+    pub(crate) root: Owner,
     pub(crate) pid: PidMode,
     pub(crate) volumes: Volumes,
 }
@@ -68,9 +72,21 @@ impl Pod {
             let reason = format!("{} is no directory", state_directory.display());
             return Err(Error::invalid("state_directory", reason));
         }
+        let ids = Ids::new(request.user.as_ref())?;
+        let root = ids.root()?;
         let host_ipc = request.ipc() == NamespaceMode::Host;
         let host_uts = request.uts() == NamespaceMode::Host;
         let host_network = matches!(request.network, Some(v1::PodNetwork { kind: Some(Kind::Host(_)) }));
+        let machine_network =
+            matches!(request.network, Some(v1::PodNetwork { kind: Some(Kind::Host(_) | Kind::Machine(_)) }));
+        let host_pid = request.pid() == NamespaceMode::Host;
+        if ids.mapping().is_some() && (host_ipc || host_uts || machine_network || host_pid) {
+            let reason = "the pod has namespaces of the machine, which its own does not own";
+            return Err(Error::invalid("user", reason));
+        }
+        if request.pid() == NamespaceMode::Target {
+            return Err(Error::invalid("pid", "a pod has no target"));
+        }
         let hostname = if host_uts {
             rustix::system::uname().nodename().to_string_lossy().into_owned()
         } else {
@@ -84,38 +100,41 @@ impl Pod {
             .collect::<Result<Vec<_>, _>>()?;
         let cgroup_error = |source| Error::Cgroup { path: request.cgroup_path.clone(), source };
         let group = hierarchy.group(&request.cgroup_path).map_err(cgroup_error)?;
-        let network = network::prepare(request.network.as_ref()).await?;
+        let network = network::prepare(request.network.as_ref(), &ids).await?;
         group.create().map_err(cgroup_error)?;
         let bytes = if request.shm_bytes == 0 { DEFAULT_SHM_BYTES } else { request.shm_bytes };
-        let namespaces = crate::namespaces::create(Plan {
-            ipc: !host_ipc,
-            uts: !host_uts,
-            network,
-            hostname: hostname.clone(),
-            sysctls,
-        })?;
+        let plan = Plan { ipc: !host_ipc, uts: !host_uts, network, hostname: hostname.clone(), sysctls };
+        let shared_pid = request.pid() == NamespaceMode::Pod;
+        let (namespaces, pause) = crate::namespaces::create(plan, &ids, shared_pid)?;
         let hosts =
             if host_network { copied("/etc/hosts")? } else { hosts(&namespaces.addresses, &hostname) };
-        write_files(&state_directory, &request, hosts, &hostname)?;
+        write_files(&state_directory, &request, hosts, &hostname, root)?;
         let shared_memory = if host_ipc {
             None
         } else {
-            Some(Memory::create(&memory::shared(bytes), state_directory.join("shm"))?)
+            Some(Memory::create(&memory::shared(bytes, root), state_directory.join("shm"))?)
         };
-        let pid = match request.pid() {
-            NamespaceMode::Host => PidMode::Host,
-            NamespaceMode::Pod => {
-                let pause = Pause::start()?;
+        let pid = match pause {
+            Some(pause) => {
                 let namespace = pause.namespace()?;
                 PidMode::Pod { _pause: pause, namespace }
             }
-            NamespaceMode::Unspecified | NamespaceMode::Container => PidMode::Container,
-            NamespaceMode::Target => {
-                return Err(Error::invalid("pid", "a pod has no target"));
-            }
+            None if host_pid => PidMode::Host,
+            None => PidMode::Container,
         };
         let volumes = Volumes::new(state_directory.join("volumes"));
-        Ok(Self { state_directory, namespaces, shared_memory, group, hostname, pid, volumes, request })
+        Ok(Self {
+            state_directory,
+            namespaces,
+            shared_memory,
+            group,
+            hostname,
+            ids,
+            root,
+            pid,
+            volumes,
+            request,
+        })
     }
 
     /// Whether a repeated request asks for what is there.
@@ -185,6 +204,7 @@ fn write_files(
     request: &v1::SetupPodRequest,
     hosts: String,
     hostname: &str,
+    owner: Owner,
 ) -> Result<(), Error> {
     let resolv = match &request.dns {
         Some(dns) if *dns != v1::Dns::default() => resolv_conf(dns)?,
@@ -194,6 +214,8 @@ fn write_files(
     for ((file, _), content) in POD_FILES.into_iter().zip(contents) {
         let path = directory.join(file);
         fs::write(&path, content).map_err(|source| Error::file("write", &path, source))?;
+        std::os::unix::fs::chown(&path, Some(owner.0), Some(owner.1))
+            .map_err(|source| Error::file("give away", &path, source))?;
         // Readable in the container whatever the umask was.
         let mode = rustix::fs::Mode::from_raw_mode(0o644);
         rustix::fs::chmod(&path, mode).map_err(|errno| Error::file("write", &path, errno))?;

@@ -13,10 +13,11 @@ use kina_guest_api::v1;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use crate::disk_usage::DiskUsage;
 use crate::error::Error;
+use crate::ids::Owner;
 use crate::namespaces::in_thread;
 
 /// OCI images have fewer (containerd and Docker stop at 127).
@@ -35,7 +36,8 @@ pub(crate) struct WritableLayer {
 
 impl WritableLayer {
     /// Makes the directories; what an earlier attempt left behind is removed.
-    pub(crate) fn create(directory: PathBuf) -> Result<Self, Error> {
+    /// `owner` is whom the container's root directory belongs to.
+    pub(crate) fn create(directory: PathBuf, owner: Owner) -> Result<Self, Error> {
         let layer = Self { directory, usage: DiskUsage::default() };
         layer.remove()?;
         for part in [layer.directory.clone(), layer.upper(), layer.work()] {
@@ -45,6 +47,8 @@ impl WritableLayer {
                 .create(&part)
                 .map_err(|source| Error::file("create", &part, source))?;
         }
+        std::os::unix::fs::chown(layer.upper(), Some(owner.0), Some(owner.1))
+            .map_err(|source| Error::file("give away", layer.upper(), source))?;
         Ok(layer)
     }
 
@@ -71,8 +75,14 @@ impl WritableLayer {
     }
 }
 
-/// Mounts the layers (topmost first) below a writable one.
-pub(crate) fn assemble(id: &str, layers: &[PathBuf], writable: &WritableLayer) -> Result<OwnedFd, Error> {
+/// Mounts the layers (topmost first) below a writable one. What belongs to an id in them
+/// belongs to that id of the user namespace `user`, if there is one.
+pub(crate) fn assemble(
+    id: &str,
+    layers: &[PathBuf],
+    writable: &WritableLayer,
+    user: Option<&OwnedFd>,
+) -> Result<OwnedFd, Error> {
     if layers.is_empty() {
         return Err(Error::invalid("rootfs.layers", "there are none"));
     }
@@ -84,18 +94,53 @@ pub(crate) fn assemble(id: &str, layers: &[PathBuf], writable: &WritableLayer) -
             return Err(Error::invalid("rootfs.layers", format!("{} is no directory", layer.display())));
         }
     }
+    let Some(user) = user else {
+        return stack(id, layers, writable);
+    };
+    let user = user.try_clone().map_err(|source| Error::system("duplicate a descriptor", source))?;
+    let (id, layers) = (id.to_owned(), layers.to_vec());
+    let writable = WritableLayer { directory: writable.directory.clone(), usage: DiskUsage::default() };
+    in_thread("mount an overlay on mapped layers", move || {
+        enter_private_mounts().map_err(|errno| Error::system("make a mount namespace", errno))?;
+        for layer in &layers {
+            map_in_place(layer, &user)?;
+        }
+        stack(&id, &layers, &writable)
+    })
+}
+
+/// Mounts the layers as they are found in the present mount namespace.
+fn stack(id: &str, layers: &[PathBuf], writable: &WritableLayer) -> Result<OwnedFd, Error> {
     let (upper, work) = (writable.upper(), writable.work());
+    let failed = |details, source| Error::Overlay { id: id.to_owned(), details, source };
     match by_fsconfig(layers, &upper, &work) {
         Ok(mount) => Ok(mount),
         // A kernel before 6.8 does not know `lowerdir+`, one before 6.5 nothing of the kind.
-        Err((Errno::INVAL | Errno::NOSYS, _)) => by_mount(layers, &upper, &work, writable)
-            .map_err(|source| overlay_error(id, String::new(), source)),
-        Err((errno, details)) => Err(overlay_error(id, details, errno.into())),
+        Err((Errno::INVAL | Errno::NOSYS, _)) => {
+            by_mount(layers, &upper, &work, writable).map_err(|source| failed(String::new(), source))
+        }
+        Err((errno, details)) => Err(failed(details, errno.into())),
     }
 }
 
-fn overlay_error(id: &str, details: String, source: io::Error) -> Error {
-    Error::Overlay { id: id.to_owned(), details, source }
+/// Moves the calling thread, which must be one of a moment, into a mount namespace of its
+/// own, from which nothing spreads.
+fn enter_private_mounts() -> nix::Result<()> {
+    let none = None::<&str>;
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)?;
+    nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+}
+
+/// Covers a layer with a view of itself that is mapped by a user namespace.
+fn map_in_place(layer: &Path, user: &OwnedFd) -> Result<(), Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let view = rustix::mount::open_tree(rustix::fs::CWD, layer, flags)
+        .map_err(|errno| Error::file("open layer", layer, errno))?;
+    kina_userns::map_mount(&view, user, false)
+        .map_err(|source| Error::UserNamespace { whose: format!("layer {}", layer.display()), source })?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&view, "", rustix::fs::CWD, layer, flags)
+        .map_err(|errno| Error::file("mount mapped layer", layer, errno))
 }
 
 /// A path as an option: itself, or a short one by way of a descriptor that must
@@ -169,11 +214,8 @@ fn by_mount(layers: &[PathBuf], upper: &Path, work: &Path, writable: &WritableLa
     let (upper, work) = (upper.to_owned(), work.to_owned());
     let at = writable.directory.clone();
     let mounted = in_thread("mount an overlay", move || {
-        let none = None::<&str>;
         let step = |operation| move |errno: nix::errno::Errno| Error::system(operation, errno);
-        nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).map_err(step("unshare"))?;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        nix::mount::mount(none, "/", none, private, none).map_err(step("make mounts private"))?;
+        enter_private_mounts().map_err(step("make a mount namespace"))?;
         // Opened here: an overlay takes directories of its own mount namespace only.
         let (options, _keep) =
             options(&layers, &upper, &work).map_err(|source| Error::system("open the layers", source))?;
@@ -205,10 +247,12 @@ fn options(layers: &[PathBuf], upper: &Path, work: &Path) -> io::Result<(String,
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     struct Fixture {
-        _directory: tempfile::TempDir,
+        directory: tempfile::TempDir,
         layers: Vec<PathBuf>,
         writable: WritableLayer,
     }
@@ -225,8 +269,8 @@ mod tests {
                 layer
             })
             .collect();
-        let writable = WritableLayer::create(directory.path().join("writable")).unwrap();
-        Fixture { _directory: directory, layers, writable }
+        let writable = WritableLayer::create(directory.path().join("writable"), (0, 0)).unwrap();
+        Fixture { directory, layers, writable }
     }
 
     fn check(mount: &OwnedFd, fixture: &Fixture) {
@@ -243,7 +287,7 @@ mod tests {
     fn one_layer_many_layers_and_long_paths() {
         for (count, name_length) in [(1, 4), (127, 4), (3, 250)] {
             let fixture = fixture(count, name_length);
-            let mount = assemble("c", &fixture.layers, &fixture.writable).unwrap();
+            let mount = assemble("c", &fixture.layers, &fixture.writable, None).unwrap();
             check(&mount, &fixture);
         }
     }
@@ -256,11 +300,44 @@ mod tests {
         check(&mount, &fixture);
     }
 
+    /// Whom a file of a root belongs to.
+    fn owner(root: &OwnedFd, name: &str) -> (u32, u32) {
+        let path = format!("/proc/self/fd/{}/{name}", root.as_raw_fd());
+        let status = std::fs::symlink_metadata(path).unwrap();
+        (status.uid(), status.gid())
+    }
+
+    #[test]
+    fn layers_of_a_user_namespace_are_mapped() {
+        let fixture = fixture(3, 4);
+        std::os::unix::fs::chown(fixture.layers[1].join("file1"), Some(7), Some(8)).unwrap();
+        let range = kina_userns::Range { inside: 0, outside: 200_000, length: 65536 };
+        let mapping = kina_userns::Mapping { uids: vec![range], gids: vec![range] };
+        let user = kina_userns::create(&mapping, kina_userns::With::Nothing).unwrap().user;
+        let place = fixture.directory.path().join("mapped");
+        let writable = WritableLayer::create(place, (200_000, 200_000)).unwrap();
+        let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let before = mounts();
+        let mount = assemble("c", &fixture.layers, &writable, Some(&user)).unwrap();
+        for (name, expected) in [
+            (".", (200_000, 200_000)),
+            ("file0", (200_000, 200_000)),
+            ("file1", (200_007, 200_008)),
+            ("name", (200_000, 200_000)),
+        ] {
+            assert_eq!(owner(&mount, name), expected, "{name}");
+        }
+        // A second container on the same layers, without a user namespace.
+        assert_eq!(mounts(), before);
+        let plain = assemble("c", &fixture.layers, &fixture.writable, None).unwrap();
+        assert_eq!(owner(&plain, "file1"), (7, 8));
+    }
+
     #[test]
     fn it_is_attached_nowhere_and_removed_whole() {
         let fixture = fixture(2, 4);
         let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mount = assemble("c", &fixture.layers, &fixture.writable).unwrap();
+        let mount = assemble("c", &fixture.layers, &fixture.writable, None).unwrap();
         let writable = fixture.writable.directory.display().to_string();
         assert!(!mounts().contains(&writable));
         drop(mount);
@@ -273,7 +350,7 @@ mod tests {
     fn a_missing_layer_is_named() {
         let fixture = fixture(1, 4);
         let missing = vec![PathBuf::from("/no/such/layer")];
-        let error = assemble("c", &missing, &fixture.writable).unwrap_err();
+        let error = assemble("c", &missing, &fixture.writable, None).unwrap_err();
         assert!(error.to_string().contains("/no/such/layer"), "{error}");
     }
 }

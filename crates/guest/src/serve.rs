@@ -12,8 +12,8 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use kina_cgroup::Hierarchy;
-use kina_guest_api::MESSAGE_LIMIT_BYTES;
 use kina_guest_api::v1::guest_server::GuestServer;
+use kina_guest_api::{MACHINE_STATE_DIRECTORY, MESSAGE_LIMIT_BYTES};
 use kina_launch::Launcher;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
@@ -71,7 +71,14 @@ pub(crate) fn run(options: &Serve) -> ExitCode {
         },
     };
     let guest = match prepare(options) {
-        Ok((hierarchy, launcher)) => Arc::new(Guest::new(options.pod.clone(), hierarchy, journal, launcher)),
+        Ok((hierarchy, launcher)) => {
+            let own_kernel = matches!(options.listen, Listen::Vsock(_));
+            // Where there is no disk it is memory, which is not there yet.
+            let state =
+                [MACHINE_STATE_DIRECTORY, "/run"].map(Path::new).into_iter().find(|path| path.is_dir());
+            let state = state.filter(|_| own_kernel);
+            Arc::new(Guest::new(options.pod.clone(), hierarchy, journal, launcher, state))
+        }
         Err(error) => {
             journal.line(format_args!("start: {}", chain(&error)));
             return ExitCode::FAILURE;

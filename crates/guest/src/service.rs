@@ -98,9 +98,12 @@ fn status(error: &Error) -> Status {
             kina_log::Error::Offset { .. } => Code::InvalidArgument,
             _ => Code::Internal,
         },
-        Error::File { .. } | Error::System { .. } | Error::Overlay { .. } | Error::Interrupted { .. } => {
-            Code::Internal
-        }
+        Error::File { .. }
+        | Error::System { .. }
+        | Error::UserNamespace { .. }
+        | Error::Inside { .. }
+        | Error::Overlay { .. }
+        | Error::Interrupted { .. } => Code::Internal,
     };
     let mut message = chain(error);
     while message.len() > MESSAGE_LIMIT {

@@ -7,7 +7,7 @@ mod seccomp;
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use kina_cgroup::{Hierarchy, Layout, Resources};
@@ -15,9 +15,10 @@ use kina_guest_api::v1;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
-    LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxDevice, LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 
 use crate::error::Error;
@@ -25,6 +26,7 @@ use crate::memory::descriptor_path;
 use crate::pod::Pod;
 use crate::user::Identity;
 
+use devices::Node;
 use mounts::Mounts;
 
 /// Which PID namespace a container gets.
@@ -46,8 +48,21 @@ pub(crate) fn build(
 ) -> Result<(Spec, Vec<OwnedFd>), Error> {
     let readonly = request.rootfs.as_ref().is_some_and(|rootfs| rootfs.readonly);
     let root = RootBuilder::default().path("rootfs").readonly(readonly).build();
-    let Mounts { mounts, propagation, held } = mounts::build(request, pod, readonly)?;
+    let (nodes, rules) = devices::build(request)?;
+    // Device nodes cannot be made in a user namespace: those of the machine are bound.
+    let (made, bound) = if pod.namespaces.user.is_some() {
+        (Vec::new(), nodes.into_iter().filter(|node| !is_own(&node.device)).collect())
+    } else {
+        (nodes, Vec::new())
+    };
+    let bound: Vec<_> =
+        bound.into_iter().map(|node: Node| (node.source, node.device.path().clone())).collect();
+    let Mounts { mounts, propagation, held } = mounts::build(request, pod, readonly, &bound)?;
     let mut linux = linux(request, pod, pid, hierarchy)?;
+    linux.set_devices(Some(made.into_iter().map(|node| node.device).collect()));
+    if let Some(resources) = linux.resources_mut() {
+        resources.set_devices(Some(rules));
+    }
     linux.set_rootfs_propagation(propagation.map(str::to_owned));
     let spec = SpecBuilder::default()
         .version("1.2.0")
@@ -60,6 +75,12 @@ pub(crate) fn build(
     let mut spec = built(spec)?;
     spec.set_hostname(None).set_annotations(None);
     Ok((spec, held))
+}
+
+/// Whether a device is each container's own, or one that the launcher sees to.
+fn is_own(device: &LinuxDevice) -> bool {
+    const OWN: [&str; 7] = ["ptmx", "null", "zero", "full", "random", "urandom", "tty"];
+    OWN.iter().any(|name| device.path() == &Path::new("/dev").join(name))
 }
 
 /// What an exec needs of a container's specification: the rest is given back.
@@ -237,13 +258,10 @@ fn linux(
     hierarchy: &Hierarchy,
 ) -> Result<Linux, Error> {
     let cgroup_namespace = hierarchy.layout() == Layout::V2 && !request.privileged;
-    let (devices, rules) = devices::build(request)?;
-    let mut resources = resources(request.resources.as_ref())?;
-    resources.set_devices(Some(rules));
+    let resources = resources(request.resources.as_ref())?;
     let mut linux = built(
         LinuxBuilder::default()
             .namespaces(namespaces(pod, pid, cgroup_namespace)?)
-            .devices(devices)
             .resources(resources)
             .masked_paths(paths(request, &request.masked_paths))
             .readonly_paths(paths(request, &request.readonly_paths))
@@ -274,6 +292,7 @@ fn namespaces(pod: &Pod, pid: &PidNamespace, cgroup: bool) -> Result<Vec<LinuxNa
         PidNamespace::Host => {}
     }
     for (kind, namespace) in [
+        (LinuxNamespaceType::User, &pod.namespaces.user),
         (LinuxNamespaceType::Ipc, &pod.namespaces.ipc),
         (LinuxNamespaceType::Uts, &pod.namespaces.uts),
         (LinuxNamespaceType::Network, &pod.namespaces.network),

@@ -5,9 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use kina_guest_api::v1;
 use kina_launch::Stdio;
 use kina_log::Stream;
+use rustix::fs::{Gid, Uid};
 use rustix::pipe::PipeFlags;
 
 use crate::error::Error;
+use crate::ids::Owner;
 
 /// The standard streams of a container, both ends.
 pub(crate) struct Streams {
@@ -17,7 +19,9 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    pub(crate) fn open(terminal: bool, stdin: bool) -> Result<Self, Error> {
+    /// Opens them; what the process gets belongs to `owner`, who can open it anew by way of
+    /// /proc and give it to the process's user.
+    pub(crate) fn open(terminal: bool, stdin: bool, owner: Owner) -> Result<Self, Error> {
         if terminal {
             return Ok(Self { child: Stdio::Terminal, outputs: Vec::new(), stdin: None });
         }
@@ -29,12 +33,24 @@ impl Streams {
         };
         let (stdout, child_stdout) = pipe()?;
         let (stderr, child_stderr) = pipe()?;
+        for stream in [&input, &child_stdout, &child_stderr].into_iter().skip(usize::from(!stdin)) {
+            give(stream, owner)?;
+        }
         Ok(Self {
             child: Stdio::Files { stdin: input, stdout: child_stdout, stderr: child_stderr },
             outputs: vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)],
             stdin: kept,
         })
     }
+}
+
+/// Gives a pipe away.
+fn give(stream: &OwnedFd, (uid, gid): Owner) -> Result<(), Error> {
+    if (uid, gid) == (0, 0) {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::fs::fchown(stream, Some(uid), Some(gid)).map_err(|errno| Error::system("give a pipe away", errno))
 }
 
 /// Changes a terminal's size, which is a courtesy: it may fail.

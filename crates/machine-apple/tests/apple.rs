@@ -206,6 +206,7 @@ impl Subject for Place {
             shareable: vec![self.at("data")],
             memory_bytes: 256 << 20,
             cpus: 1,
+            user: None,
         }
     }
 

@@ -54,6 +54,7 @@ impl Place {
             shareable: Vec::new(),
             memory_bytes: 0,
             cpus: 0,
+            user: None,
         }
     }
 
@@ -330,7 +331,7 @@ fn nothing_stays_of_a_killed_test() {
         runtime.block_on(async {
             let pod = PodId::random();
             place.driver.create(&place.pod_spec(&pod)).await.unwrap();
-            place.node.create_network_namespace(&pod).await.unwrap();
+            place.node.create_network_namespace(&pod, None).await.unwrap();
             place.driver.start(&pod).await.unwrap();
         });
         let directory = place.directory.path().to_owned();

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_attachment::Interface;
-use kina_model::{ContainerId, PodId};
+use kina_model::{ContainerId, PodId, UserNamespace};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::Error;
@@ -134,6 +134,10 @@ pub struct MachineSpec {
     pub memory_bytes: u64,
     /// Virtual CPUs, likewise.
     pub cpus: u32,
+    /// The user namespace of the pod's containers. A machine with a kernel of its
+    /// own sees what is shared with it mapped: what belongs to id 0 on the node
+    /// belongs to the pod's root.
+    pub user: Option<UserNamespace>,
 }
 
 /// A port of the node that leads into a machine.

@@ -89,6 +89,7 @@ fn spec(pod: &PodId) -> MachineSpec {
         shareable: Vec::new(),
         memory_bytes: 1 << 30,
         cpus: 1,
+        user: None,
     }
 }
 

@@ -113,12 +113,35 @@ impl Placement {
 /// Which namespaces a pod shares with the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodNamespaces {
+    /// The user namespace that is its own; `None` has its users be the machine's.
+    #[serde(default)]
+    pub user: Option<UserNamespace>,
     /// The network namespace is the node's.
     pub host_network: bool,
     /// The IPC namespace is the node's.
     pub host_ipc: bool,
     /// How containers see processes, unless they ask for something else.
     pub pid: PidMode,
+}
+
+/// The users and groups of a pod, and what they are outside of its user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// Its users.
+    pub uids: IdRange,
+    /// Its groups.
+    pub gids: IdRange,
+}
+
+/// Ids inside of a user namespace and what they are outside. No id is above `u32::MAX - 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first id inside.
+    pub inside: u32,
+    /// The first id outside.
+    pub outside: u32,
+    /// How many there are; not 0.
+    pub length: u32,
 }
 
 /// Which processes a container sees.
@@ -358,6 +381,10 @@ pub struct Mount {
     pub readonly: bool,
     /// Whether that holds for mounts below, too.
     pub recursive_read_only: bool,
+    /// The pod's user namespace, if the files' owners are its ids: what belongs to id 0 on the
+    /// node belongs to the pod's root.
+    #[serde(default)]
+    pub mapped: Option<UserNamespace>,
     /// Whether later mounts below pass between node and container.
     pub propagation: Propagation,
     /// Further options, such as `noexec`.

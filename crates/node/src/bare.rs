@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kina_model::PodId;
+use kina_model::{PodId, UserNamespace};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -213,8 +213,16 @@ impl Node for BareNode {
         blocking("read the boot id", Path::new("/"), |_| boot_id()).await
     }
 
-    async fn create_network_namespace(&self, _pod: &PodId) -> Result<PathBuf, Error> {
+    async fn create_network_namespace(
+        &self,
+        _pod: &PodId,
+        _user: Option<UserNamespace>,
+    ) -> Result<PathBuf, Error> {
         refuse("a network namespace")
+    }
+
+    async fn try_user_namespaces(&self, _directory: &Path) -> Result<(), Error> {
+        refuse("a user namespace")
     }
 
     async fn remove_network_namespace(&self, _pod: &PodId) -> Result<(), Error> {
@@ -480,7 +488,7 @@ mod tests {
     async fn what_takes_linux_is_refused_and_never_left() {
         let (_directory, node) = node();
         let pod = PodId::random();
-        let error = node.create_network_namespace(&pod).await.unwrap_err();
+        let error = node.create_network_namespace(&pod, None).await.unwrap_err();
         assert!(error.to_string().contains("a network namespace"), "{error}");
         node.remove_network_namespace(&pod).await.unwrap();
         assert_eq!(node.network_namespaces().await.unwrap(), []);

@@ -23,6 +23,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The kernel, or a file system of the node, does not do what pods with user
+    /// namespaces need.
+    #[error("user namespaces of pods")]
+    UserNamespace {
+        /// Why.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
     /// A file is larger than the caller accepts.
     #[error("{path} has more than {limit} bytes")]
     TooLarge {
@@ -190,6 +198,7 @@ impl Error {
             | Self::Survivors { .. }
             | Self::Record { .. }
             | Self::Cgroups { .. }
+            | Self::UserNamespace { .. }
             | Self::Interrupted { .. } => None,
         }
     }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kina_model::PodId;
+use kina_model::{PodId, UserNamespace};
 use tokio::sync::mpsc;
 
 pub use bare::BareNode;
@@ -269,7 +269,17 @@ pub trait Node: Send + Sync {
 
     /// Makes a network namespace for a pod, pinned as
     /// `/var/run/netns/kina-<pod id>`, with loopback up, and returns that path.
-    async fn create_network_namespace(&self, pod: &PodId) -> Result<PathBuf, Error>;
+    /// With `user` a new user namespace with those mappings owns it, and lasts as
+    /// long as it does.
+    async fn create_network_namespace(
+        &self,
+        pod: &PodId,
+        user: Option<UserNamespace>,
+    ) -> Result<PathBuf, Error>;
+
+    /// Tries what pods with user namespaces need of the node's kernel, and of the
+    /// file system that `directory` is on.
+    async fn try_user_namespaces(&self, directory: &Path) -> Result<(), Error>;
 
     /// Unpins a pod's network namespace.
     async fn remove_network_namespace(&self, pod: &PodId) -> Result<(), Error>;

@@ -6,11 +6,12 @@
 mod support;
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use kina_model::PodId;
+use kina_model::{IdRange, PodId, UserNamespace};
 use kina_node::{Error, Node};
 use rustix::fs::{Mode, OFlags};
 use support::{Place, node};
@@ -35,7 +36,7 @@ async fn a_half_made_namespace_is_listed_completed_and_removed() {
     fs::write(&name, "").unwrap();
     fs::write(place.path("netns").join("another-daemons"), "").unwrap();
     assert_eq!(place.node.network_namespaces().await.unwrap(), std::slice::from_ref(&pod));
-    assert_eq!(place.node.create_network_namespace(&pod).await.unwrap(), name);
+    assert_eq!(place.node.create_network_namespace(&pod, None).await.unwrap(), name);
     assert!(mountinfo(&name).unwrap().contains(" - nsfs "));
     place.node.remove_network_namespace(&pod).await.unwrap();
     assert_eq!(mountinfo(&name), None);
@@ -47,14 +48,40 @@ async fn a_half_made_namespace_is_listed_completed_and_removed() {
 }
 
 #[tokio::test]
+async fn a_user_namespace_owns_the_network_namespace_and_lasts_with_it() {
+    let place = Place::new();
+    let pod = PodId::random();
+    let range = |outside| IdRange { inside: 0, outside, length: 1000 };
+    let user = UserNamespace { uids: range(100_000), gids: range(200_000) };
+    let path = place.node.create_network_namespace(&pod, Some(user)).await.unwrap();
+    assert_eq!(place.node.create_network_namespace(&pod, Some(user)).await.unwrap(), path);
+    let owner = kina_userns::owner(fs::File::open(&path).unwrap()).unwrap();
+    let inside = |what: &str| {
+        let user = format!("--user=/proc/{}/fd/{}", std::process::id(), owner.as_raw_fd());
+        let network = format!("--net={}", path.display());
+        let output = Command::new("nsenter").args([&user, &network, "sh", "-c", what]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let map = inside("cat /proc/self/uid_map /proc/self/gid_map");
+    assert!(map.split_whitespace().eq(["0", "100000", "1000", "0", "200000", "1000"]), "{map}");
+    // Its root may change the network.
+    inside("cat /proc/self/net/fib_trie | grep 127.0.0.1 && echo 1 > /proc/sys/net/ipv4/ip_forward");
+    place.node.remove_network_namespace(&pod).await.unwrap();
+    assert!(place.node.network_namespaces().await.unwrap().is_empty());
+    place.node.try_user_namespaces(&place.path("")).await.unwrap();
+    assert!(place.node.try_user_namespaces(Path::new("/proc")).await.is_err());
+}
+
+#[tokio::test]
 async fn namespaces_are_laid_out_as_iproute2_does() {
     let place = Place::new();
     let pods: Vec<PodId> = (0..8).map(|_| PodId::random()).collect();
-    let made = pods.iter().map(|pod| place.node.create_network_namespace(pod));
+    let made = pods.iter().map(|pod| place.node.create_network_namespace(pod, None));
     let mut tasks = Vec::new();
     for pod in &pods {
         let (node, pod) = (place.node.clone(), pod.clone());
-        tasks.push(tokio::spawn(async move { node.create_network_namespace(&pod).await }));
+        tasks.push(tokio::spawn(async move { node.create_network_namespace(&pod, None).await }));
     }
     for (task, made) in tasks.into_iter().zip(made) {
         assert_eq!(task.await.unwrap().unwrap(), made.await.unwrap());
@@ -219,7 +246,7 @@ async fn effects_are_quick() {
     for _ in 0..ROUNDS {
         let pod = PodId::random();
         let begin = Instant::now();
-        place.node.create_network_namespace(&pod).await.unwrap();
+        place.node.create_network_namespace(&pod, None).await.unwrap();
         times[0].push(begin.elapsed());
         let begin = Instant::now();
         place.node.remove_network_namespace(&pod).await.unwrap();

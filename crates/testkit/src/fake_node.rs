@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kina_model::PodId;
+use kina_model::{PodId, UserNamespace};
 use kina_node::{
     Bind, Daemon, Error, ExitStatus, FilesystemUsage, GuestProgram, LayerImage, MountFacts, NetworkProbe,
     Node, Output, PathFacts, PathKind, ProbeStep, ProcessIdentity, ProcessUsage, Program,
@@ -116,11 +116,19 @@ impl Node for FakeNode {
         Ok(format!("boot-{}", self.lock().boot))
     }
 
-    async fn create_network_namespace(&self, pod: &PodId) -> Result<PathBuf, Error> {
+    async fn create_network_namespace(
+        &self,
+        pod: &PodId,
+        _user: Option<UserNamespace>,
+    ) -> Result<PathBuf, Error> {
         self.perform("create_network_namespace", |world| {
             world.namespaces.insert(pod.clone());
             PathBuf::from(format!("/fake/netns/{pod}"))
         })
+    }
+
+    async fn try_user_namespaces(&self, _directory: &Path) -> Result<(), Error> {
+        self.perform("try_user_namespaces", |_| ())
     }
 
     async fn remove_network_namespace(&self, pod: &PodId) -> Result<(), Error> {

@@ -120,7 +120,10 @@ fn containers_that_cannot_be_had() {
         (UNSUPPORTED, "config.linux.security_context.namespace_options.network", "POD or NODE", |c| {
             pid(c).network = v1::NamespaceMode::Container.into();
         }),
-        (UNSUPPORTED, "config.linux.security_context.namespace_options.userns_options", "hostUsers", |c| {
+        (INVALID, "config.linux.security_context.namespace_options.userns_options", "RunPodSandbox", |c| {
+            pid(c).userns_options = Some(user_namespace());
+        }),
+        (INVALID, "config.linux.security_context.namespace_options.userns_options.uids", "0 mappings", |c| {
             pid(c).userns_options = Some(v1::UserNamespace::default());
         }),
         (UNSUPPORTED, "config.linux.security_context.selinux_options", "leave", |c| {

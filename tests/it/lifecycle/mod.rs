@@ -7,3 +7,4 @@ mod mounts;
 mod output;
 mod process;
 mod sharing;
+mod user_namespaces;

@@ -18,10 +18,18 @@ const DEPTH_LIMIT: usize = 8;
 /// What of /dev is each container's own, or no device of the machine's.
 const NOT_SHARED: [&str; 5] = ["pts", "shm", "fd", "mqueue", "console"];
 
-/// The nodes to make and the access rules.
+/// A device node that a container gets.
+pub(super) struct Node {
+    /// Where it is in the machine.
+    pub(super) source: PathBuf,
+    /// What it is in the container.
+    pub(super) device: LinuxDevice,
+}
+
+/// The nodes that a container gets and the access rules.
 pub(super) fn build(
     request: &v1::CreateContainerRequest,
-) -> Result<(Vec<LinuxDevice>, Vec<LinuxDeviceCgroup>), Error> {
+) -> Result<(Vec<Node>, Vec<LinuxDeviceCgroup>), Error> {
     if request.privileged {
         let mut devices = Vec::new();
         collect(Path::new("/dev"), Path::new("/dev"), 0, true, &mut devices)?;
@@ -39,7 +47,7 @@ pub(super) fn build(
             destination => Path::new(destination),
         };
         collect(Path::new(&asked.source), destination, 0, false, &mut devices)?;
-        for device in &devices[first..] {
+        for Node { device, .. } in &devices[first..] {
             rules.push(built(
                 LinuxDeviceCgroupBuilder::default()
                     .allow(true)
@@ -69,7 +77,7 @@ fn collect(
     destination: &Path,
     depth: usize,
     all_of_dev: bool,
-    devices: &mut Vec<LinuxDevice>,
+    devices: &mut Vec<Node>,
 ) -> Result<(), Error> {
     let failed = |error| Error::file("inspect device", source, error);
     let status = if depth == 0 { fs::metadata(source) } else { fs::symlink_metadata(source) };
@@ -109,7 +117,7 @@ fn collect(
     if devices.len() == DEVICES_LIMIT {
         return Err(Error::TooMany { what: "devices", limit: DEVICES_LIMIT });
     }
-    devices.push(built(
+    let device = built(
         LinuxDeviceBuilder::default()
             .path(destination)
             .typ(kind)
@@ -119,7 +127,8 @@ fn collect(
             .uid(status.uid())
             .gid(status.gid())
             .build(),
-    )?);
+    )?;
+    devices.push(Node { source: source.to_owned(), device });
     Ok(())
 }
 
@@ -143,8 +152,12 @@ mod tests {
     fn a_device_is_made_and_allowed() {
         let asked = vec![device("/dev/null", "/dev/nothing", "rw")];
         let (devices, rules) = build(&request(asked)).unwrap();
-        assert_eq!(devices[0].path(), Path::new("/dev/nothing"));
-        assert_eq!((devices[0].major(), devices[0].minor()), (1, 3));
+        let Node { source, device } = &devices[0];
+        assert_eq!(
+            (source.as_path(), device.path().as_path()),
+            (Path::new("/dev/null"), Path::new("/dev/nothing"))
+        );
+        assert_eq!((device.major(), device.minor()), (1, 3));
         assert!(!rules[0].allow());
         assert!(rules[1].allow());
         assert_eq!(rules[1].access().as_deref(), Some("rw"));
@@ -161,8 +174,8 @@ mod tests {
     fn privileged_has_them_all() {
         let all = v1::CreateContainerRequest { privileged: true, ..request(Vec::new()) };
         let (devices, rules) = build(&all).unwrap();
-        assert!(devices.iter().any(|device| device.path() == Path::new("/dev/null")));
-        assert!(!devices.iter().any(|device| device.path().starts_with("/dev/pts")));
+        assert!(devices.iter().any(|node| node.device.path() == Path::new("/dev/null")));
+        assert!(!devices.iter().any(|node| node.device.path().starts_with("/dev/pts")));
         assert!(rules[0].allow());
     }
 }

@@ -6,10 +6,11 @@ use std::path::{Component, Path, PathBuf};
 
 use kina_guest_api::v1;
 use kina_guest_api::v1::MountPropagation;
-use oci_spec::runtime::{Mount, MountBuilder};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuilder};
 
 use super::built;
 use crate::error::Error;
+use crate::ids::Ids;
 use crate::memory::descriptor_path;
 use crate::pod::{POD_FILES, Pod};
 
@@ -22,11 +23,13 @@ pub(super) struct Mounts {
     pub(super) held: Vec<OwnedFd>,
 }
 
-/// What a container gets, and what is asked for it.
+/// What a container gets, and what is asked for it. `devices` are nodes that are bound: where they
+/// are and where they shall be.
 pub(super) fn build(
     request: &v1::CreateContainerRequest,
     pod: &Pod,
     readonly_root: bool,
+    devices: &[(PathBuf, PathBuf)],
 ) -> Result<Mounts, Error> {
     let mut mounts = system(request.privileged);
     let shared_memory = match &pod.shared_memory {
@@ -39,6 +42,9 @@ pub(super) fn build(
         let source = pod.state_directory.join(file);
         let options = ["rbind", "rprivate", access];
         mounts.push(bind(&source, Path::new(destination), &options)?);
+    }
+    for (source, destination) in devices {
+        mounts.push(bind(source, destination, &["bind", "rprivate"])?);
     }
     let mut asked = request.mounts.iter().collect::<Vec<_>>();
     // What lies deeper is mounted later; of equals the order stays.
@@ -126,6 +132,9 @@ fn tmpfs(asked: &v1::Mount, destination: &Path) -> Result<Mount, Error> {
     if !asked.source.is_empty() {
         return Err(Error::invalid("mounts.source", "a tmpfs has none"));
     }
+    if asked.mapped.is_some() {
+        return Err(Error::invalid("mounts.mapped", "a tmpfs has its container's ids"));
+    }
     let mut options: Vec<&str> = asked.options.iter().map(String::as_str).collect();
     let size = format!("size={}", asked.tmpfs_bytes);
     if asked.tmpfs_bytes > 0 {
@@ -150,7 +159,28 @@ fn bound(asked: &v1::Mount, destination: &Path) -> Result<Mount, Error> {
         }
         Err(error) => return Err(Error::file("inspect mount source", source, error)),
     }
-    bind_as_asked(asked, source, destination)
+    let mut mount = bind_as_asked(asked, source, destination)?;
+    if let Some(mapped) = &asked.mapped {
+        mount.set_uid_mappings(Some(id_mappings(&mapped.uids)?));
+        mount.set_gid_mappings(Some(id_mappings(&mapped.gids)?));
+    }
+    Ok(mount)
+}
+
+fn id_mappings(ranges: &[v1::IdRange]) -> Result<Vec<LinuxIdMapping>, Error> {
+    let mapping = |range: &v1::IdRange| {
+        built(
+            LinuxIdMappingBuilder::default()
+                .container_id(range.inside)
+                .host_id(range.outside)
+                .size(range.length)
+                .build(),
+        )
+    };
+    if ranges.is_empty() {
+        return Err(Error::invalid("mounts.mapped", "maps no users or no groups"));
+    }
+    ranges.iter().map(mapping).collect()
 }
 
 /// Opens a volume of the pod's own.
@@ -162,7 +192,11 @@ fn volume(asked: &v1::Mount, volume: &v1::PodVolume, pod: &Pod) -> Result<OwnedF
         // Nothing is mounted below it that could propagate.
         return Err(Error::invalid("mounts.propagation", "a volume of the pod's own is private"));
     }
-    pod.volumes.open(volume)
+    let Some(mapped) = &asked.mapped else {
+        return pod.volumes.open(volume);
+    };
+    let (uid, gid) = Ids::of(mapped).outside("mounts.volume", volume.uid, volume.gid)?;
+    pod.volumes.open(&v1::PodVolume { uid, gid, ..volume.clone() })
 }
 
 fn bind_as_asked(asked: &v1::Mount, source: &Path, destination: &Path) -> Result<Mount, Error> {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use kina_attachment::Mac;
+use kina_model::{IdRange, UserNamespace};
 
 use crate::Accelerator;
 
@@ -104,8 +105,14 @@ pub(super) fn qemu(qemu: &Qemu<'_>) -> Vec<OsString> {
 
 /// virtiofsd keeps root's rights over files, as pods have files of many
 /// owners, and gives up the rest by itself. `descriptors` is how many files it
-/// may have open.
-pub(super) fn virtiofsd(tree: &Path, socket: &Path, descriptors: u64) -> Vec<OsString> {
+/// may have open. With `user` it shows owners as ids of the pod's user namespace: kernels
+/// before 6.12 cannot map a mount of what it serves.
+pub(super) fn virtiofsd(
+    tree: &Path,
+    socket: &Path,
+    descriptors: u64,
+    user: Option<UserNamespace>,
+) -> Vec<OsString> {
     let descriptors = descriptors.to_string();
     let mut args: Vec<OsString> = vec!["--shared-dir".into(), tree.into()];
     args.extend(["--socket-path".into(), socket.into()]);
@@ -124,6 +131,13 @@ pub(super) fn virtiofsd(tree: &Path, socket: &Path, descriptors: u64) -> Vec<OsS
         &descriptors,
     ];
     args.extend(fixed.map(OsString::from));
+    if let Some(UserNamespace { uids, gids }) = user {
+        for (option, IdRange { inside, outside, length }) in
+            [("--translate-uid", uids), ("--translate-gid", gids)]
+        {
+            args.extend([option.into(), format!("map:{outside}:{inside}:{length}").into()]);
+        }
+    }
     args
 }
 
@@ -179,6 +193,19 @@ mod tests {
         let line = line_with(false, false, Vsock::Kernel { device: Descriptor(3), cid: 65_537 });
         assert!(line.contains("-device vhost-vsock-device,guest-cid=65537,vhostfd=6"), "{line}");
         assert!(!line.contains("vhost-user-vsock") && !line.contains("id=vsock"), "{line}");
+    }
+
+    #[test]
+    fn shares_are_mapped_for_a_user_namespace() {
+        let line = |user| {
+            let args = virtiofsd(Path::new("/tree"), Path::new("/socket"), 100, user);
+            args.into_iter().map(|arg| arg.into_string().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert!(!line(None).contains("translate"));
+        let range = |outside| IdRange { inside: 0, outside, length: 65536 };
+        let mapped = line(Some(UserNamespace { uids: range(100_000), gids: range(300_000) }));
+        let expected = " --translate-uid map:100000:0:65536 --translate-gid map:300000:0:65536";
+        assert!(mapped.ends_with(expected), "{mapped}");
     }
 
     #[test]

@@ -145,6 +145,7 @@ impl Machines {
                     uid: NOBODY,
                     memory_bytes: 0,
                     cpus: 0,
+                    user: None,
                     boot_id: String::new(),
                     phase: Phase::Stopped { reason },
                 }))
@@ -221,6 +222,7 @@ impl Machines {
                 uid: self.free_user(pod).await?,
                 memory_bytes: spec.memory_bytes,
                 cpus: spec.cpus.max(1),
+                user: spec.user,
                 boot_id,
                 phase: Phase::Created,
             };

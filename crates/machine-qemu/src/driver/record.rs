@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use kina_model::UserNamespace;
 use kina_node::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub(super) struct Record {
     pub(super) memory_bytes: u64,
     /// Processors.
     pub(super) cpus: u32,
+    /// The user namespace of the pod, by which what is shared is mapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) user: Option<UserNamespace>,
     /// The boot in which this was written. Nothing outlives its boot.
     pub(super) boot_id: String,
     /// How far it has come.

@@ -72,7 +72,7 @@ impl Machines {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
         let descriptors = descriptors.unwrap_or(SHARE_DESCRIPTORS).min(SHARE_DESCRIPTORS);
         let virtiofsd = self.helper(pod, record, &self.config.virtiofsd, output.clone(), {
-            arguments::virtiofsd(&tree, &at(SHARE_SOCKET), descriptors)
+            arguments::virtiofsd(&tree, &at(SHARE_SOCKET), descriptors, record.user)
         });
         let virtiofsd = virtiofsd.await?;
         let mut inherited = Inherited::default();

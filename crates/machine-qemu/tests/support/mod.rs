@@ -228,7 +228,7 @@ impl Subject for Place {
         for directory in [self.machine(pod), self.storage(pod)] {
             fs::create_dir_all(directory).unwrap();
         }
-        let namespace = self.node.create_network_namespace(pod).await.unwrap();
+        let namespace = self.node.create_network_namespace(pod, None).await.unwrap();
         if self.pods.lock().unwrap().insert(pod.clone()) {
             let inside = |line: &str| command(&format!("nsenter --net={} ip {line}", namespace.display()));
             inside("link add eth0 type veth peer name other");
@@ -246,6 +246,7 @@ impl Subject for Place {
             shareable: Vec::new(),
             memory_bytes: 192 << 20,
             cpus: 1,
+            user: None,
         }
     }
 

@@ -16,16 +16,16 @@ pub async fn network_namespaces_are_pinned(subject: &dyn Subject) {
     let node = subject.node();
     let pod = PodId::random();
     let other = PodId::random();
-    let path = ok("create", node.create_network_namespace(&pod).await);
+    let path = ok("create", node.create_network_namespace(&pod, None).await);
     let inside = |what: &str| format!("nsenter --net={} {what}", path.display());
     let own = printed(subject, &inside("readlink /proc/self/ns/net")).await;
     assert_ne!(own, printed(subject, "readlink /proc/self/ns/net").await, "it is the node's own");
     let routes = printed(subject, &inside("cat /proc/self/net/fib_trie")).await;
     assert!(routes.contains("127.0.0.1"), "loopback is down: {routes}");
 
-    assert_eq!(path, ok("create again", node.create_network_namespace(&pod).await));
+    assert_eq!(path, ok("create again", node.create_network_namespace(&pod, None).await));
     assert_eq!(own, printed(subject, &inside("readlink /proc/self/ns/net")).await, "made anew");
-    let second = ok("create another", node.create_network_namespace(&other).await);
+    let second = ok("create another", node.create_network_namespace(&other, None).await);
     assert_ne!(path, second);
 
     let listed = ok("list", node.network_namespaces().await);
@@ -172,7 +172,7 @@ pub async fn daemons_get_what_they_are_given(subject: &dyn Subject) {
     let root = directory(subject, "daemons").await;
     let (pod, output) = (PodId::random(), root.join("output"));
     let cgroup = format!("{}/daemon-{pod}", subject.cgroup());
-    let namespace = ok("create", node.create_network_namespace(&pod).await);
+    let namespace = ok("create", node.create_network_namespace(&pod, None).await);
     let script = "cat /proc/self/status; echo net $(readlink /proc/self/ns/net); echo env $A; echo >&2 error; \
         echo given $1; exec sleep 1000";
     let daemon = Daemon {

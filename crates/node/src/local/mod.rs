@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kina_model::PodId;
+use kina_model::{PodId, UserNamespace};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -127,10 +127,22 @@ impl Node for LocalNode {
         Ok(text.trim().to_owned())
     }
 
-    async fn create_network_namespace(&self, pod: &PodId) -> Result<PathBuf, Error> {
+    async fn create_network_namespace(
+        &self,
+        pod: &PodId,
+        user: Option<UserNamespace>,
+    ) -> Result<PathBuf, Error> {
         let pod = pod.clone();
         self.blocking("create network namespace", move |inner| {
-            inner.change_namespace(&pod, |path| netns::create(&inner.config.netns_directory, path))
+            inner.change_namespace(&pod, |path| netns::create(&inner.config.netns_directory, path, user))
+        })
+        .await
+    }
+
+    async fn try_user_namespaces(&self, directory: &Path) -> Result<(), Error> {
+        let directory = directory.to_owned();
+        self.blocking("try user namespaces", move |_| {
+            kina_userns::probe(&directory).map_err(|source| Error::UserNamespace { source: source.into() })
         })
         .await
     }

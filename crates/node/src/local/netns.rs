@@ -6,14 +6,17 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use kina_model::{IdRange, UserNamespace};
+use kina_userns::{Mapping, Range, With};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use crate::Error;
 
@@ -53,11 +56,12 @@ fn prepare_directory(directory: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes a namespace with loopback up and binds it on `path`. One that is bound
-/// already is left as it is.
+/// Makes a namespace with loopback up and binds it on `path`, owned by a user
+/// namespace with the mappings `user` if there are any. One that is bound already is
+/// left as it is.
 ///
 /// Blocks; the caller sees to it that one path is not made twice at once.
-pub(crate) fn create(directory: &Path, path: &Path) -> Result<(), Error> {
+pub(crate) fn create(directory: &Path, path: &Path, user: Option<UserNamespace>) -> Result<(), Error> {
     if is_bound(path).map_err(|source| Error::io("inspect", path, source))? {
         return Ok(());
     }
@@ -72,7 +76,7 @@ pub(crate) fn create(directory: &Path, path: &Path) -> Result<(), Error> {
     let made = std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("new-netns".to_owned())
-            .spawn_scoped(scope, || bind_new_namespace(path))
+            .spawn_scoped(scope, || bind_new_namespace(path, user))
             .map_err(|source| Error::io("start a thread for", path, source))?
             .join()
             .map_err(|_panic| Error::Interrupted { operation: "create network namespace" })?
@@ -85,14 +89,29 @@ pub(crate) fn create(directory: &Path, path: &Path) -> Result<(), Error> {
 }
 
 #[allow(unsafe_code, reason = "unshare(2) and an interface ioctl have no safe wrapper")]
-fn bind_new_namespace(path: &Path) -> Result<(), Error> {
-    // SAFETY: CLONE_NEWNET changes nothing that Rust relies on (files, memory
-    // and signal handlers stay shared), and this thread ends right after.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
-        .map_err(|source| Error::io("create network namespace", path, source))?;
+fn bind_new_namespace(path: &Path, user: Option<UserNamespace>) -> Result<(), Error> {
+    match user {
+        // SAFETY: CLONE_NEWNET changes nothing that Rust relies on (files, memory
+        // and signal handlers stay shared), and this thread ends right after.
+        None => unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+            .map_err(|source| Error::io("create network namespace", path, source))?,
+        Some(user) => enter_owned_namespace(user)?,
+    }
     raise_loopback().map_err(|source| Error::io("bring loopback up in", path, source))?;
     rustix::mount::mount_bind("/proc/thread-self/ns/net", path)
         .map_err(|source| Error::io("bind network namespace on", path, source))
+}
+
+/// Makes a user namespace with a network namespace and moves this thread into the
+/// latter. The former lasts because it owns the latter.
+fn enter_owned_namespace(user: UserNamespace) -> Result<(), Error> {
+    let range = |IdRange { inside, outside, length }| vec![Range { inside, outside, length }];
+    let mapping = Mapping { uids: range(user.uids), gids: range(user.gids) };
+    let made = kina_userns::create(&mapping, With::Network)
+        .map_err(|source| Error::UserNamespace { source: source.into() })?;
+    let network = made.network.ok_or(Error::Interrupted { operation: "create network namespace" })?;
+    rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|source| Error::io("enter network namespace", Path::new("/proc/self/ns/net"), source))
 }
 
 #[allow(unsafe_code, reason = "unshare(2) and an interface ioctl have no safe wrapper")]

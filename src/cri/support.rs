@@ -31,6 +31,7 @@ const NO_POD_PROCESS: &str = "a pod has no process of its own; containers carry 
 const SIZES_A_MACHINE: &str =
     "sizes a virtual machine; the kubelet itself limits the cgroup that it names as the pod's parent";
 const SIZES_NOTHING: &str = "a virtual machine is sized by memory limit and CPU quota alone";
+const OWN_NETWORK: &str = "refused where machines have a network of their own (macOS)";
 const ALL_MAPPED: &str = "in a pod with a user namespace a mount of the node's without them is refused there";
 const NO_DEVICES: &str = "devices of the node cannot be given to a virtual machine";
 const OUTPUT_ONLY: &str = "runtimes report it, callers do not set it";
@@ -57,7 +58,7 @@ pub const RUN_POD_SANDBOX: &[(&str, Support)] = &[
     ("config.linux.security_context.namespace_options.pid", Limited("mode NODE is refused there")),
     ("config.linux.security_context.namespace_options.ipc", Limited("mode NODE is refused there")),
     ("config.linux.security_context.namespace_options.target_id", Refused("only a container has a target")),
-    ("config.linux.security_context.namespace_options.userns_options", Honoured),
+    ("config.linux.security_context.namespace_options.userns_options", Limited(OWN_NETWORK)),
     ("config.linux.security_context.selinux_options", Refused("no SELinux labels")),
     ("config.linux.security_context.run_as_user", NotApplicable(NO_POD_PROCESS)),
     ("config.linux.security_context.run_as_group", NotApplicable(NO_POD_PROCESS)),
@@ -156,7 +157,7 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ("config.linux.security_context.namespace_options.pid", Honoured),
     ("config.linux.security_context.namespace_options.ipc", Honoured),
     ("config.linux.security_context.namespace_options.target_id", Honoured),
-    ("config.linux.security_context.namespace_options.userns_options", Honoured),
+    ("config.linux.security_context.namespace_options.userns_options", Limited(OWN_NETWORK)),
     ("config.linux.security_context.selinux_options", Refused("no SELinux labels")),
     ("config.linux.security_context.run_as_user", Honoured),
     ("config.linux.security_context.run_as_group", Honoured),

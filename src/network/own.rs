@@ -77,7 +77,7 @@ fn protocol(mapping: &PortMapping) -> Option<PortProtocol> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use kina_model::{PidMode, Placement, PodMetadata, PodNamespaces};
+    use kina_model::{IdRange, PidMode, Placement, PodMetadata, PodNamespaces, UserNamespace};
 
     use super::*;
 
@@ -98,7 +98,12 @@ mod tests {
             placement: Placement::Vm,
             cgroup_parent: String::new(),
             sysctls: BTreeMap::new(),
-            namespaces: PodNamespaces { host_network: false, host_ipc: false, pid: PidMode::Container },
+            namespaces: PodNamespaces {
+                user: None,
+                host_network: false,
+                host_ipc: false,
+                pid: PidMode::Container,
+            },
             privileged: false,
             overhead: None,
             resources: None,
@@ -138,5 +143,10 @@ mod tests {
         let mut limited = spec(Vec::new());
         limited.annotations.insert("kubernetes.io/ingress-bandwidth".into(), "1M".into());
         assert!(refused(&limited).starts_with("config.annotations: "));
+        let mut mapped = spec(Vec::new());
+        let range = IdRange { inside: 0, outside: 100_000, length: 65536 };
+        mapped.namespaces.user = Some(UserNamespace { uids: range, gids: range });
+        let error = refused(&mapped);
+        assert!(error.contains("userns_options: ") && error.contains("hostUsers"), "{error}");
     }
 }

@@ -33,15 +33,6 @@ const OWN_GROUP: &str = "/guest";
 
 /// Runs the machine to its end.
 pub(crate) fn run(options: &Entry) -> ExitCode {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
-        signals.add(signal);
-    }
-    // Before there is a child whose end could be missed. Children start without.
-    if let Err(errno) = signals.thread_block() {
-        complain("block signals", errno);
-        return ExitCode::FAILURE;
-    }
     prepare();
     let guest = match start(options) {
         Ok(guest) => guest,
@@ -50,6 +41,16 @@ pub(crate) fn run(options: &Entry) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        signals.add(signal);
+    }
+    // Not before: a child has the signals blocked that its parent has, and all that it
+    // starts have, too. Whatever has ended by now is found without a signal.
+    if let Err(errno) = signals.thread_block() {
+        complain("block signals", errno);
+        return ExitCode::FAILURE;
+    }
     let status = watch(guest.id(), &signals);
     complain("the guest has ended", status);
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))

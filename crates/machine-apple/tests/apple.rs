@@ -23,6 +23,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+const TYPE_PING: u8 = 6;
+const ACKNOWLEDGED: u8 = 1;
 const PING: &[u8] = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00kinakina";
 const GO_AWAY: &[u8] = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00kinakina";
 
@@ -31,6 +33,8 @@ struct Place {
     directory: TempDir,
     config: AppleConfig,
     driver: AppleDriver,
+    /// Whether Apple's program is the simulator, and the guest a real one.
+    simulated: bool,
     /// Streams on which the preface was sent, by their address.
     begun: Mutex<BTreeSet<usize>>,
 }
@@ -55,7 +59,34 @@ impl Place {
         config.environment = vec![("STAND_IN".to_owned(), at("apple").display().to_string())];
         change(&mut config);
         let driver = AppleDriver::open(config.clone()).await.unwrap();
-        Self { directory, config, driver, begun: Mutex::default() }
+        Self { directory, config, driver, simulated: false, begun: Mutex::default() }
+    }
+
+    /// With the simulator of Apple's program, and the image that machines boot.
+    async fn simulated() -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_stand-in-container")).with_file_name("container");
+        assert!(program.is_file(), "no {}; `cargo build -p kina-apple-sim` builds it", program.display());
+        let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest/kina-pod.tar");
+        assert!(image.is_file(), "no {}; `cargo xtask pod-image` makes it", image.display());
+        let mut place = Self::with(|config| {
+            let root = config.pods_directory.with_file_name("simulated").display().to_string();
+            let variables = [("CONTAINER_APP_ROOT", root.as_str()), ("CONTAINER_SIM_BOOT_MS", "50")];
+            let start = ["system", "start", "--enable-kernel-install"];
+            let started = std::process::Command::new(&program).args(start).envs(variables).output().unwrap();
+            assert!(started.status.success(), "{started:?}");
+            config.environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            config.program = program;
+            config.image = image;
+        })
+        .await;
+        place.simulated = true;
+        place
+    }
+
+    /// Asks the simulator.
+    fn simulate(&self, words: &[&str]) -> std::process::Output {
+        let variables = self.config.environment.iter().map(|(name, value)| (name, value));
+        std::process::Command::new(&self.config.program).args(words).envs(variables).output().unwrap()
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -141,6 +172,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if self.simulated {
+            self.simulate(&["simulator", "sweep"]);
+        }
         for entry in fs::read_dir(self.at("apple/containers")).unwrap().flatten() {
             if let Ok(pid) = fs::read_to_string(entry.path().join("pid")) {
                 let _gone = std::process::Command::new("kill").args(["-9", &pid]).status();
@@ -215,10 +249,17 @@ impl Subject for Place {
         let answered = async {
             if self.begun.lock().unwrap().insert(address) {
                 stream.write_all(PREFACE).await?;
-                stream.read_exact(&mut [0; 9]).await?;
             }
             stream.write_all(PING).await?;
-            stream.read_exact(&mut [0; 17]).await.map(drop)
+            loop {
+                let mut header = [0; 9];
+                stream.read_exact(&mut header).await?;
+                let length = usize::from(header[1]) << 8 | usize::from(header[2]);
+                stream.read_exact(&mut vec![0; length]).await?;
+                if header[3] == TYPE_PING && header[4] == ACKNOWLEDGED {
+                    return Ok(());
+                }
+            }
         };
         let answered =
             tokio::time::timeout(DEADLINE, answered).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
@@ -229,11 +270,21 @@ impl Subject for Place {
         answered
     }
 
-    async fn ask_to_end(&self, _pod: &PodId, mut stream: Box<dyn Stream>) -> io::Result<()> {
+    async fn ask_to_end(&self, pod: &PodId, mut stream: Box<dyn Stream>) -> io::Result<()> {
+        if self.simulated {
+            let asked = self.simulate(&["kill", "--signal", "TERM", &format!("kina-{pod}")]);
+            assert!(asked.status.success(), "{asked:?}");
+            return Ok(());
+        }
         stream.write_all(GO_AWAY).await
     }
 
     async fn crash(&self, pod: &PodId) {
+        if self.simulated {
+            let killed = self.simulate(&["kill", &format!("kina-{pod}")]);
+            assert!(killed.status.success(), "{killed:?}");
+            return;
+        }
         let killed = std::process::Command::new("kill").args(["-9", &self.pid(pod).to_string()]).status();
         assert!(killed.unwrap().success());
         // Apple removes the socket of a machine that is no more.
@@ -254,6 +305,15 @@ async fn the_driver_conforms() {
     let place = Place::new().await;
     conformance::all(&place).await;
     assert_eq!(place.containers(), 0);
+}
+
+/// Real guests, in the simulator's machines.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_driver_conforms_with_the_simulator() {
+    let place = Place::simulated().await;
+    conformance::all(&place).await;
+    let left = place.simulate(&["list", "--all", "--quiet"]);
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

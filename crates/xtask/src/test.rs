@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::shell::{Workspace, run as run_command, run_watching};
 use crate::steps::{Outcome, Steps};
-use crate::{guest, macos, setup, sizes, tools};
+use crate::{guest, macos, pod_image, setup, sizes, tools};
 
 /// A step: its name on the command line, what it does, and whether it is run
 /// unless asked for.
@@ -27,7 +27,7 @@ const STEPS: &[Step] = &[
         about: "known vulnerabilities of dependencies; fetches a database, so only on request",
         default: false,
     },
-    Step { name: "guest", about: "build the static guest", default: true },
+    Step { name: "guest", about: "build the static guest, and the image with it", default: true },
     Step { name: "tests", about: "every test", default: true },
     Step { name: "macos", about: "type-check and link kina for macOS", default: true },
 ];
@@ -104,7 +104,7 @@ fn perform(
         "deny" => deny(workspace, &["bans", "licenses", "sources"])?,
         "advisories" => deny(workspace, &["advisories"])?,
         "guest" => {
-            guest::build(workspace)?;
+            pod_image::build(workspace)?;
         }
         "tests" => tests(workspace, selection, summary)?,
         "macos" => return macos::link(workspace),

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use kina_attachment::tunnel::{self, Tunnel};
-use kina_attachment::{Damage, Error, inspect};
+use kina_attachment::{Damage, Error, Mac, inspect};
 use support::rig::{Pod, Rig, encapsulate, frame};
 use support::{Net, PATIENCE, answers, eventually, ping, receive};
 
@@ -137,10 +137,20 @@ async fn intruders_are_kept_out(outer_ipv6: bool) {
     // Out of the tunnel into the node, as if from the pod.
     let receiver = rig.nodes[0].udp("192.0.2.1".parse().unwrap());
     let port = receiver.local_addr().unwrap().port();
-    let gateway = "02:00:00:00:01:fe".parse().unwrap();
-    let packet = encapsulate(101, &frame(gateway, [10, 1, 0, 2], [192, 0, 2, 1], port));
+    let gateway: Mac = "02:00:00:00:01:fe".parse().unwrap();
+    let sent = |mac: Mac, source: [u8; 4]| {
+        let mut frame = frame(gateway, source, [192, 0, 2, 1], port);
+        frame[6..12].copy_from_slice(&mac.0);
+        encapsulate(101, &frame)
+    };
+    let packet = sent(shown.mac, [10, 1, 0, 2]);
     send(&rig.machines[0], machine, node, &packet);
     assert!(springs(&receiver, PATIENCE), "the packet itself is in order");
+    // Nor does its own machine speak for another pod.
+    for forged in [sent(gateway, [10, 1, 0, 2]), sent(shown.mac, [10, 1, 0, 3])] {
+        send(&rig.machines[0], machine, node, &forged);
+        assert!(!springs(&receiver, SOON), "a machine spoke for another pod");
+    }
     for (net, from) in [(&rig.machines[1], address(12)), (&outside, address(66))] {
         send(net, from, node, &packet);
         assert!(!springs(&receiver, SOON), "{from} spoke for the pod");
@@ -383,13 +393,15 @@ async fn damage_is_seen_and_healed() {
     let joint = |from: &str, to: &str| Damage::NotJoined { from: from.to_owned(), to: to.to_owned() };
     let vxlan = || "vxlan0".to_owned();
     let (net, node) = (&pod.sandbox, &rig.nodes[0]);
-    let cases: [(&Net, &str, &str, Vec<Damage>); 6] = [
+    let cases: [(&Net, &str, &str, Vec<Damage>); 8] = [
         (net, "tc", "qdisc del dev eth0 ingress", vec![joint("eth0", "vxlan0")]),
         (net, "tc", "qdisc del dev vxlan0 ingress", vec![joint("vxlan0", "eth0")]),
         (net, "ip", "link set vxlan0 down", vec![Damage::Down { device: vxlan() }]),
         (net, "ip", "link set vxlan0 mtu 1300", vec![Damage::Changed { device: vxlan(), what: "mtu" }]),
         (net, "ip", "link del vxlan0", vec![Damage::Missing { device: vxlan() }]),
         (node, "nft", "delete table inet kina-test", vec![Damage::Unguarded]),
+        (net, "nft", "delete table netdev kina", vec![Damage::Unguarded]),
+        (net, "tc", "filter del dev vxlan0 ingress prio 2 protocol arp", vec![joint("vxlan0", "eth0")]),
     ];
     for (net, program, command, damage) in cases {
         let program = match program {

@@ -27,7 +27,8 @@ use super::apply::{Target, apply};
 use super::link::{Link, check_name};
 use super::namespace::Namespace;
 use super::netlink::Netlink;
-use super::{firewall, inspect, redirect, tap};
+use super::{firewall, inspect, redirect, sink, tap};
+use crate::own::{self, Filter};
 use crate::{Damage, Error, Interface, plan};
 
 /// IANA's port for VXLAN. Cilium's own tunnels use 8472.
@@ -125,7 +126,9 @@ pub async fn attach(
     firewall::allow(root, tunnel).await?;
     make(root, sandbox, tunnel).await?;
     tap::silence(sandbox, interface, DEVICE).await?;
-    join(&netlink, interface, inspected.mtu).await?;
+    // The machine's root may not be believed, wherever the machine is.
+    sink::open(sandbox, DEVICE).await?;
+    join(&netlink, interface, inspected.mtu, Some(&own::filters(&inspected))).await?;
     Ok(planned)
 }
 
@@ -138,7 +141,13 @@ pub async fn check(
 ) -> Result<Vec<Damage>, Error> {
     let netlink = Netlink::open(sandbox).await?;
     let outer = netlink.present_link(interface).await?;
-    let mut damage = check_joint(&netlink, &outer, tunnel).await?;
+    let inspected = inspect::read(&netlink, interface).await?;
+    let mut damage = check_joint(&netlink, &outer, tunnel, Some(&own::filters(&inspected))).await?;
+    if damage.iter().all(|one| !matches!(one, Damage::Missing { .. }))
+        && !sink::is_open(sandbox, DEVICE).await?
+    {
+        damage.push(Damage::Unguarded);
+    }
     if !firewall::is_guarded(root, tunnel).await? {
         damage.push(Damage::Unguarded);
     }
@@ -159,6 +168,7 @@ pub async fn detach(
             redirect::part(&netlink, &outer).await?;
         }
         netlink.remove_link(DEVICE).await?;
+        sink::close(sandbox, DEVICE).await?;
     }
     // Last, so that nothing comes in unchecked.
     firewall::forbid(root, tunnel).await
@@ -185,7 +195,7 @@ pub async fn attach_machine(
     let netlink = Netlink::open(root).await?;
     let pair = netlink.present_link(PAIR).await?;
     tap::complete(&netlink, &pair, planned.mtu).await?;
-    join(&netlink, PAIR, planned.mtu).await?;
+    join(&netlink, PAIR, planned.mtu, None).await?;
     apply(pod, &Target::Named(planned.name.clone()), &planned).await?;
     Ok(planned)
 }
@@ -203,7 +213,7 @@ pub async fn check_machine(
     let Some((pair, link)) = find_pair(&outside, &inside, name).await? else {
         return Ok(vec![Damage::Missing { device: name.clone() }]);
     };
-    let mut damage = check_joint(&outside, &pair, tunnel).await?;
+    let mut damage = check_joint(&outside, &pair, tunnel, None).await?;
     if !link.up {
         damage.push(Damage::Down { device: name.clone() });
     }
@@ -240,16 +250,21 @@ pub async fn detach_machine(root: &Namespace, tunnel: &Tunnel) -> Result<(), Err
 /// Joins the VXLAN with the interface `outer`. It is as wide as that: a packet that is
 /// too long for the underlay all the same is sent in fragments outside instead of
 /// being lost.
-async fn join(netlink: &Netlink, outer: &str, mtu: u32) -> Result<(), Error> {
+async fn join(netlink: &Netlink, outer: &str, mtu: u32, allowed: Option<&[Filter]>) -> Result<(), Error> {
     let inner = netlink.present_link(DEVICE).await?;
     tap::complete(netlink, &inner, mtu).await?;
     let outer = netlink.present_link(outer).await?;
-    redirect::join(netlink, &outer, &inner, None).await?;
+    redirect::join(netlink, &outer, &inner, allowed).await?;
     tap::raise_if_down(netlink, &outer).await
 }
 
 /// What is wrong with the VXLAN and its joint with `outer`.
-async fn check_joint(netlink: &Netlink, outer: &Link, tunnel: &Tunnel) -> Result<Vec<Damage>, Error> {
+async fn check_joint(
+    netlink: &Netlink,
+    outer: &Link,
+    tunnel: &Tunnel,
+    allowed: Option<&[Filter]>,
+) -> Result<Vec<Damage>, Error> {
     let Some(inner) = netlink.link(DEVICE).await?.filter(Link::is_vxlan) else {
         return Ok(vec![Damage::Missing { device: DEVICE.to_owned() }]);
     };
@@ -257,7 +272,7 @@ async fn check_joint(netlink: &Netlink, outer: &Link, tunnel: &Tunnel) -> Result
     if !is_tunnel(&inner, tunnel) {
         damage.push(Damage::Changed { device: DEVICE.to_owned(), what: "the tunnel" });
     }
-    damage.extend(redirect::check(netlink, outer, &inner, None).await?);
+    damage.extend(redirect::check(netlink, outer, &inner, allowed).await?);
     Ok(damage)
 }
 

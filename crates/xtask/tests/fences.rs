@@ -160,7 +160,7 @@ const HOUSE: &[Room] = &[
         name: "kina-apple-sim",
         folder: "crates/apple-sim",
         uses: &["kina-cgroup", "kina-launch"],
-        may: &[Platform, Unsafe],
+        may: &[Platform],
     },
     Room {
         name: "kina-fuzz",

@@ -333,7 +333,7 @@ fn networks(client: &Client, matches: &Matches, id: &str) -> Result<Vec<Attachme
         .enumerate()
         .map(|(index, network)| {
             if !exists(&network.name) {
-                let message = format!("network not found: {}", network.name);
+                let message = format!("network {} not found", network.name);
                 return Err(Problem::new(Code::NotFound, message));
             }
             Ok(AttachmentConfiguration {

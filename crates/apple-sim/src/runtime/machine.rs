@@ -1,18 +1,22 @@
 //! One machine and its processes (`RuntimeService.swift`, `LinuxContainer.swift`).
 
+mod extra;
+mod figures;
+mod signals;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kina_cgroup::{Group, Hierarchy};
-use kina_launch::{Created, ExecPlan, Launcher, Plan, RootFs, StartHandle, Stdio};
+use kina_launch::{Created, Launcher, Plan, RootFs, StartHandle, Stdio};
 use oci_spec::runtime::Spec;
-use rustix::process::{Signal, WaitId, WaitIdOptions};
+use rustix::process::Signal;
 
 use super::ports::Forwarder;
 use super::relay::Relay;
@@ -22,14 +26,18 @@ use crate::error::{Code, Problem};
 use crate::place::Place;
 use crate::process::PAUSE;
 use crate::protocol::{Bundle, NetworkAnswer, NetworkRequest};
-use crate::resources::{Attachment, Process, State, Stats};
+use crate::resources::{Attachment, State};
 use crate::settings::{Settings, Trap};
 use crate::vmnet;
+use extra::Extra;
+use signals::{exit_code, parse_signal};
 
 /// How late the guest's end of a socket is with [`Trap::RelayLate`].
 const LATE: Duration = Duration::from_secs(2);
 /// How long processes may take to be gone once they are killed.
 const GONE: Duration = Duration::from_secs(10);
+/// How many exit codes are remembered.
+const REMEMBERED: usize = 1024;
 /// The exit code of a machine that was stopped before its process told one.
 const STOPPED: i32 = 255;
 
@@ -53,13 +61,6 @@ impl Phase {
             Self::Stopped => "stopped",
         }
     }
-}
-
-/// A process other than the first.
-struct Extra {
-    configuration: Process,
-    given: Option<Given>,
-    pidfd: Option<Arc<OwnedFd>>,
 }
 
 /// What exists only while a machine does.
@@ -92,7 +93,10 @@ pub(super) struct Machine {
     spec: Mutex<Option<Spec>>,
     /// Requests wait for each other, as Apple's do.
     turn: Mutex<()>,
+    /// Held while what there was is taken down.
+    cleaning: Mutex<()>,
     inner: Mutex<Inner>,
+    /// Something in `inner` has ended.
     ended: Condvar,
 }
 
@@ -129,6 +133,7 @@ impl Machine {
             bundle,
             spec: Mutex::new(None),
             turn: Mutex::new(()),
+            cleaning: Mutex::new(()),
             inner: Mutex::new(Inner {
                 phase: Phase::Created,
                 booted: None,
@@ -387,64 +392,6 @@ impl Machine {
         Ok(())
     }
 
-    /// Prepares one more process.
-    pub(super) fn create_process(
-        &self,
-        process: &str,
-        configuration: Process,
-        given: Given,
-    ) -> Result<(), Problem> {
-        let _turn = locked(&self.turn);
-        let mut inner = locked(&self.inner);
-        if !matches!(inner.phase, Phase::Running | Phase::Booted) {
-            return Err(Problem::new(Code::InvalidState, "cannot exec: container is not running"));
-        }
-        let extra = Extra { configuration, given: Some(given), pidfd: None };
-        if inner.extras.insert(process.to_owned(), extra).is_some() {
-            return Err(Problem::invalid(format!("process {process} already exists")));
-        }
-        Ok(())
-    }
-
-    fn start_extra(self: &Arc<Self>, process: &str) -> Result<(), Problem> {
-        if self.settings()?.trapped(Trap::ExecFails) {
-            return Err(Problem::internal("failed to exec process: the simulator was told so"));
-        }
-        let missing = || Problem::new(Code::NotFound, format!("process with id {process}"));
-        let (configuration, given, first) = {
-            let mut inner = locked(&self.inner);
-            let first = inner.booted.as_ref().map(|booted| Arc::clone(&booted.pidfd)).ok_or_else(missing)?;
-            let extra = inner.extras.get_mut(process).ok_or_else(missing)?;
-            (extra.configuration.clone(), extra.given.take().ok_or_else(missing)?, first)
-        };
-        let container = locked(&self.spec).clone().ok_or_else(missing)?;
-        let capabilities = spec::capabilities(&self.bundle.configuration)?;
-        let made = spec::process(&configuration, &capabilities, &self.rootfs())?;
-        let (stdio, given) =
-            if configuration.terminal { (Stdio::Terminal, Some(given)) } else { (given.directly()?, None) };
-        let plan = ExecPlan { container: &container, process: made, stdio, cgroup: Some(self.group.clone()) };
-        let created = self.launcher.exec(first.as_fd(), plan).map_err(|error| launch(&error))?;
-        let pidfd = Arc::new(created.pidfd);
-        let copies = match (created.terminal, given) {
-            (Some(terminal), Some(given)) => Some(given.terminal(terminal, None)?),
-            (_, _) => None,
-        };
-        let started = created.start.start().map_err(|error| launch(&error));
-        if let Some(extra) = locked(&self.inner).extras.get_mut(process) {
-            extra.pidfd = Some(Arc::clone(&pidfd));
-        }
-        let (machine, process) = (Arc::clone(self), process.to_owned());
-        std::thread::spawn(move || {
-            let code = exit_code(&pidfd);
-            if let Some(copies) = copies {
-                copies.wait();
-            }
-            locked(&machine.inner).extras.remove(&process);
-            machine.tell_exit(&process, code);
-        });
-        started
-    }
-
     /// The exit code of a process, when it has ended; -1 of one that nobody knows.
     pub(super) fn wait(&self, process: &str) -> i32 {
         let mut inner = locked(&self.inner);
@@ -530,6 +477,7 @@ impl Machine {
 
     /// Ends all there is of the machine. Doing it again is fine.
     fn clean_up(&self) {
+        let _cleaning = locked(&self.cleaning);
         let booted = locked(&self.inner).booted.take();
         if let Some(booted) = booted {
             for relay in &booted.relays {
@@ -549,9 +497,29 @@ impl Machine {
         self.tell_exit(&self.id().to_owned(), STOPPED);
     }
 
+    /// Waits until a machine that has ended, or is made to, is taken down.
+    pub(super) fn await_stopped(&self) {
+        let deadline = Instant::now() + GONE;
+        let mut inner = locked(&self.inner);
+        while matches!(inner.phase, Phase::Running | Phase::Stopping) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            inner = self.ended.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// Makes an exit code known, if none is.
     fn tell_exit(&self, process: &str, code: i32) {
-        locked(&self.inner).exits.entry(process.to_owned()).or_insert(code);
+        {
+            let mut inner = locked(&self.inner);
+            if inner.exits.len() >= REMEMBERED {
+                let other = inner.exits.keys().find(|known| *known != self.id()).cloned();
+                inner.exits.retain(|known, _| Some(known) != other.as_ref());
+            }
+            inner.exits.entry(process.to_owned()).or_insert(code);
+        }
         self.ended.notify_all();
     }
 
@@ -568,32 +536,6 @@ impl Machine {
                 (State::Running, attachments.unwrap_or_default(), pid)
             }
         }
-    }
-
-    /// Figures.
-    pub(super) fn stats(&self) -> Result<Stats, Problem> {
-        let _turn = locked(&self.turn);
-        if self.settings()?.trapped(Trap::StatsFail) {
-            return Err(Problem::internal("the simulator was told so"));
-        }
-        let pid = locked(&self.inner).booted.as_ref().map(|booted| booted.pid);
-        let Some(pid) = pid else {
-            return Err(Problem::new(Code::InvalidState, "container is not running"));
-        };
-        let used = self.group.stats().map_err(|error| cgroup(&error))?;
-        let (received, sent) = card_bytes(pid);
-        let io = self.group.block_devices().map_err(|error| cgroup(&error))?;
-        Ok(Stats {
-            id: self.id().to_owned(),
-            memory_usage_bytes: used.memory_usage,
-            memory_limit_bytes: used.memory_limit,
-            cpu_usage_usec: used.cpu_usage_ns.map(|nanoseconds| nanoseconds / 1000),
-            network_rx_bytes: Some(received),
-            network_tx_bytes: Some(sent),
-            block_read_bytes: Some(io.iter().map(|device| device.read_bytes).sum()),
-            block_write_bytes: Some(io.iter().map(|device| device.written_bytes).sum()),
-            num_processes: used.pids.or_else(|| self.group.processes().ok().map(|all| all.len() as u64)),
-        })
     }
 
     /// Copies a file or a directory in or out.
@@ -616,57 +558,4 @@ impl Machine {
 fn replace(path: &Path, content: &str) -> Result<(), Problem> {
     drop(fs::remove_file(path));
     Ok(fs::write(path, content)?)
-}
-
-/// Waits for a child.
-fn exit_code(pidfd: &OwnedFd) -> i32 {
-    loop {
-        match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
-            Ok(Some(status)) => {
-                let signalled = || status.terminating_signal().map(|signal| 128 + signal);
-                return status.exit_status().or_else(signalled).unwrap_or(-1);
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Ok(None) | Err(_) => return -1,
-        }
-    }
-}
-
-/// Bytes that a machine's cards have received and sent.
-fn card_bytes(pid: i32) -> (u64, u64) {
-    let table = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
-    table.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() != "lo").fold(
-        (0, 0),
-        |(received, sent), (_, figures)| {
-            let figures: Vec<u64> =
-                figures.split_whitespace().map(|figure| figure.parse().unwrap_or(0)).collect();
-            let figure = |index: usize| figures.get(index).copied().unwrap_or(0);
-            (received + figure(0), sent + figure(8))
-        },
-    )
-}
-
-/// A signal by its number, or by its name with or without `SIG`.
-fn parse_signal(text: &str) -> Result<Signal, Problem> {
-    use std::str::FromStr;
-    let upper = text.to_uppercase();
-    let full = if upper.starts_with("SIG") { upper.clone() } else { format!("SIG{upper}") };
-    let number = match text.parse::<i32>() {
-        Ok(number) => Some(number),
-        Err(_) => nix::sys::signal::Signal::from_str(&full).ok().map(|signal| signal as i32),
-    };
-    number.and_then(Signal::from_named_raw).ok_or_else(|| Problem::invalid(format!("invalid signal: {text}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for text in ["9", "KILL", "sigkill", "SIGKILL"] {
-            assert_eq!(parse_signal(text).unwrap(), Signal::KILL);
-        }
-        assert!(parse_signal("DANCE").is_err() && parse_signal("0").is_err());
-    }
 }

@@ -81,6 +81,7 @@ fn talk(stream: &UnixStream, machine: &Arc<Machine>, unanswered: &Unanswered) {
     while let Ok(Some((request, descriptors))) = wire::receive(stream) {
         unanswered.change(|count| count + 1);
         let answer = if matches!(request, HelperRequest::Shutdown) {
+            machine.await_stopped();
             unanswered.await_last();
             HelperAnswer::Done
         } else {

@@ -93,7 +93,7 @@ pub fn capability(name: &str) -> Result<Capability, Problem> {
 }
 
 fn invalid_capability(name: &str) -> Problem {
-    Problem::invalid(format!("invalid capability: {name}"))
+    Problem::invalid(format!("unsupported capability: {name}"))
 }
 
 #[cfg(test)]

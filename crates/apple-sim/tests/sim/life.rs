@@ -1,7 +1,7 @@
 //! From creation to deletion.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::process::Stdio;
 
 use super::place::{Place, text, wait_until};
@@ -98,7 +98,7 @@ fn values_are_checked_after_the_image() {
         ("--memory=199M", "minimum memory amount allowed is 200 MiB (got 208666624 bytes)"),
         ("--label=a=b=c", "invalid label format a=b=c"),
         ("--publish=0:1", "invalid publish host port range: 0"),
-        ("--network=nowhere", "network not found: nowhere"),
+        ("--network=nowhere", "network nowhere not found"),
         ("--runtime=other", "unable to locate runtime plugin other"),
         ("--kernel=/nowhere/k", "kernel file not found at path /nowhere/k"),
     ] {
@@ -231,13 +231,50 @@ fn a_file_is_copied_in_and_out() {
 }
 
 #[test]
+fn a_terminal_is_one() {
+    let place = Place::new();
+    place.run("web", &[], "sleep 1000");
+    let seen = place.ok(&["exec", "-t", "web", "sh", "-c", "test -t 1 && readlink /proc/self/fd/1"]);
+    assert_eq!(seen, "/dev/pts/0\r\n");
+    let seen = place.ok(&["run", "-t", "--rm", "busybox:1", "sh", "-c", "test -t 0 && echo terminal"]);
+    assert_eq!(seen, "terminal\r\n");
+}
+
+#[test]
+fn logs_have_an_end_and_go_on() {
+    let place = Place::new();
+    place.run("web", &[], "for i in 1 2 3 4; do echo line $i; done; sleep 1000");
+    wait_until("the lines", || place.ok(&["logs", "web"]).lines().count() == 4);
+    assert_eq!(place.ok(&["logs", "-n", "2", "web"]), "line 3\nline 4\n");
+    let mut following = place.spawn(&["logs", "-f", "web"]);
+    let mut lines = std::io::BufReader::new(following.stdout.take().unwrap()).lines();
+    assert_eq!(lines.by_ref().take(4).last().unwrap().unwrap(), "line 4");
+    place.ok(&["exec", "web", "sh", "-c", "echo more > /proc/1/fd/1"]);
+    assert_eq!(lines.next().unwrap().unwrap(), "more");
+    following.kill().unwrap();
+    following.wait().unwrap();
+}
+
+/// Control groups of a simulator, in every hierarchy.
+fn groups(place: &Place) -> Vec<String> {
+    let prefix = kina_apple_sim::place::Place::new(&place.root()).group_prefix();
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+    hierarchies
+        .chain(["/sys/fs/cgroup".into()])
+        .filter_map(|hierarchy| fs::read_dir(hierarchy).ok())
+        .flatten()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with(&prefix[1..]))
+        .collect()
+}
+
+#[test]
 fn stopping_the_services_leaves_nothing() {
     let place = Place::new();
     place.run("web", &[], "sleep 1000");
     place.run("other", &[], "sleep 1000");
-    let group = place.root();
-    assert!(group.exists());
     place.ok(&["kill", "web"]);
+    assert!(!groups(&place).is_empty());
     let other = place.pid("other");
     place.ok(&["stop", "-t", "0", "other"]);
     place.ok(&["start", "web"]);
@@ -246,6 +283,7 @@ fn stopping_the_services_leaves_nothing() {
     place.ok(&["kill", "-s", "KILL", "web"]);
     place.ok(&["system", "stop"]);
     assert_eq!(place.processes(), [""; 0]);
+    assert_eq!(groups(&place), [""; 0]);
     for pid in [other, first] {
         wait_until("its end", || !fs::exists(format!("/proc/{pid}")).unwrap());
     }

@@ -1,6 +1,7 @@
 //! The simulator as its users see it: its command line, and what it does to the machine.
 #![cfg(target_os = "linux")]
 
+mod guest;
 mod images;
 mod life;
 mod network;

@@ -282,6 +282,21 @@ impl Config {
         self.machine.runtime(&self.guest_program().unwrap_or_default(), &paths).qemu
     }
 
+    /// The image that machines of Apple's `container` boot, as configured or as found.
+    pub(crate) fn pod_image(&self) -> PathBuf {
+        self.apple().image
+    }
+
+    /// Where the sockets of those machines are.
+    pub(crate) fn machine_sockets(&self) -> PathBuf {
+        self.apple().socket_directory
+    }
+
+    fn apple(&self) -> kina_machine_apple::AppleConfig {
+        let paths = Paths { root: self.root.clone(), run: self.run.clone() };
+        self.machine.apple.runtime(&paths)
+    }
+
     /// The guest program, as configured or as found.
     ///
     /// # Errors

@@ -179,14 +179,12 @@ pub(super) fn node_kernel(found: &Kernel) -> Check {
     }
 }
 
-/// The network that machines are in.
-const DEFAULT: &str = "default";
-
-fn default(networks: &[Network]) -> Option<&Network> {
-    networks.iter().find(|network| network.name == DEFAULT)
+fn named<'a>(networks: &'a [Network], name: &str) -> Option<&'a Network> {
+    networks.iter().find(|network| network.name == name)
 }
 
-pub(super) fn networks(found: &Result<Vec<Network>, String>) -> Check {
+/// `name` is the network that machines are in.
+pub(super) fn networks(found: &Result<Vec<Network>, String>, name: &str) -> Check {
     const NAME: &str = "container's network";
     let networks = match found {
         Ok(networks) => networks,
@@ -198,24 +196,32 @@ pub(super) fn networks(found: &Result<Vec<Network>, String>) -> Check {
             );
         }
     };
-    match default(networks) {
-        None => problem(NAME, format!("there is no network {DEFAULT}"), "container system stop && start"),
-        Some(Network { subnet: Some(subnet), .. }) => ok(NAME, format!("{DEFAULT}, {subnet}")),
+    match named(networks, name) {
+        None => problem(
+            NAME,
+            format!("there is no network {name}"),
+            "container network list shows them; set machine.apple.network to one",
+        ),
+        Some(Network { subnet: Some(subnet), .. }) => ok(NAME, format!("{name}, {subnet}")),
         Some(_) => warning(
             NAME,
-            format!("{DEFAULT} has no addresses yet"),
+            format!("{name} has no addresses yet"),
             "they come with the first machine; run this again after it",
         ),
     }
 }
 
-pub(super) fn routes(networks: &Result<Vec<Network>, String>, routes: &Result<Vec<Route>, String>) -> Check {
+pub(super) fn routes(
+    networks: &Result<Vec<Network>, String>,
+    name: &str,
+    routes: &Result<Vec<Route>, String>,
+) -> Check {
     const NAME: &str = "routes";
     let routes = match routes {
         Ok(routes) => routes,
         Err(error) => return warning(NAME, format!("unknown: {error}"), "see `netstat -rn -f inet`"),
     };
-    let subnet = networks.as_deref().ok().and_then(default).and_then(|network| network.subnet);
+    let subnet = networks.as_deref().ok().and_then(|all| named(all, name)?.subnet);
     let Some(subnet) = subnet else { return ok(NAME, "nothing to compare them with yet") };
     let found = overlap(subnet, routes);
     let said = |routes: &[Route]| {
@@ -242,18 +248,19 @@ pub(super) fn routes(networks: &Result<Vec<Network>, String>, routes: &Result<Ve
     ok(NAME, format!("none in the way of {subnet}"))
 }
 
-/// The most virtual machines that macOS runs at a time, and as many as leave room.
-const SLOTS: usize = 128;
+/// So many machines more are room enough.
 const SLOTS_LEFT: usize = 16;
 
-pub(super) fn slots(found: &Result<Vec<Machine>, String>) -> Check {
+/// `limit` is the most machines at a time: macOS' own, or less.
+pub(super) fn slots(found: &Result<Vec<Machine>, String>, limit: u32) -> Check {
     const NAME: &str = "machines";
     let machines = match found {
         Ok(machines) => machines,
         Err(error) => return warning(NAME, format!("unknown: {error}"), "container list"),
     };
-    let finding = format!("{} of {SLOTS} run", machines.len());
-    if machines.len() + SLOTS_LEFT > SLOTS {
+    let finding = format!("{} of {limit} run", machines.len());
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    if machines.len().saturating_add(SLOTS_LEFT) > limit {
         return warning(NAME, finding, "stop some: every pod is one, and macOS runs no more");
     }
     ok(NAME, finding)
@@ -287,12 +294,28 @@ pub(super) fn memory(machines: &Result<Vec<Machine>, String>, total: Option<u64>
     }
 }
 
-/// What a machine's socket has beyond the run directory: a directory and a pod's id.
-const MACHINE_SOCKET: usize = "/s/0123456789abcdef0123456789abcdef.sock".len();
+/// What a machine's socket has beyond its directory: a pod's id.
+const MACHINE_SOCKET: usize = "/0123456789abcdef0123456789abcdef.sock".len();
+
+/// `image` is where the image of machines is, or should be.
+pub(super) fn image((image, there): (PathBuf, bool)) -> Check {
+    const NAME: &str = "machines' image";
+    if there {
+        return ok(NAME, image.display().to_string());
+    }
+    problem(
+        NAME,
+        format!("there is no {}", image.display()),
+        "install kina anew, with all that is in its archive, or set machine.apple.image",
+    )
+}
 
 pub(super) fn paths(config: &Config) -> Check {
     const NAME: &str = "paths";
-    for (key, path) in [("root", &config.root), ("run", &config.run)] {
+    let sockets = config.machine_sockets();
+    for (key, path) in
+        [("root", &config.root), ("run", &config.run), ("machine.apple.socket_directory", &sockets)]
+    {
         let text = path.display().to_string();
         if let Some(odd) = text.chars().find(|char| matches!(char, ':' | ',')) {
             return problem(
@@ -302,12 +325,15 @@ pub(super) fn paths(config: &Config) -> Check {
             );
         }
     }
-    let length = config.run.as_os_str().len() + MACHINE_SOCKET;
+    let length = sockets.as_os_str().len() + MACHINE_SOCKET;
     if length > SOCKET_PATH_LIMIT {
         return problem(
             NAME,
-            format!("sockets of machines in {} have {length} bytes", config.run.display()),
-            format!("set `run` to a directory with a shorter name: {SOCKET_PATH_LIMIT} bytes are possible"),
+            format!("sockets of machines in {} have {length} bytes", sockets.display()),
+            format!(
+                "set `run` or machine.apple.socket_directory to a directory with a shorter name: \
+                 {SOCKET_PATH_LIMIT} bytes are possible"
+            ),
         );
     }
     ok(NAME, format!("sockets of machines have {length} bytes, {SOCKET_PATH_LIMIT} are possible"))

@@ -10,6 +10,7 @@ use super::judge::Kernel;
 use super::kernel;
 use super::routes::{self, Route};
 use crate::cli::program::{Said, ask, find};
+use crate::config::Config;
 
 /// How long a program may take: `container system status` itself waits ten seconds
 /// for its service.
@@ -21,9 +22,14 @@ const PLACES: [&str; 2] = ["/usr/local/bin", "/opt/homebrew/bin"];
 /// The largest image of a kernel, in bytes.
 const KERNEL_LIMIT: u64 = 256 << 20;
 
-pub(super) async fn container(search: &[PathBuf]) -> Container {
+/// `configured` is `machine.apple.program`, which may be empty.
+pub(super) async fn container(configured: &Path, search: &[PathBuf]) -> Container {
     let everywhere: Vec<PathBuf> = search.iter().cloned().chain(PLACES.map(PathBuf::from)).collect();
-    let Some(program) = find("container", &everywhere) else { return Container::Missing };
+    let program = match configured.as_os_str().is_empty() {
+        true => find("container", &everywhere),
+        false => Some(configured.to_owned()).filter(|program| program.is_file()),
+    };
+    let Some(program) = program else { return Container::Missing };
     let strange = |error: String| Container::Strange(format!("{}: {error}", program.display()));
     match ask(&program, &["system", "version", "--format", "json"], PATIENCE).await {
         Ok(said) if said.status.success() => match facts::versions(&said.stdout) {
@@ -49,9 +55,13 @@ pub(super) async fn service(program: &Path) -> Service {
     }
 }
 
-/// The kernel that `container` boots unless told otherwise.
-pub(super) fn kernel(root: &Path) -> Kernel {
-    let link = root.join("kernels/default.kernel-arm64");
+/// The kernel that machines boot: `machine.apple.kernel`, or if that is empty the
+/// one that `container` has been given.
+pub(super) fn kernel(configured: &Path, root: &Path) -> Kernel {
+    let link = match configured.as_os_str().is_empty() {
+        true => root.join("kernels/default.kernel-arm64"),
+        false => configured.to_owned(),
+    };
     let Ok(path) = link.canonicalize() else { return Kernel::Missing(link) };
     let mut image = Vec::new();
     let read = File::open(&path).and_then(|file| file.take(KERNEL_LIMIT).read_to_end(&mut image));
@@ -97,6 +107,13 @@ async fn system(search: &[PathBuf], name: &str, arguments: &[&str]) -> Result<Sa
     let program = find(name, search).ok_or_else(|| format!("there is no {name}"))?;
     let said = ask(&program, arguments, PATIENCE).await.map_err(|error| format!("{error:#}"))?;
     if said.status.success() { Ok(said) } else { Err(format!("{name}: {}", said.words())) }
+}
+
+/// The image that machines boot, and whether it is there.
+pub(super) fn image(config: &Config) -> (PathBuf, bool) {
+    let image = config.pod_image();
+    let there = image.is_file();
+    (image, there)
 }
 
 /// Whether kina is a service of launchd.

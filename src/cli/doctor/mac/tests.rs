@@ -110,12 +110,12 @@ fn routes_in_the_way() {
     assert_eq!((found.taken, found.covered), (vec![all[3].clone()], vec![all[1].clone()]));
 
     let networks = Ok(vec![Network { name: "default".to_owned(), subnet: Some(subnet) }]);
-    let judged = |routes: &[Route]| judge::routes(&networks, &Ok(routes.to_vec()));
+    let judged = |routes: &[Route]| judge::routes(&networks, "default", &Ok(routes.to_vec()));
     assert_eq!(judged(&all).grade, Grade::Warning);
     assert!(judged(&all).finding.contains("192.168.64.0/25 on utun4"));
     assert_eq!(judged(&all[..3]).grade, Grade::Ok);
     assert!(judged(&all[..3]).finding.contains("unless the VPN forbids"));
-    assert_eq!(judge::routes(&networks, &Err("no netstat".to_owned())).grade, Grade::Warning);
+    assert_eq!(judge::routes(&networks, "default", &Err("no netstat".to_owned())).grade, Grade::Warning);
 }
 
 fn packed(text: &str) -> Vec<u8> {
@@ -237,9 +237,9 @@ fn what_versions_of_container_will_do() {
 #[test]
 fn room_for_machines() {
     let run = |count: usize, memory: u64| Ok(vec![Machine { memory }; count]);
-    assert_eq!(judge::slots(&run(3, 1)).grade, Grade::Ok);
-    assert_eq!(judge::slots(&run(120, 1)).grade, Grade::Warning);
-    assert_eq!(judge::slots(&Err("no".to_owned())).grade, Grade::Warning);
+    assert_eq!(judge::slots(&run(3, 1), 128).grade, Grade::Ok);
+    assert_eq!(judge::slots(&run(120, 1), 128).grade, Grade::Warning);
+    assert_eq!(judge::slots(&Err("no".to_owned()), 128).grade, Grade::Warning);
     let config = Config::default();
     assert_eq!(judge::memory(&run(3, 1 << 30), Some(16 << 30), &config).grade, Grade::Ok);
     assert_eq!(judge::memory(&run(12, 1 << 30), Some(16 << 30), &config).grade, Grade::Warning);
@@ -268,6 +268,7 @@ impl Mac {
             std::os::unix::fs::symlink(&script, directory.path().join(name)).unwrap();
         }
         let mac = Self(directory);
+        fs::write(mac.path("kina-pod.tar"), "").unwrap();
         fs::create_dir_all(mac.path("root/kernels")).unwrap();
         fs::write(mac.path("root/kernels/vmlinux-of-mine"), image(&built_with(&FOR_PODS))).unwrap();
         std::os::unix::fs::symlink("vmlinux-of-mine", mac.path("root/kernels/default.kernel-arm64")).unwrap();
@@ -282,8 +283,14 @@ impl Mac {
         std::iter::once(self.0.path().to_owned()).chain(search_path()).collect()
     }
 
+    fn config(&self) -> Config {
+        let mut config = Config::default();
+        config.machine.apple.image = self.path("kina-pod.tar");
+        config
+    }
+
     async fn examine(&self) -> Vec<Check> {
-        examine(&Config::default(), &self.search(), Path::new("/Users/you")).await
+        examine(&self.config(), &self.search(), Path::new("/Users/you")).await
     }
 }
 
@@ -294,13 +301,32 @@ fn grade(checks: &[Check], name: &str) -> Grade {
 #[tokio::test]
 async fn a_mac_as_it_should_be() {
     let checks = Mac::new().examine().await;
-    assert_eq!(checks.len(), 10, "{checks:?}");
+    assert_eq!(checks.len(), 11, "{checks:?}");
     for check in &checks {
         let expected = if check.name == "kernel for Cilium" { Grade::Warning } else { Grade::Ok };
         assert_eq!(check.grade, expected, "{check:?}");
     }
     let machines = checks.iter().find(|check| check.name == "machines").unwrap();
     assert_eq!(machines.finding, "1 of 128 run");
+}
+
+#[tokio::test]
+async fn a_mac_with_other_things_configured() {
+    let mac = Mac::new();
+    let mut config = mac.config();
+    config.machine.apple.network = "pods".to_owned();
+    config.machine.apple.kernel = mac.path("another");
+    config.machine.apple.image = mac.path("nowhere.tar");
+    config.machine.apple.limit = 8;
+    config.machine.apple.socket_directory = mac.path(&"long".repeat(20));
+    let checks = examine(&config, &mac.search(), Path::new("/Users/you")).await;
+    for name in ["container's network", "machines' kernel", "machines' image", "paths"] {
+        assert_eq!(grade(&checks, name), Grade::Problem, "{checks:?}");
+    }
+    assert_eq!(grade(&checks, "machines"), Grade::Warning);
+    config.machine.apple.program = mac.path("nothing");
+    let checks = examine(&config, &mac.search(), Path::new("/Users/you")).await;
+    assert!(checks[0].finding.contains("not on this Mac"), "{checks:?}");
 }
 
 #[tokio::test]

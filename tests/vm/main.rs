@@ -7,6 +7,7 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test")]
 
+mod arm64;
 mod daemon;
 mod pod;
 mod resources;

@@ -27,10 +27,19 @@ echo end $i";
 /// Writes the image of the container's layer into the shared folder; returns the
 /// layer's digest.
 pub(crate) fn write_layer(share: &Path) -> String {
-    let layer = images::busybox_layer();
+    write(share, &images::busybox_layer())
+}
+
+/// The same with a busybox of the arm64 architecture.
+pub(crate) fn write_arm64_layer(share: &Path) -> String {
+    let busybox = std::fs::read(vm::arm64_busybox().unwrap()).unwrap();
+    write(share, &images::layer_of(&busybox))
+}
+
+fn write(share: &Path, layer: &[u8]) -> String {
     let mut image = File::create(share.join(LAYER)).unwrap();
-    images::write_erofs(&layer, &mut image).unwrap();
-    images::digest(&layer)
+    images::write_erofs(layer, &mut image).unwrap();
+    images::digest(layer)
 }
 
 pub(crate) fn setup() -> v1::SetupPodRequest {

@@ -69,10 +69,15 @@ pub fn busybox(name: &str) -> Vec<u8> {
 /// When Debian's package busybox-static is not installed.
 pub fn busybox_layer() -> Vec<u8> {
     let busybox = std::fs::read("/bin/busybox").expect("install Debian's package busybox-static");
+    layer_of(&busybox)
+}
+
+/// The same layer with another busybox: that of another processor.
+pub fn layer_of(busybox: &[u8]) -> Vec<u8> {
     let passwd = b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n";
     let group = b"root:x:0:\nwww-data:x:33:\nstaff:x:50:alice\nalice:x:1000:\n";
     let mut files = vec![
-        File { path: "bin/busybox", mode: 0o755, content: &busybox },
+        File { path: "bin/busybox", mode: 0o755, content: busybox },
         File { path: "etc/passwd", mode: 0o644, content: passwd },
         File { path: "etc/group", mode: 0o644, content: group },
     ];

@@ -63,7 +63,7 @@ fn is_root() -> Result<bool> {
 
 /// Downloads one package into `folder` and returns the file. `options` are
 /// apt's own, for a private configuration.
-pub(crate) fn download(package: &str, folder: &Path, options: &[String]) -> Result<PathBuf> {
+fn download(package: &str, folder: &Path, options: &[String]) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let name = package.split('=').next().unwrap_or(package);
     remove_archives(folder, name)?;
@@ -73,6 +73,12 @@ pub(crate) fn download(package: &str, folder: &Path, options: &[String]) -> Resu
         // The folder may be closed to the user that apt drops to.
         .args(["-o", "APT::Sandbox::User=root", "--quiet=2", "download", package]))?;
     archives(folder, name)?.pop().with_context(|| format!("`apt-get download {package}` left no file"))
+}
+
+/// Downloads one package of the machine's own archives into `folder` and returns
+/// the file.
+pub(crate) fn download_own(package: &str, folder: &Path) -> Result<PathBuf> {
+    download(package, folder, &[])
 }
 
 /// Unpacks a package's files below `folder`, without installing anything.
@@ -100,7 +106,7 @@ fn remove_archives(folder: &Path, package: &str) -> Result<()> {
 }
 
 /// Where this machine gets Debian's main archive from, as apt says it.
-pub(crate) fn archive_address() -> Result<String> {
+fn archive_address() -> Result<String> {
     let targets = output(Command::new("apt-get").args([
         "indextargets",
         "--format",
@@ -112,6 +118,80 @@ pub(crate) fn archive_address() -> Result<String> {
 
 fn main_archive(targets: &str) -> Option<String> {
     targets.lines().find_map(|line| line.strip_prefix("Debian|Debian|")).map(str::to_owned)
+}
+
+/// Debian's main archive as another machine sees it: one suite, perhaps of another
+/// architecture, through a configuration of apt that leaves the machine's own alone.
+pub(crate) struct Archive {
+    options: Vec<String>,
+}
+
+impl Archive {
+    /// Fetches the suite's lists into `folder`.
+    pub(crate) fn open(folder: &Path, suite: &str, architecture: Option<&str>) -> Result<Self> {
+        let sources = folder.join("sources");
+        for needed in [&sources, &folder.join("lists/partial"), &folder.join("cache/archives/partial")] {
+            fs::create_dir_all(needed).with_context(|| format!("create {}", needed.display()))?;
+        }
+        let address = match archive_address() {
+            Ok(address) => address,
+            // A fresh machine has no lists, and apt then does not know whose archives these are.
+            Err(_) => {
+                update()?;
+                archive_address()?
+            }
+        };
+        let list = sources.join("source.sources");
+        let text = format!(
+            "Types: deb\nURIs: {address}\nSuites: {suite}\nComponents: main\n\
+             Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
+        );
+        fs::write(&list, text).with_context(|| format!("write {}", list.display()))?;
+        let archive = Self { options: private_options(folder, architecture) };
+        run(Command::new("apt-get").args(&archive.options).args(["update", "--quiet=2"]))?;
+        Ok(archive)
+    }
+
+    /// What apt-cache answers.
+    pub(crate) fn query(&self, arguments: &[&str]) -> Result<String> {
+        output(Command::new("apt-cache").args(&self.options).args(arguments))
+    }
+
+    /// Downloads one package into `folder` and returns the file.
+    pub(crate) fn download(&self, package: &str, folder: &Path) -> Result<PathBuf> {
+        download(package, folder, &self.options)
+    }
+}
+
+/// Options that keep every list, cache and hook of apt below `folder`. Another
+/// architecture's packages have nothing to do with those that are installed.
+fn private_options(folder: &Path, architecture: Option<&str>) -> Vec<String> {
+    let folder = folder.display();
+    let mut options = vec![
+        "Dir::Etc::SourceList=/dev/null".to_owned(),
+        format!("Dir::Etc::SourceParts={folder}/sources"),
+        format!("Dir::State::Lists={folder}/lists"),
+        format!("Dir::Cache={folder}/cache"),
+        "APT::Sandbox::User=root".to_owned(),
+        "APT::Update::Post-Invoke::=".to_owned(),
+        "APT::Update::Post-Invoke-Success::=".to_owned(),
+    ];
+    if let Some(architecture) = architecture {
+        options.extend([
+            format!("APT::Architecture={architecture}"),
+            format!("APT::Architectures={architecture}"),
+            "Dir::State::status=/dev/null".to_owned(),
+        ]);
+    }
+    options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect()
+}
+
+/// The code name of this machine's release: `bookworm`.
+pub(crate) fn code_name() -> Result<String> {
+    const RELEASE: &str = "/etc/os-release";
+    let text = fs::read_to_string(RELEASE).with_context(|| format!("read {RELEASE}"))?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.with_context(|| format!("{RELEASE} names no release"))?.trim_matches('"').to_owned())
 }
 
 /// A policy that no service is started, in place as long as this lives.

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::debian;
+use crate::debian::{self, Archive};
 use crate::shell::{Workspace, output, run};
 
 /// A kernel, unpacked.
@@ -19,48 +19,84 @@ pub(crate) struct Kernel {
     pub(crate) modules: PathBuf,
 }
 
-/// The kernel that an earlier run unpacked, if it is whole.
-pub(crate) fn present(workspace: &Workspace) -> Option<Kernel> {
-    let folder = workspace.target("kernel");
+/// Where the packages of a kernel come from.
+enum Source {
+    /// The archives that this machine is set up for.
+    Own,
+    /// The same release for another architecture.
+    Other(Archive),
+}
+
+impl Source {
+    fn show(&self, package: &str) -> Result<String> {
+        let words = ["show", "--no-all-versions", package];
+        match self {
+            Self::Own => output(Command::new("apt-cache").args(words)),
+            Self::Other(archive) => archive.query(&words),
+        }
+    }
+
+    fn download(&self, package: &str, folder: &Path) -> Result<PathBuf> {
+        match self {
+            Self::Own => debian::download_own(package, folder),
+            Self::Other(archive) => archive.download(package, folder),
+        }
+    }
+}
+
+/// The kernel in `folder`, if it is whole.
+fn present(folder: &Path) -> Option<Kernel> {
     let kernel = Kernel { image: folder.join("vmlinuz"), modules: folder.join("modules") };
     (kernel.image.exists() && kernel.modules.join("modules.dep").exists()).then_some(kernel)
 }
 
 /// Unpacks the newest cloud kernel of the machine's Debian release, once.
 pub(crate) fn fetch(workspace: &Workspace) -> Result<Kernel> {
-    if let Some(kernel) = present(workspace) {
+    let folder = workspace.target("kernel");
+    if let Some(kernel) = present(&folder) {
         return Ok(kernel);
     }
-    let folder = workspace.target("kernel");
+    let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
+    let newest = format!("linux-image-cloud-{}", architecture.trim());
+    match unpack_newest(&Source::Own, &newest, &folder) {
+        Ok(kernel) => Ok(kernel),
+        // A list from last week names a kernel that has left the archive.
+        Err(_) => {
+            debian::update()?;
+            unpack_newest(&Source::Own, &newest, &folder)
+        }
+    }
+}
+
+/// The same for an arm64 machine, and a busybox for what runs in it.
+pub(crate) fn fetch_arm64(workspace: &Workspace) -> Result<()> {
+    let folder = workspace.target("kernel-arm64");
+    let busybox = folder.join("busybox");
+    if present(&folder).is_some() && busybox.join("bin/busybox").exists() {
+        return Ok(());
+    }
+    let archive = Archive::open(&folder.join("apt"), &debian::code_name()?, Some("arm64"))?;
+    debian::unpack(&archive.download("busybox-static", &folder)?, &busybox)?;
+    unpack_newest(&Source::Other(archive), "linux-image-cloud-arm64", &folder)?;
+    Ok(())
+}
+
+fn unpack_newest(source: &Source, newest: &str, folder: &Path) -> Result<Kernel> {
     let tree = folder.join("tree");
     if tree.exists() {
         fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
     }
-    let (package, archive) = match download_newest(&folder) {
-        Ok(found) => found,
-        // A list from last week names a kernel that has left the archive.
-        Err(_) => {
-            debian::update()?;
-            download_newest(&folder)?
-        }
-    };
+    let depends = source.show(newest)?;
+    let package =
+        concrete(&depends).with_context(|| format!("{newest} names no kernel that it depends on"))?;
+    let archive = source.download(&package, folder)?;
     debian::unpack(&archive, &tree)?;
     fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
     let version = package.trim_start_matches("linux-image-");
     run(Command::new("depmod").arg("-b").arg(&tree).arg(version))?;
     link(&tree.join("boot").join(format!("vmlinuz-{version}")), &folder.join("vmlinuz"))?;
     link(&tree.join("lib/modules").join(version), &folder.join("modules"))?;
-    present(workspace).with_context(|| format!("{package} holds no kernel or no modules"))
-}
-
-fn download_newest(folder: &Path) -> Result<(String, PathBuf)> {
-    let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
-    let newest = format!("linux-image-cloud-{}", architecture.trim());
-    let depends = output(Command::new("apt-cache").args(["show", "--no-all-versions"]).arg(&newest))?;
-    let package =
-        concrete(&depends).with_context(|| format!("{newest} names no kernel that it depends on"))?;
-    let archive = debian::download(&package, folder, &[])?;
-    Ok((package, archive))
+    present(folder).with_context(|| format!("{package} holds no kernel or no modules"))
 }
 
 /// The kernel behind a meta package: the first it depends on.

@@ -14,6 +14,7 @@ mod guest;
 mod kernel;
 mod macos;
 mod pod_image;
+mod rust_source;
 mod setup;
 mod shell;
 mod sizes;
@@ -61,13 +62,13 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "setup",
-        arguments: "[demo|test|bench|macos]...",
+        arguments: "[demo|test|bench|macos|arm64]...",
         about: "Install what the named tasks need, and nothing that is there already",
         run: setup::run,
     },
     Task {
         name: "guest",
-        arguments: "",
+        arguments: "[--target x86_64|aarch64]",
         about: "Build the static guest and print its path",
         run: guest::run,
     },

@@ -22,6 +22,8 @@ pub(crate) struct Group {
     crates: &'static [&'static tools::Crate],
     /// Whether machines are booted, which takes a kernel.
     kernel: bool,
+    /// Whether arm64 ones are.
+    arm64_kernel: bool,
 }
 
 /// Needed to compile anything here: C code in dependencies, the static C library.
@@ -34,12 +36,15 @@ pub(crate) const DEMO: Group = Group {
     wheels: &[],
     crates: &[],
     kernel: false,
+    arm64_kernel: false,
 };
 
 /// For `cargo xtask test`.
 pub(crate) const TEST: Group = Group {
     name: "test",
     packages: &[
+        // Judges the unit of kina's service.
+        "systemd",
         // Content of test images, and where they are pulled from.
         "busybox-static",
         "docker-registry",
@@ -65,6 +70,7 @@ pub(crate) const TEST: Group = Group {
     wheels: &[&tools::NEXTEST, &tools::DENY],
     crates: &[&tools::VIRTIOFSD],
     kernel: true,
+    arm64_kernel: false,
 };
 
 /// For comparing with containerd.
@@ -74,6 +80,7 @@ pub(crate) const BENCH: Group = Group {
     wheels: &[],
     crates: &[],
     kernel: false,
+    arm64_kernel: false,
 };
 
 /// For `cargo xtask macos`.
@@ -83,9 +90,27 @@ pub(crate) const MACOS: Group = Group {
     wheels: &[&tools::ZIG, &tools::ZIGBUILD],
     crates: &[],
     kernel: false,
+    arm64_kernel: false,
 };
 
-const GROUPS: &[Group] = &[DEMO, TEST, BENCH, MACOS];
+/// For the guest of arm64 machines, on another one: its C library and linker, and an
+/// emulated machine to boot it in.
+pub(crate) const ARM64: Group = Group {
+    name: "arm64",
+    packages: &[
+        "debian-archive-keyring",
+        "gcc-aarch64-linux-gnu",
+        "kmod",
+        "libc6-dev-arm64-cross",
+        "qemu-system-arm",
+    ],
+    wheels: &[],
+    crates: &[],
+    kernel: false,
+    arm64_kernel: true,
+};
+
+const GROUPS: &[Group] = &[DEMO, TEST, BENCH, MACOS, ARM64];
 
 /// Packages that come with a service of this name, which is never wanted running.
 const SERVICES: &[&str] = &["docker-registry", "containerd"];
@@ -93,7 +118,7 @@ const SERVICES: &[&str] = &["docker-registry", "containerd"];
 /// The command: the groups named, or those of the two main tasks.
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
-        return install(workspace, &[&DEMO, &TEST, &MACOS]);
+        return install(workspace, &[&DEMO, &TEST, &MACOS, &ARM64]);
     }
     let mut groups = Vec::new();
     for argument in arguments {
@@ -131,6 +156,9 @@ pub(crate) fn install(workspace: &Workspace, groups: &[&Group]) -> Result<()> {
         tools::install_crates(workspace, group.crates)?;
         if group.kernel {
             kernel::fetch(workspace)?;
+        }
+        if group.arm64_kernel {
+            kernel::fetch_arm64(workspace)?;
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::shell::{Workspace, run as run_command, run_watching};
 use crate::steps::{Outcome, Steps};
-use crate::{guest, macos, pod_image, setup, sizes, tools};
+use crate::{debian, guest, macos, pod_image, rust_source, setup, sizes, tools};
 
 /// A step: its name on the command line, what it does, and whether it is run
 /// unless asked for.
@@ -29,6 +29,7 @@ const STEPS: &[Step] = &[
     },
     Step { name: "guest", about: "build the static guest, and the image with it", default: true },
     Step { name: "tests", about: "every test", default: true },
+    Step { name: "arm64", about: "build the guest for arm64 machines, and boot it in one", default: true },
     Step { name: "macos", about: "type-check and link kina for macOS", default: true },
 ];
 
@@ -73,11 +74,9 @@ fn perform(
     match name {
         "setup" => {
             // The tools of a step that is left out are not missed.
-            let groups: Vec<&setup::Group> = if selection.steps.contains(&"macos") {
-                vec![&setup::TEST, &setup::MACOS]
-            } else {
-                vec![&setup::TEST]
-            };
+            let mut groups = vec![&setup::TEST];
+            groups.extend(selection.steps.contains(&"arm64").then_some(&setup::ARM64));
+            groups.extend(selection.steps.contains(&"macos").then_some(&setup::MACOS));
             setup::install(workspace, &groups)?;
         }
         "fmt" => {
@@ -107,6 +106,7 @@ fn perform(
             pod_image::build(workspace)?;
         }
         "tests" => tests(workspace, selection, summary)?,
+        "arm64" => return arm64(workspace),
         "macos" => return macos::link(workspace),
         other => bail!("`{other}` is listed and not implemented"),
     }
@@ -149,6 +149,32 @@ fn tests(workspace: &Workspace, selection: &Selection, summary: &mut Option<Stri
             }
         },
     )
+}
+
+/// The guest for arm64 is built from source down to the standard library, and runs a
+/// container in an emulated machine. On an arm64 machine all tests do that.
+fn arm64(workspace: &Workspace) -> Result<Outcome> {
+    if guest::Processor::HERE == guest::Processor::Arm {
+        return Ok(Outcome::Skipped("this machine is arm64: its own guest is tested".into()));
+    }
+    if !debian::present() {
+        return Ok(Outcome::Skipped("the standard library's source and the kernel come from Debian".into()));
+    }
+    if guest::build_for(workspace, guest::Processor::Arm)?.is_none() {
+        return Ok(Outcome::Skipped(format!("{}: no guest for arm64", rust_source::MISSING)));
+    }
+    let mut command = tools::wheel_command(workspace, &tools::NEXTEST)?;
+    if std::env::var_os("CI").is_some() {
+        command.env("CARGO_INCREMENTAL", "0");
+    }
+    run_command(
+        command
+            .envs(setup::environment(workspace))
+            .env("KINA_GUEST", guest::path(workspace))
+            .args(["nextest", "run", "--workspace", "--cargo-quiet", "--run-ignored", "only"])
+            .args(["-E", "binary(vm) and test(arm64)"]),
+    )?;
+    Ok(Outcome::Done)
 }
 
 fn coloured() -> bool {

@@ -2,7 +2,7 @@
 //! as the first process of an initramfs of `kina-machine-qemu`'s.
 //!
 //! ```text
-//! test ──▶ Machine ──┬─▶ qemu             microvm, TCG, memory in a memfd
+//! test ──▶ Machine ──┬─▶ qemu             microvm or virt, TCG, memory in a memfd
 //!            │       ├─▶ kina-vsock       ◀── VsockConnector (gRPC)
 //!            │       └─▶ virtiofsd        ◀── a shared folder
 //!            └─ drop: all of them killed, the temporary folder removed
@@ -17,6 +17,6 @@ mod process;
 mod vsock;
 
 pub use machine::{Boot, Config, GUEST_PORT, Machine, SHARE_IN_GUEST};
-pub use prerequisites::Prerequisites;
+pub use prerequisites::{Prerequisites, Processor, arm64_busybox};
 pub use process::Process;
 pub use vsock::VsockConnector;

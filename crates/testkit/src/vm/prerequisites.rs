@@ -5,9 +5,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use kina_machine_qemu::boot::{self, BootConfig, BootFiles, KernelFiles};
 
+/// The processor of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processor {
+    /// x86_64, which the tests run on.
+    X86,
+    /// arm64, that of a Mac's machines.
+    Arm,
+}
+
 /// What it takes to boot a machine.
 #[derive(Clone, Debug)]
 pub struct Prerequisites {
+    /// What the emulator emulates.
+    pub processor: Processor,
     /// The emulator.
     pub qemu: PathBuf,
     /// The kernel's image.
@@ -30,14 +41,9 @@ impl Prerequisites {
     /// # Errors
     /// When something is not there; the message names the command that mends it.
     pub fn find() -> Result<Self> {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let target = workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
         let setup = "cargo xtask setup test";
-        let below = |variable: &str, path: &str, command: &str| {
-            let path = std::env::var_os(variable).map_or_else(|| target.join(path), PathBuf::from);
-            there(path, command)
-        };
         Ok(Self {
+            processor: Processor::X86,
             qemu: there("/usr/bin/qemu-system-x86_64".into(), setup)?,
             kernel: below("KINA_TEST_KERNEL", "kernel/vmlinuz", setup)?,
             modules: below("KINA_TEST_MODULES", "kernel/modules", setup)?,
@@ -48,7 +54,26 @@ impl Prerequisites {
                 "guest/x86_64-unknown-linux-gnu/guest/kina-guest",
                 "cargo xtask guest",
             )?,
-            cache: target.join("boot"),
+            cache: target().join("boot"),
+        })
+    }
+
+    /// The same for an arm64 machine.
+    ///
+    /// # Errors
+    /// As [`Prerequisites::find`].
+    pub fn find_arm64() -> Result<Self> {
+        let setup = "cargo xtask setup arm64";
+        Ok(Self {
+            processor: Processor::Arm,
+            qemu: there("/usr/bin/qemu-system-aarch64".into(), setup)?,
+            kernel: there(target().join("kernel-arm64/vmlinuz"), setup)?,
+            modules: there(target().join("kernel-arm64/modules"), setup)?,
+            guest: there(
+                target().join("guest/aarch64-unknown-linux-gnu/guest/kina-guest"),
+                "cargo xtask guest --target aarch64",
+            )?,
+            ..Self::find()?
         })
     }
 
@@ -66,6 +91,26 @@ impl Prerequisites {
         };
         boot::prepare(&config).context("make what machines boot from")
     }
+}
+
+/// A static busybox for arm64 machines.
+///
+/// # Errors
+/// When it is not there; the message names the command that mends it.
+pub fn arm64_busybox() -> Result<PathBuf> {
+    there(target().join("kernel-arm64/busybox/bin/busybox"), "cargo xtask setup arm64")
+}
+
+/// The folder that cargo and xtask build in.
+fn target() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// The file that a variable names, or that is below the target folder.
+fn below(variable: &str, path: &str, command: &str) -> Result<PathBuf> {
+    let path = std::env::var_os(variable).map_or_else(|| target().join(path), PathBuf::from);
+    there(path, command)
 }
 
 fn there(path: PathBuf, command: &str) -> Result<PathBuf> {

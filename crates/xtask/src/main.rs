@@ -13,6 +13,7 @@ mod fuzz;
 mod guest;
 mod kernel;
 mod macos;
+mod package;
 mod pod_image;
 mod rust_source;
 mod setup;
@@ -83,6 +84,12 @@ const TASKS: &[Task] = &[
         arguments: "",
         about: "Type-check and link kina for macOS, on Linux",
         run: macos::run,
+    },
+    Task {
+        name: "package",
+        arguments: "[--dev] [--url URL] [--skip linux,macos]",
+        about: "Make archives for Linux and macOS, a Debian package and Homebrew's formula",
+        run: package::run,
     },
 ];
 

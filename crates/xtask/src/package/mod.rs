@@ -1,0 +1,256 @@
+//! `cargo xtask package`: archives of kina, below `target/package`.
+//!
+//! ```text
+//! kina-VERSION-x86_64-unknown-linux-gnu.tar.gz    bin, libexec, the unit, documentation
+//! kina-VERSION-aarch64-apple-darwin.tar.gz        bin, libexec, the agent, documentation
+//! kina_VERSION_amd64.deb                          the first of them, for Debian
+//! kina.rb                                         Homebrew's formula for the second, with --url
+//! SHA256SUMS                                      of all of them
+//! ```
+//!
+//! What goes in decides alone what comes out: entries are sorted, and belong to
+//! nobody; all times are the last commit's (or `SOURCE_DATE_EPOCH`). Whether the
+//! programs are the same is up to the compiler.
+
+mod archive;
+mod debian_package;
+mod formula;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::guest::Processor;
+use crate::shell::{Workspace, output, run as run_command};
+use crate::{debian, guest, macos, pod_image, rust_source, setup};
+use archive::{Entry, Tree};
+
+/// What kina's binary is called everywhere.
+const NAME: &str = "kina";
+
+/// The Rust target of the archive for Linux.
+const LINUX: &str = "x86_64-unknown-linux-gnu";
+
+/// Documents that go with every archive, from the root of the tree.
+const DOCUMENTS: &[&str] = &["LICENSE", "README.md", "CHANGELOG.md"];
+
+/// Permissions of programs, and of everything else.
+const PROGRAM: u32 = 0o755;
+const FILE: u32 = 0o644;
+
+/// What was asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    /// Programs as for development: quick to make, large, slow.
+    development: bool,
+    /// Where the archives will be: `https://host/path`. Homebrew's formula needs it.
+    url: Option<String>,
+    /// The targets left out.
+    skip: Vec<String>,
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Self> {
+        let mut options = Self::default();
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().cloned().with_context(|| format!("{argument} needs a value"));
+            match argument.as_str() {
+                "--dev" => options.development = true,
+                "--url" => options.url = Some(value()?.trim_end_matches('/').to_owned()),
+                "--skip" => options.skip.extend(value()?.split(',').map(str::to_owned)),
+                other => bail!("unknown argument `{other}`; there is --dev, --url URL, --skip linux,macos"),
+            }
+        }
+        if let Some(odd) = options.skip.iter().find(|name| !matches!(name.as_str(), "linux" | "macos")) {
+            bail!("--skip: nothing is called `{odd}`; there is linux and macos");
+        }
+        if let Some(url) = options.url.as_ref().filter(|url| !url.starts_with("https://")) {
+            bail!("--url: {url} does not begin with https://");
+        }
+        Ok(options)
+    }
+
+    fn profile(&self) -> &'static str {
+        if self.development { "dev" } else { "release" }
+    }
+
+    /// The folder of the profile, below that of a target.
+    fn folder(&self) -> &'static str {
+        if self.development { "debug" } else { "release" }
+    }
+}
+
+/// What all archives have in common.
+struct Release {
+    version: String,
+    /// Seconds since 1970.
+    time: u64,
+    folder: PathBuf,
+}
+
+/// The command.
+pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    let options = Options::parse(arguments)?;
+    if !debian::present() {
+        bail!("packages are made on Debian: what they are made with comes from its archive");
+    }
+    let wanted = |name: &str| !options.skip.iter().any(|skipped| skipped == name);
+    let mut groups = vec![&setup::ARM64];
+    groups.extend(wanted("macos").then_some(&setup::MACOS));
+    setup::install(workspace, &groups)?;
+
+    let folder = workspace.target("package");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let release = Release { version: version(workspace)?, time: time(workspace)?, folder };
+    let arm = guest::build_for(workspace, Processor::Arm)?.context(rust_source::MISSING)?;
+    let mut made = Vec::new();
+    if wanted("linux") {
+        made.extend(linux(workspace, &options, &release, &arm)?);
+    }
+    if wanted("macos") {
+        made.extend(mac(workspace, &options, &release)?);
+    }
+    let sums = archive::sums(&made)?;
+    fs::write(release.folder.join("SHA256SUMS"), &sums).context("write SHA256SUMS")?;
+    print!("{sums}");
+    Ok(())
+}
+
+/// The version in the root manifest.
+fn version(workspace: &Workspace) -> Result<String> {
+    let manifest = workspace.root().join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).with_context(|| format!("read {}", manifest.display()))?;
+    let section = text.split_once("[workspace.package]").map(|(_, rest)| rest);
+    let line = section.and_then(|rest| rest.lines().find_map(|line| line.strip_prefix("version = \"")));
+    let version = line.and_then(|rest| rest.split('"').next());
+    version.map(str::to_owned).with_context(|| format!("{} has no version", manifest.display()))
+}
+
+/// The time that all entries have.
+fn time(workspace: &Workspace) -> Result<u64> {
+    let text = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text,
+        Err(_) => {
+            output(Command::new("git").current_dir(workspace.root()).args(["log", "-1", "--format=%ct"]))?
+        }
+    };
+    text.trim().parse().with_context(|| format!("`{}` is no time in seconds", text.trim()))
+}
+
+fn linux(workspace: &Workspace, options: &Options, release: &Release, arm: &Path) -> Result<Vec<PathBuf>> {
+    run_command(workspace.cargo().args([
+        "build",
+        "--quiet",
+        "--profile",
+        options.profile(),
+        "--package",
+        NAME,
+        "--package",
+        "kina-vsock",
+        "--bin",
+        NAME,
+        "--bin",
+        "kina-vsock",
+    ]))?;
+    let built = workspace.target(options.folder());
+    let mut tree = documents(workspace)?;
+    tree.extend([
+        Entry::new("bin/kina", PROGRAM, built.join(NAME)),
+        Entry::new("libexec/kina/kina-vsock", PROGRAM, built.join("kina-vsock")),
+        Entry::new("libexec/kina/kina-guest", PROGRAM, guest::build(workspace)?),
+        Entry::new("libexec/kina/kina-guest-aarch64", PROGRAM, arm.to_owned()),
+        Entry::new("share/kina/kina.service", FILE, workspace.root().join("launchd/kina.service")),
+    ]);
+    let archive = tarball(&tree, release, LINUX)?;
+    let package = debian_package::make(&tree, release)?;
+    Ok(vec![archive, package])
+}
+
+/// Machines on a Mac boot the image, which has the guest in it: that for arm64 was
+/// built before.
+fn mac(workspace: &Workspace, options: &Options, release: &Release) -> Result<Vec<PathBuf>> {
+    let Some(program) = macos::build(workspace, options.profile(), options.folder())? else {
+        bail!("{}", rust_source::MISSING);
+    };
+    let mut tree = documents(workspace)?;
+    let agent = "share/kina/kina.daemon.plist";
+    tree.extend([
+        Entry::new("bin/kina", PROGRAM, program),
+        Entry::new("libexec/kina/kina-pod.tar", FILE, pod_image::build(workspace)?),
+        Entry::new(agent, FILE, workspace.root().join("launchd/kina.daemon.plist")),
+    ]);
+    let archive = tarball(&tree, release, macos::TARGET)?;
+    let mut made = vec![archive.clone()];
+    match &options.url {
+        Some(url) => made.push(formula::write(url, &archive, &release.folder)?),
+        None => eprintln!("no formula for Homebrew: --url says where the archives will be"),
+    }
+    Ok(made)
+}
+
+fn tarball(tree: &Tree, release: &Release, target: &str) -> Result<PathBuf> {
+    let name = format!("{NAME}-{}-{target}", release.version);
+    archive::tarball(tree, &name, release.time, &release.folder)
+}
+
+/// The documentation, links between its pages included.
+fn documents(workspace: &Workspace) -> Result<Tree> {
+    let root = workspace.root();
+    let mut tree = Tree::default();
+    for document in DOCUMENTS {
+        tree.extend([Entry::new(&format!("share/doc/kina/{document}"), FILE, root.join(document))]);
+    }
+    let pages = root.join("docs");
+    for page in fs::read_dir(&pages).with_context(|| format!("read {}", pages.display()))? {
+        let page = page.with_context(|| format!("read {}", pages.display()))?;
+        let name = page.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".md") {
+            tree.extend([Entry::new(&format!("share/doc/kina/docs/{name}"), FILE, page.path())]);
+        }
+    }
+    Ok(tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for() {
+        let parse =
+            |words: &[&str]| Options::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let options = parse(&["--dev", "--url", "https://h/p/", "--skip", "macos"]).unwrap();
+        assert_eq!((options.profile(), options.url.as_deref()), ("dev", Some("https://h/p")));
+        assert_eq!(options.skip, ["macos"]);
+        for (words, expected) in [
+            (["--skip", "windows"], "`windows`"),
+            (["--url", "http://h"], "https://"),
+            (["--dev", "--url"], "needs a value"),
+            (["--dev", "--fast"], "`--fast`"),
+        ] {
+            let error = parse(&words).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_version_is_the_workspace_s() {
+        let workspace = Workspace::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+        assert_eq!(version(&workspace).unwrap(), env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn the_documentation_is_there_with_its_pages() {
+        let workspace = Workspace::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+        let tree = documents(&workspace).unwrap();
+        for path in ["share/doc/kina/LICENSE", "share/doc/kina/docs/service.md"] {
+            assert!(tree.entries().any(|entry| entry.path == path), "{path}");
+        }
+    }
+}

@@ -40,7 +40,7 @@ pub enum Error {
     /// There is no kernel for machines.
     #[error(
         "no kernel to boot machines with ({reasons}): install one (Debian: linux-image-cloud-amd64), or name one \
-         with machine.qemu.kernel and machine.qemu.modules"
+         with machine.qemu.kernel and machine.qemu.kernel_modules"
     )]
     NoKernel {
         /// Which were looked at, and what they lack.
@@ -49,7 +49,7 @@ pub enum Error {
     /// A kernel lacks a module.
     #[error(
         "the kernel of {modules} has no module {module}, needed for {purpose}: use another kernel (Debian: \
-         linux-image-cloud-amd64), named with machine.qemu.kernel and machine.qemu.modules"
+         linux-image-cloud-amd64), named with machine.qemu.kernel and machine.qemu.kernel_modules"
     )]
     ModuleMissing {
         /// The kernel's folder of modules.
@@ -62,7 +62,7 @@ pub enum Error {
     /// The image and the modules are of different kernels.
     #[error(
         "the image {image} is of kernel {image_version}, the modules in {modules} of {modules_version}: name both of \
-         one kernel with machine.qemu.kernel and machine.qemu.modules"
+         one kernel with machine.qemu.kernel and machine.qemu.kernel_modules"
     )]
     KernelMismatch {
         /// The image.

@@ -30,6 +30,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
+/// How long the network's plugins may take for their first answer before the
+/// daemon serves without it. The kubelet takes a node out of service as soon as
+/// it hears that there is no network, even if that is of a daemon's first moment.
+const FIRST_ANSWER: Duration = Duration::from_secs(3);
+
 /// Calls at the same time on one connection; more wait at the caller.
 const MAX_STREAMS: u32 = 1024;
 
@@ -110,6 +115,7 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     let open = async {
         let runtime = Runtime::open(runtime_config).await?;
         let streaming = Streaming::start(streaming_config, runtime.clone()).await?;
+        runtime.network().asked(FIRST_ANSWER).await;
         anyhow::Ok((runtime, streaming))
     };
     let (runtime, streaming) = tokio::select! {

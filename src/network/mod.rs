@@ -170,6 +170,16 @@ impl Network {
         Arc::clone(&self.inner.state.borrow())
     }
 
+    /// Waits until the plugins have been asked, if there are any, but no longer
+    /// than that.
+    pub async fn asked(&self, limit: Duration) {
+        let mut states = self.inner.state.subscribe();
+        let known =
+            states.wait_for(|state| state.in_force.is_none() || state.readiness != Readiness::Unknown);
+        // Either way the state says what it is.
+        let _ = tokio::time::timeout(limit, known).await;
+    }
+
     /// Looks at the plugins of a network.
     pub async fn inspect(&self, network: &kina_cni::Network) -> Vec<kina_cni::PluginReport> {
         self.inner.cni.inspect(network).await

@@ -16,6 +16,9 @@ fi
 mkdir -p recorded
 cat > recorded/$CNI_COMMAND.json
 env | grep ^CNI_ | sort > recorded/$CNI_COMMAND.env
+if [ "$CNI_COMMAND" = STATUS ] && [ -e slow ]; then
+  sleep 1
+fi
 if [ "$CNI_COMMAND" = STATUS ] && [ -e not-ready ]; then
   echo '{{"cniVersion": "1.1.0", "code": 50, "msg": "the agent sleeps", "details": ""}}'; exit 1
 fi
@@ -132,5 +135,25 @@ async fn a_hanging_plugin() {
     let status = cri.run_pod(&cri.pod("p")).await.unwrap_err();
     assert!(status.message().contains("plugin hangs (ADD) did not end within"), "{status}");
     assert_eq!(cri.pods(None).await, []);
+    daemon.leave_nothing().await;
+}
+
+/// What a new daemon says first is what the plugins say, though they take their
+/// time: the kubelet would take the node out of service otherwise.
+#[tokio::test]
+async fn the_first_word_of_a_new_daemon() {
+    let mut daemon = Daemon::start().await;
+    recorder(&daemon);
+    daemon.place.write_network("1.1.0", &json!([{"type": "recorder"}]));
+    daemon.wait_network(true).await;
+    std::fs::write(daemon.place.path("slow"), "").unwrap();
+    daemon.restart().await;
+    let mut runtime = daemon.cri().client.runtime.clone();
+    let request = kina::cri::v1::StatusRequest { verbose: false };
+    let status = runtime.status(request).await.unwrap().into_inner().status.unwrap();
+    let network = status.conditions.into_iter().find(|one| one.r#type == "NetworkReady").unwrap();
+    assert!(network.status, "{network:?}");
+    std::fs::remove_file(daemon.place.path("slow")).unwrap();
+    drop(runtime);
     daemon.leave_nothing().await;
 }

@@ -85,9 +85,20 @@ impl Runtime {
         let (Some(has), Some(driver)) = (ready.size, context.driver(view.spec.placement)) else {
             return Ok(());
         };
-        let resources = resources.as_ref().or(view.spec.resources.as_ref());
+        let limits = resources.as_ref().or(view.spec.resources.as_ref());
         let overhead = overhead.as_ref().or(view.spec.overhead.as_ref());
-        let wanted = machine_size(resources, overhead, &context.sizes, context.node_size);
+        let mut wanted = machine_size(limits, overhead, &context.sizes, context.node_size);
+        // The kubelet repeats what the pod's cgroup has: no limit, if one container
+        // has none. That asks for nothing; what is there stays.
+        let unlimited = |limit: Option<i64>| limit.is_none_or(|limit| limit <= 0);
+        if let Some(resources) = &resources {
+            if unlimited(resources.memory_limit_bytes) {
+                wanted.memory_bytes = has.memory_bytes;
+            }
+            if unlimited(resources.cpu_quota_micros) {
+                wanted.cpus = has.cpus;
+            }
+        }
         if wanted.memory_bytes <= has.memory_bytes && wanted.cpus <= has.cpus {
             return Ok(());
         }

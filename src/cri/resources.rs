@@ -55,7 +55,11 @@ pub fn resources(field: &str, message: v1::LinuxContainerResources) -> Result<Re
         0 => None,
         shares => Some(shares),
     };
-    let memory_limit_bytes = bytes(&format!("{field}.memory_limit_in_bytes"), memory_limit_in_bytes)?;
+    let memory_limit_bytes = match memory_limit_in_bytes {
+        0 => None,
+        limit if (0..NO_MEMORY_LIMIT).contains(&limit) => Some(limit),
+        _ => Some(-1),
+    };
     let swap_field = format!("{field}.memory_swap_limit_in_bytes");
     let memory_swap_limit_bytes = bytes(&swap_field, memory_swap_limit_in_bytes)?;
     if let (Some(memory), Some(both)) = (memory_limit_bytes, memory_swap_limit_bytes)
@@ -91,6 +95,11 @@ pub fn resources(field: &str, message: v1::LinuxContainerResources) -> Result<Re
         unified,
     })
 }
+
+/// As many bytes of memory and more are no limit. What the kubelet reads of a cgroup
+/// without one is the kernel's largest number on cgroup v1 and -1 on v2; what it
+/// sends (UpdatePodSandboxResources) is that less the pod's overhead.
+const NO_MEMORY_LIMIT: i64 = 1 << 62;
 
 fn bytes(field: &str, value: i64) -> Result<Option<i64>, SpecError> {
     match value {
@@ -204,15 +213,24 @@ mod tests {
         assert_eq!(unlimited.memory_limit_bytes, Some(-1));
     }
 
+    /// The numbers of a cgroup without a limit, and the same less an overhead.
+    #[test]
+    fn every_word_for_no_memory_limit() {
+        const V1: i64 = 0x7fff_ffff_ffff_f000;
+        for limit in [-1, -1 - (160 << 20), V1, V1 - (160 << 20), i64::MAX, i64::MIN] {
+            let message = v1::LinuxContainerResources { memory_limit_in_bytes: limit, ..Default::default() };
+            assert_eq!(resources("r", message).unwrap().memory_limit_bytes, Some(-1), "{limit}");
+        }
+    }
+
     #[test]
     fn nonsense_is_refused_by_name() {
         type Change = fn(&mut v1::LinuxContainerResources);
-        let cases: [(&str, Change); 14] = [
+        let cases: [(&str, Change); 13] = [
             ("r.cpu_period", |r| r.cpu_period = -1),
             ("r.cpu_period", |r| r.cpu_period = 10),
             ("r.cpu_quota", |r| r.cpu_quota = 10),
             ("r.cpu_shares", |r| r.cpu_shares = -5),
-            ("r.memory_limit_in_bytes", |r| r.memory_limit_in_bytes = -2),
             ("r.memory_swap_limit_in_bytes", |r| r.memory_swap_limit_in_bytes = i64::MIN),
             ("r.memory_swap_limit_in_bytes", |r| r.memory_swap_limit_in_bytes = 1),
             ("r.oom_score_adj", |r| r.oom_score_adj = 1001),

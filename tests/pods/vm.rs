@@ -184,6 +184,28 @@ async fn a_machine_grows() {
     assert!(!resized, "it is large enough");
 }
 
+/// What a change does not limit asks for nothing, though a new machine would be
+/// larger; what it limits is as refused as ever where machines cannot grow.
+#[tokio::test]
+async fn what_is_not_limited_stays() {
+    let world = World::new();
+    let daemon = world.daemon_with_vm().await;
+    let pod = daemon.run_pod(PodSpec { resources: Some(limits(100, 50_000)), ..vm_spec("p") }).await.unwrap();
+    let unlimited =
+        Resources { memory_limit_bytes: Some(-1), cpu_quota_micros: Some(-1), ..limits(1, 1_000) };
+    for change in [
+        Resources { memory_limit_bytes: None, ..limits(1, 60_000) },
+        Resources { memory_limit_bytes: Some(-1), ..limits(1, 60_000) },
+        unlimited,
+        Resources::default(),
+    ] {
+        daemon.update_pod(pod.as_str(), Some(change), None).await.unwrap();
+    }
+    assert_eq!(world.vm.spec(&pod).unwrap().memory_bytes, 148 * MIB);
+    let error = daemon.update_pod(pod.as_str(), Some(limits(200, 50_000)), None).await.unwrap_err();
+    assert!(matches!(error, Error::MachineTooSmall { .. }), "{error}");
+}
+
 /// The guest is asked first; what it does about it costs bounded time.
 #[tokio::test]
 async fn a_stop_asks_the_guest() {

@@ -129,6 +129,16 @@ pub enum Error {
         /// How long it may take.
         limit: Duration,
     },
+    /// A list does not fit the message that it would be.
+    #[error("the list has {bytes} bytes, a message takes {limit}; ask for fewer, or call {instead}")]
+    ListTooLarge {
+        /// What the list takes.
+        bytes: usize,
+        /// What a message may.
+        limit: usize,
+        /// The call that answers in pieces.
+        instead: &'static str,
+    },
     /// A reader of events was too slow for them.
     #[error("{count} events were lost because they were not read in time; list, and ask for events again")]
     EventsLost {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kina_model::SpecError;
 
 use super::runtime::Service;
-use super::{MESSAGE_LIMIT, info};
+use super::{MESSAGE_LIMIT, info, whole};
 use crate::cri::{self, v1};
 use crate::error::{Error, chain};
 
@@ -92,7 +92,7 @@ impl Service {
         let all = pods.iter().flat_map(|pod| pod.containers.values());
         let listed = all.filter(|container| cri::container_listed(container, filter));
         let containers = listed.map(|container| cri::views::container(container)).collect();
-        Ok(v1::ListContainersResponse { containers })
+        whole(v1::ListContainersResponse { containers }, "StreamContainers")
     }
 
     pub(super) async fn container_status(

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use tracing::{debug_span, info_span};
 
 use super::streams::pieces;
-use super::{answer, info};
+use super::{answer, info, whole};
 use crate::cri::v1::image_service_server::ImageService;
 use crate::cri::{self, v1};
 use crate::error::Error;
@@ -104,7 +104,8 @@ impl ImageService for Images {
         &self,
         request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        answer(debug_span!("ListImages"), self.list(request.into_inner())).await
+        let list = async { whole(self.list(request.into_inner()).await?, "StreamImages") };
+        answer(debug_span!("ListImages"), list).await
     }
 
     async fn stream_images(

@@ -84,6 +84,15 @@ async fn answer<T>(
     timed.instrument(span).await
 }
 
+/// A list as one message, if it fits one; `instead` is the call that has no limit.
+fn whole<M: prost::Message>(list: M, instead: &'static str) -> Result<M, Error> {
+    let bytes = list.encoded_len();
+    if bytes > MESSAGE_LIMIT {
+        return Err(Error::ListTooLarge { bytes, limit: MESSAGE_LIMIT, instead });
+    }
+    Ok(list)
+}
+
 /// JSON under the one key that kina's verbose answers have.
 fn info(key: &str, value: &serde_json::Value) -> std::collections::BTreeMap<String, String> {
     std::collections::BTreeMap::from([(key.to_owned(), value.to_string())])

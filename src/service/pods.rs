@@ -2,8 +2,8 @@
 
 use kina_model::Placement;
 
-use super::info;
 use super::runtime::Service;
+use super::{info, whole};
 use crate::cri::{self, v1};
 use crate::error::Error;
 use crate::pod::context::now;
@@ -68,7 +68,8 @@ impl Service {
         let filter = request.filter.as_ref();
         let pods = self.runtime.pods();
         let listed = pods.iter().filter(|pod| cri::pod_listed(pod, filter));
-        Ok(v1::ListPodSandboxResponse { items: listed.map(|pod| cri::views::pod(pod)).collect() })
+        let items = listed.map(|pod| cri::views::pod(pod)).collect();
+        whole(v1::ListPodSandboxResponse { items }, "StreamPodSandboxes")
     }
 
     /// What the kernel of a pod confines its containers with.

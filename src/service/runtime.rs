@@ -7,7 +7,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 use tracing::{debug_span, info_span};
 
-use super::{answer, info, later};
+use super::{answer, info, later, whole};
 use crate::cri::v1;
 use crate::cri::v1::runtime_service_server::RuntimeService;
 use crate::error::Error;
@@ -303,7 +303,7 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
         let list = async {
             let stats = self.containers_stats(request.into_inner().filter).await.collect();
-            Ok(v1::ListContainerStatsResponse { stats })
+            whole(v1::ListContainerStatsResponse { stats }, "StreamContainerStats")
         };
         answer(debug_span!("ListContainerStats"), list).await
     }
@@ -322,7 +322,7 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
         let list = async {
             let stats = self.pods_stats(request.into_inner().filter).await.collect();
-            Ok(v1::ListPodSandboxStatsResponse { stats })
+            whole(v1::ListPodSandboxStatsResponse { stats }, "StreamPodSandboxStats")
         };
         answer(debug_span!("ListPodSandboxStats"), list).await
     }
@@ -362,7 +362,7 @@ impl RuntimeService for Service {
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
         let list = async {
             let pod_metrics = self.pods_metrics().await.collect();
-            Ok(v1::ListPodSandboxMetricsResponse { pod_metrics })
+            whole(v1::ListPodSandboxMetricsResponse { pod_metrics }, "StreamPodSandboxMetrics")
         };
         answer(debug_span!("ListPodSandboxMetrics"), list).await
     }

@@ -61,7 +61,7 @@ pub(super) fn code(error: &Error) -> Code {
         | Error::PluginsBusy
         | Error::ShuttingDown => Code::Unavailable,
         Error::Deadline { .. } => Code::DeadlineExceeded,
-        Error::EventsLost { .. } => Code::ResourceExhausted,
+        Error::EventsLost { .. } | Error::ListTooLarge { .. } => Code::ResourceExhausted,
         Error::Guest { source, .. } => guest(source),
         Error::Attach(error) => network(&error.cause),
         Error::Network(source) => network(source),
@@ -314,6 +314,7 @@ mod tests {
             (Error::NetworkUnavailable { reason: id() }, Code::Unavailable),
             (Error::NotAttached { pod: pod() }, Code::FailedPrecondition),
             (Error::PluginsBusy, Code::Unavailable),
+            (Error::ListTooLarge { bytes: 2, limit: 1, instead: "StreamImages" }, Code::ResourceExhausted),
             (Error::Tunnel(Box::new(LeaseError::Exhausted { count: 1 })), Code::ResourceExhausted),
             (kina_cni::Error::NoConfig { network: id() }.into(), Code::Unavailable),
             (Error::Deadline { what: "it", limit: Duration::from_secs(1) }, Code::DeadlineExceeded),

@@ -11,6 +11,7 @@
 mod harness;
 mod images;
 mod kill;
+mod kubelet;
 mod lifecycle;
 mod logs;
 mod network;

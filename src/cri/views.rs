@@ -109,6 +109,16 @@ pub fn container(container: &ContainerView) -> v1::Container {
     }
 }
 
+/// The same with the name that people know: the kubelet asks for containers by
+/// the image's id, and shows what their status says.
+fn container_image_by_name(container: &ContainerView) -> v1::ImageSpec {
+    let mut image = container_image(container);
+    if !image.user_specified_image.is_empty() {
+        image.image.clone_from(&image.user_specified_image);
+    }
+    image
+}
+
 /// A container's status.
 #[must_use]
 pub fn container_status(container: &ContainerView) -> v1::ContainerStatus {
@@ -129,7 +139,7 @@ pub fn container_status(container: &ContainerView) -> v1::ContainerStatus {
         started_at,
         finished_at: exit.map_or(0, |exit| exit.finished_at),
         exit_code: exit.map_or(0, |exit| exit.code),
-        image: Some(container_image(container)),
+        image: Some(container_image_by_name(container)),
         image_ref: container.image.reference.clone(),
         reason: of_exit(|exit| exit.reason.as_str().to_owned()),
         message: of_exit(|exit| exit.message.clone()),

@@ -103,7 +103,9 @@ fn containers_are_shown() {
     assert_eq!((user.uid, user.gid, user.supplemental_groups), (1002, 1003, vec![7]));
     let listed = views::container(&view);
     assert_eq!((listed.image_id, listed.image_ref), (status.image_id, status.image_ref));
-    assert_eq!(listed.image.unwrap().user_specified_image, "busybox:1");
+    let (listed, told) = (listed.image.unwrap(), status.image.unwrap());
+    assert_eq!((listed.image.as_str(), listed.user_specified_image.as_str()), ("sha256:0", "busybox:1"));
+    assert_eq!(told, v1::ImageSpec { image: "busybox:1".into(), ..listed });
 
     let running =
         views::container_status(&container_view(ContainerState::Running(Running { started_at: 9 })));

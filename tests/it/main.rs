@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a test says why it failed, and its figures")]
 
+mod apple;
 mod harness;
 mod images;
 mod kill;

@@ -6,7 +6,7 @@ use kina::cri::v1;
 use tokio_stream::StreamExt;
 use tonic::{Code, Streaming};
 
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Daemon, script, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -193,6 +193,11 @@ async fn usage_is_told() {
 }
 
 also_in_vm! {
+    events_tell_a_pods_life,
+    usage_is_told,
+}
+
+also_in_apple! {
     events_tell_a_pods_life,
     usage_is_told,
 }

@@ -4,7 +4,7 @@ use kina::cri::v1;
 use kina_store::Store;
 use rustix::process::Signal;
 
-use crate::harness::machine::{self, also_in_vm};
+use crate::harness::machine::{self, also_in_apple, also_in_vm};
 use crate::harness::{Daemon, Options, descriptors, end, kill, lives, script, wait_until};
 
 const FOREVER: &str = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done";
@@ -229,4 +229,9 @@ also_in_vm! {
     a_reboot_ends_all_pods,
     a_second_daemon_is_refused_and_harms_nothing,
     what_no_record_explains_is_removed,
+}
+
+also_in_apple! {
+    nobody_notices_a_new_daemon,
+    a_second_daemon_is_refused_and_harms_nothing,
 }

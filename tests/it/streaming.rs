@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Cri, Daemon, Options, PATIENCE, handler, namespaces, script, shell, wait_until};
 
 const FOREVER: &str = "sleep 1000";
@@ -337,5 +337,10 @@ async fn forwarded_connections() {
 also_in_vm! {
     attached_clients,
     commands,
+    forwarded_connections,
+}
+
+also_in_apple! {
+    attached_clients,
     forwarded_connections,
 }

@@ -1,22 +1,31 @@
 //! On which machine a test's pods run.
 
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
-use kina::config::{Machine, Qemu};
+use kina::config::{Apple, DriverChoice, Machine, Qemu};
 use kina_testkit::vm::Prerequisites;
+
+use super::Place;
 
 thread_local! {
     /// The handler of the test on this thread; a test's tasks all run on one.
     static HANDLER: Cell<Option<&'static str>> = const { Cell::new(None) };
+    /// Whether its machines are Apple's, simulated.
+    static APPLE: Cell<bool> = const { Cell::new(false) };
 }
 
+/// What tests run on that say nothing else: a handler, or `apple`.
+const HANDLER_VARIABLE: &str = "KINA_IT_HANDLER";
+
 /// The runtime handler that the test asks for: that of its machine, else
-/// `KINA_IT_HANDLER`, else `shared`.
+/// `KINA_IT_HANDLER` (`apple` is `vm` with Apple's machines), else `shared`.
 pub(crate) fn handler() -> String {
     match HANDLER.get() {
         Some(handler) => handler.to_owned(),
-        None => std::env::var("KINA_IT_HANDLER").unwrap_or_else(|_| "shared".to_owned()),
+        None if is_apple() => "vm".to_owned(),
+        None => std::env::var(HANDLER_VARIABLE).unwrap_or_else(|_| "shared".to_owned()),
     }
 }
 
@@ -49,6 +58,40 @@ macro_rules! also_in_vm {
 
 pub(crate) use also_in_vm;
 
+/// Runs a test with its pods in machines of Apple's, which are simulated.
+pub(crate) fn run_in_apple(test: fn()) {
+    APPLE.set(true);
+    run_in_vm(test);
+    APPLE.set(false);
+}
+
+/// Declares tests of this module once more, with their pods in machines of Apple's:
+/// `apple::NAME` beside `NAME`.
+macro_rules! also_in_apple {
+    ($($test:ident),+ $(,)?) => {
+        mod apple {
+            $(
+                #[test]
+                fn $test() {
+                    crate::harness::machine::run_in_apple(super::$test);
+                }
+            )+
+        }
+    };
+}
+
+pub(crate) use also_in_apple;
+
+/// Whether the test's machines are Apple's.
+pub(crate) fn is_apple() -> bool {
+    APPLE.get() || std::env::var(HANDLER_VARIABLE).is_ok_and(|handler| handler == "apple")
+}
+
+/// Has this test's pods run in machines of Apple's.
+pub(crate) fn use_apple() {
+    APPLE.set(true);
+}
+
 /// Has this test's pods run in virtual machines.
 pub(crate) fn use_vm() {
     HANDLER.set(Some("vm"));
@@ -57,7 +100,9 @@ pub(crate) fn use_vm() {
 /// The `[machine]` of a daemon in that directory. Machines are emulated: that
 /// works everywhere.
 pub(super) fn configuration(directory: &Path) -> Machine {
-    let qemu = if is_vm() {
+    let qemu = if is_apple() {
+        Qemu { enabled: false, ..Qemu::default() }
+    } else if is_vm() {
         let found = Prerequisites::find().unwrap();
         Qemu {
             accelerator: kina_machine_qemu::Choice::Tcg,
@@ -74,7 +119,91 @@ pub(super) fn configuration(directory: &Path) -> Machine {
         kubelet_root: directory.join("kubelet"),
         share_roots: vec![directory.join("data"), directory.join("shared")],
         memory_mib: 256,
+        driver: if is_apple() { DriverChoice::Apple } else { DriverChoice::Qemu },
         qemu,
+        apple: simulated(directory),
         ..Machine::default()
     }
+}
+
+/// The simulator of Apple's `container`, as cargo builds it beside `kina`.
+pub(crate) fn simulator() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_kina")).with_file_name("container");
+    assert!(program.is_file(), "no {}; `cargo build -p kina-apple-sim` builds it", program.display());
+    program
+}
+
+/// Where the simulator of a daemon in that directory keeps everything.
+fn simulator_root(directory: &Path) -> PathBuf {
+    directory.join("apple")
+}
+
+fn simulated(directory: &Path) -> Apple {
+    if !is_apple() {
+        return Apple::default();
+    }
+    let root = simulator_root(directory).display().to_string();
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest/kina-pod.tar");
+    assert!(image.is_file(), "no {}; `cargo xtask pod-image` makes it", image.display());
+    let variables = [("CONTAINER_APP_ROOT", root.as_str()), ("CONTAINER_SIM_BOOT_MS", "50")];
+    Apple {
+        program: simulator(),
+        environment: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        image,
+        ..Apple::default()
+    }
+}
+
+fn simulate(directory: &Path, words: &[&str]) -> Output {
+    let mut command = Command::new(simulator());
+    command.args(words).env("CONTAINER_APP_ROOT", simulator_root(directory)).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+/// Starts Apple's service for a daemon in that directory.
+pub(super) fn start_simulator(directory: &Path) {
+    let output = simulate(directory, &["system", "start", "--enable-kernel-install"]);
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Ends it, with all machines, if there is one.
+pub(super) fn end_simulator(directory: &Path) {
+    if simulator_root(directory).exists() {
+        let output = simulate(directory, &["system", "stop"]);
+        if !output.status.success() {
+            eprintln!("the simulator does not end: {output:?}");
+        }
+    }
+}
+
+/// The names of the containers that there are.
+pub(crate) fn simulated_containers(place: &Place) -> Vec<String> {
+    let output = simulate(&place.path(""), &["list", "--all", "--quiet"]);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// The process of Apple's service.
+pub(crate) fn service(place: &Place) -> u32 {
+    let pid = std::fs::read_to_string(simulator_root(&place.path("")).join("apiserver/pid")).unwrap();
+    pid.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Starts Apple's service again.
+pub(crate) fn start_service(place: &Place) {
+    start_simulator(&place.path(""));
+}
+
+/// What goes wrong with Apple's `container` from now on.
+pub(crate) fn set_traps(place: &Place, traps: &[&str]) {
+    let settings = serde_json::json!({ "boot-ms": 50, "traps": traps }).to_string();
+    let root = simulator_root(&place.path(""));
+    std::fs::write(root.join("new"), settings).unwrap();
+    std::fs::rename(root.join("new"), root.join("simulator.json")).unwrap();
+}
+
+/// Ends a pod's machine behind the daemon's back.
+pub(crate) fn stop_machine(place: &Place, pod: &str) {
+    let output = simulate(&place.path(""), &["kill", &format!("kina-{pod}")]);
+    assert!(output.status.success(), "{output:?}");
 }

@@ -48,6 +48,9 @@ impl Place {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = Path::new(PARENT).join(format!("{PREFIX}{}-{number}", std::process::id()));
         fs::create_dir(&directory).unwrap();
+        if super::machine::is_apple() {
+            super::machine::start_simulator(&directory);
+        }
         Self::at(directory, number)
     }
 
@@ -171,6 +174,11 @@ impl Place {
         let mut run = names(&self.config.run);
         // Empty once the last layer is unmounted; traces have said so.
         run.retain(|name| name != "layers");
+        if super::machine::is_apple() {
+            assert_eq!(names(&self.config.run.join("s")), [""; 0]);
+            assert_eq!(super::machine::simulated_containers(self), [""; 0]);
+            run.retain(|name| name != "s");
+        }
         assert_eq!(run, ["kina.lock", "pods"]);
         assert_eq!(names(&self.config.run.join("pods")), [""; 0]);
     }
@@ -254,6 +262,7 @@ impl Place {
     }
 
     fn erase(&self) {
+        super::machine::end_simulator(&self.directory);
         if let Err(error) = self.scope.erase() {
             eprintln!("{}: {error}", self.directory.display());
         }

@@ -3,7 +3,7 @@
 use kina::cri::v1;
 use tonic::{Code, Request};
 
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Daemon, Options, handler, labels, script, wait_until};
 
 const FOREVER: &str = "sleep 1000";
@@ -326,4 +326,8 @@ async fn what_cannot_be_made_leaves_nothing() {
 also_in_vm! {
     every_call_may_be_repeated,
     what_cannot_be_made_leaves_nothing,
+}
+
+also_in_apple! {
+    every_call_may_be_repeated,
 }

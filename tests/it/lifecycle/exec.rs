@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Daemon, script, shell, wait_until, with_security};
 
 const FOREVER: &str = "sleep 1000";
@@ -134,5 +134,11 @@ also_in_vm! {
     output_and_exit_code,
     a_timeout_ends_all_of_it,
     output_is_bounded,
+    confined_as_its_container,
+}
+
+also_in_apple! {
+    output_and_exit_code,
+    a_timeout_ends_all_of_it,
     confined_as_its_container,
 }

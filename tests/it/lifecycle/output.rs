@@ -1,6 +1,6 @@
 //! Logs in the CRI's format.
 
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Daemon, output, script};
 
 /// Bytes of a line after which it is divided.
@@ -67,5 +67,9 @@ async fn a_container_without_a_log() {
 }
 
 also_in_vm! {
+    lines_streams_and_pieces,
+}
+
+also_in_apple! {
     lines_streams_and_pieces,
 }

@@ -4,7 +4,7 @@ use kina::cri::v1;
 use kina_testkit::images::{self, File};
 use serde_json::json;
 
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Daemon, IMAGE, end, script, shell, wait_until, with_security};
 
 const CONFIGURED: &str = "localhost/configured:it";
@@ -252,4 +252,10 @@ also_in_vm! {
     killed_for_want_of_memory,
     a_stop_is_polite_first,
     confinement_is_the_default_one,
+}
+
+also_in_apple! {
+    command_arguments_and_surroundings_from_image_and_configuration,
+    exit_codes_and_their_reasons,
+    a_stop_is_polite_first,
 }

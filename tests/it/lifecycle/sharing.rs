@@ -2,7 +2,7 @@
 
 use kina::cri::v1::{self, NamespaceMode};
 
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Cri, Daemon, labels, namespaces, script, with_security};
 
 const FOREVER: &str = "sleep 1000";
@@ -184,6 +184,12 @@ async fn sysctls_names_and_resolvers() {
 }
 
 also_in_vm! {
+    containers_talk_over_localhost,
+    process_namespaces_by_option,
+    sysctls_names_and_resolvers,
+}
+
+also_in_apple! {
     containers_talk_over_localhost,
     process_namespaces_by_option,
     sysctls_names_and_resolvers,

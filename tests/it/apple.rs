@@ -1,0 +1,174 @@
+//! Machines of Apple's `container`, simulated: what only they have, and each of
+//! Apple's ways to go wrong, seen by the caller.
+
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use kina::cri::v1;
+use rustix::process::Signal;
+
+use crate::harness::{Daemon, Options, kill, lives, machine, script, shell, wait_until};
+
+const FOREVER: &str = "echo up; sleep 1000";
+
+/// A daemon whose machines are Apple's.
+async fn daemon() -> Daemon {
+    machine::use_apple();
+    Daemon::start().await
+}
+
+/// A port of this machine that nobody listens on.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn a_pods_network_is_its_machines() {
+    let mut daemon = daemon().await;
+    let cri = daemon.cri();
+    let status = cri.client.runtime.clone().status(v1::StatusRequest { verbose: true }).await.unwrap();
+    let status = status.into_inner();
+    let conditions = status.status.unwrap().conditions;
+    assert!(conditions.iter().all(|condition| condition.status), "{conditions:?}");
+    let mut config = cri.pod("p");
+    let port = free_port();
+    config.port_mappings = vec![v1::PortMapping {
+        host_port: port.into(),
+        container_port: 8080,
+        host_ip: "127.0.0.1".to_owned(),
+        ..v1::PortMapping::default()
+    }];
+    let pod = cri.run_pod(&config).await.unwrap();
+    let status = cri.pod_status(&pod).await.unwrap().status.unwrap();
+    assert_eq!(status.runtime_handler, "vm");
+    let address = status.network.unwrap().ip;
+    let one = cri.run(&pod, script("one", "while :; do echo hello | nc -l -p 8080; done")).await;
+    let seen = cri.sh(&one, "ip -4 addr; cat /etc/hosts").await;
+    println!("pod at {address}: {seen}");
+    assert!(seen.contains(&format!("inet {address}/")), "{seen}");
+    assert!(seen.contains(&format!("{address}\t")), "{seen}");
+    // A port of the node leads there.
+    let node: SocketAddr = ([127, 0, 0, 1], port).into();
+    wait_until("the port of the node", async || {
+        let mut words = String::new();
+        TcpStream::connect(node).is_ok_and(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            stream.read_to_string(&mut words).is_ok() && words == "hello\n"
+        })
+    })
+    .await;
+    // The pod may set what is of its network.
+    let mut other = cri.pod("q");
+    other.linux.as_mut().unwrap().sysctls =
+        [("net.ipv4.ip_unprivileged_port_start".to_owned(), "77".to_owned())].into();
+    let second = cri.run_pod(&other).await.unwrap();
+    let two = cri.run(&second, script("two", FOREVER)).await;
+    assert_eq!(cri.sh(&two, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start").await, "77\n");
+    let others = cri.pod_status(&second).await.unwrap().status.unwrap().network.unwrap().ip;
+    assert_ne!(others, address);
+    daemon.leave_nothing().await;
+}
+
+#[tokio::test]
+async fn what_a_machines_network_cannot_is_refused() {
+    let mut daemon = daemon().await;
+    let cri = daemon.cri();
+    let mut config = cri.pod("p");
+    config.port_mappings = vec![v1::PortMapping {
+        host_port: 5000,
+        container_port: 80,
+        protocol: v1::Protocol::Sctp.into(),
+        ..v1::PortMapping::default()
+    }];
+    let error = cri.run_pod(&config).await.unwrap_err();
+    assert!(error.message().starts_with("config.port_mappings[0].protocol"), "{error}");
+    daemon.leave_nothing().await;
+}
+
+/// The service dies and is started anew: it calls every container stopped.
+#[tokio::test]
+async fn pods_outlive_apples_service_and_the_daemon() {
+    let mut daemon = daemon().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.run(&pod, script("one", FOREVER)).await;
+    cri.wait_output(&one, "up").await;
+    let service = machine::service(&daemon.place);
+    kill(service, Signal::KILL);
+    wait_until("the service's end", async || !lives(service)).await;
+    assert_eq!(cri.sh(&one, "echo without").await, "without\n");
+    machine::start_service(&daemon.place);
+    daemon.restart().await;
+    let cri = daemon.cri();
+    assert!(cri.is_ready(&pod).await);
+    assert_eq!(cri.sh(&one, "echo here").await, "here\n");
+    let next = cri.make_pod("next").await;
+    let two = cri.run(&next, script("two", FOREVER)).await;
+    cri.sh(&two, "true").await;
+    daemon.leave_nothing().await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_down_is_named_and_pods_go_on() {
+    let mut daemon = daemon().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.run(&pod, script("one", FOREVER)).await;
+    machine::set_traps(&daemon.place, &["server-down"]);
+    let error = cri.run_pod(&cri.pod("q")).await.unwrap_err();
+    assert!(error.message().contains("type `container system start`"), "{error}");
+    assert_eq!(cri.sh(&one, "echo on").await, "on\n");
+    let error = cri.stop_pod(&pod).await.unwrap_err();
+    assert!(error.message().contains("type `container system start`"), "{error}");
+    machine::set_traps(&daemon.place, &[]);
+    daemon.leave_nothing().await;
+}
+
+/// One failed dial ends the relay for good, and streams go another way.
+#[tokio::test]
+async fn pods_outlive_apples_relay() {
+    let mut daemon = daemon().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.run(&pod, script("one", FOREVER)).await;
+    std::fs::remove_file(daemon.place.config().run.join("s").join(format!("{pod}.sock"))).unwrap();
+    assert_eq!(cri.sh(&one, "echo around").await, "around\n");
+    daemon.restart().await;
+    let cri = daemon.cri();
+    assert!(cri.is_ready(&pod).await);
+    assert_eq!(cri.exec(&one, shell("echo again"), 10).await.unwrap().stdout, b"again\n");
+    daemon.leave_nothing().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_does_not_boot_leaves_nothing() {
+    let mut daemon = daemon().await;
+    let cri = daemon.cri();
+    machine::set_traps(&daemon.place, &["boot-fails"]);
+    let error = cri.run_pod(&cri.pod("p")).await.unwrap_err();
+    println!("{error}");
+    machine::set_traps(&daemon.place, &[]);
+    assert_eq!(machine::simulated_containers(&daemon.place), [""; 0]);
+    // Boots queue, and all come up.
+    let pods = futures::future::join_all(["a", "b", "c", "d"].map(|name| cri.make_pod(name))).await;
+    for pod in pods {
+        assert!(cri.is_ready(&pod).await);
+    }
+    daemon.leave_nothing().await;
+}
+
+/// A machine that dies while no daemon looks is found dead.
+#[tokio::test]
+async fn a_machine_that_dies_is_noticed() {
+    let mut daemon = daemon().await;
+    let cri = daemon.cri();
+    let (seen, unseen) = (cri.make_pod("seen").await, cri.make_pod("unseen").await);
+    machine::stop_machine(&daemon.place, &seen);
+    cri.wait_not_ready(&seen).await;
+    daemon.kill9().await;
+    machine::stop_machine(&daemon.place, &unseen);
+    daemon.start_again(Options::default()).await;
+    assert!(!daemon.cri().is_ready(&unseen).await);
+    daemon.leave_nothing().await;
+}

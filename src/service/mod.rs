@@ -5,6 +5,7 @@ mod admin;
 mod admin_machine;
 mod admin_network;
 mod containers;
+mod deadline;
 mod images;
 mod keeping;
 mod pods;

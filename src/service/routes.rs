@@ -16,6 +16,8 @@ use tonic::transport::server::Connected;
 use tower::ServiceExt;
 use tower::util::{BoxCloneSyncService, Oneshot};
 
+use super::deadline::{Bounded, patience};
+
 type Named = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Infallible>;
 
 /// Several gRPC services behind one listener.
@@ -68,7 +70,7 @@ impl Service<http::Request<Body>> for Routes {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future =
-        Either<Oneshot<Named, http::Request<Body>>, Ready<Result<http::Response<Body>, Infallible>>>;
+        Either<Bounded<Oneshot<Named, http::Request<Body>>>, Ready<Result<http::Response<Body>, Infallible>>>;
 
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         // Each call waits for its own service.
@@ -79,7 +81,10 @@ impl Service<http::Request<Body>> for Routes {
         // A path is /<service>/<call>.
         let name = request.uri().path().split('/').nth(1).unwrap_or_default();
         match self.services.get(name) {
-            Some(service) => Either::Left(service.clone().oneshot(request)),
+            Some(service) => {
+                let patience = patience(request.headers());
+                Either::Left(Bounded::new(service.clone().oneshot(request), patience))
+            }
             None => {
                 let known: Vec<&str> = self.services.keys().copied().collect();
                 Either::Right(ready(Ok(super::status::no_service(name, &known).into_http())))

@@ -29,6 +29,11 @@ pub(super) fn later(call: &'static str) -> Status {
     Status::unimplemented(format!("{call} is not implemented in this version of kina"))
 }
 
+/// The answer to a call whose caller waits no longer.
+pub(super) fn too_late() -> Status {
+    Status::deadline_exceeded("the caller's deadline has passed")
+}
+
 /// The answer to a call of a service that is not here.
 pub(super) fn no_service(name: &str, known: &[&str]) -> Status {
     Status::unimplemented(format!("there is no service {name:?} here, only {}", known.join(", ")))

@@ -183,3 +183,36 @@ async fn other_calls_and_services_are_unimplemented() {
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("runtime.v1.RuntimeService"), "{refused}");
 }
+
+/// Sent without tonic's client, which would end the call by a timer of its own.
+#[tokio::test]
+async fn a_call_that_takes_too_long_says_so() {
+    use http_body_util::Full;
+    use hyper_util::rt::TokioExecutor;
+    use prost::Message as _;
+    use prost::bytes::Bytes;
+
+    let directory = tempfile::tempdir().unwrap();
+    let _served = channel(directory.path(), serve(directory.path()).await).await;
+    // A registry that takes connections and says nothing.
+    let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = format!("127.0.0.1:{}/library/busybox:1", registry.local_addr().unwrap().port());
+    let socket = UnixStream::connect(directory.path().join("cri.sock")).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
+    tokio::spawn(connection);
+
+    let message = v1::PullImageRequest { image: image(&name), ..Default::default() }.encode_to_vec();
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    frame.extend(message);
+    for patience in ["1n", "1m", "2m", "3m", "5m", "20m", "100m"] {
+        let request = tonic::codegen::http::Request::post("http://socket/runtime.v1.ImageService/PullImage")
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", patience)
+            .body(Full::new(Bytes::from(frame.clone())))
+            .unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4", "{patience}: {answer:?}");
+    }
+}

@@ -128,7 +128,7 @@ async fn find(
     let context = runtime.context();
     let Some(driver) = context.driver(record.spec.placement).cloned() else {
         warn!(pod = %record.id, placement = ?record.spec.placement, "no machine driver for a recorded pod; it is left alone");
-        containers.iter().for_each(|container| runtime.keep_image(&container.image.id));
+        containers.iter().flat_map(ContainerRecord::images).for_each(|id| runtime.keep_image(id));
         return None;
     };
     let guest = if same_boot && record.state.is_ready() { answers(&driver, &record).await } else { None };
@@ -158,8 +158,8 @@ async fn find(
             } else {
                 recover_ended(&mut container, &state)
             };
-            let lease = runtime.images().lease(&container.image.id);
-            RecoveredContainer { record: container, lease, effects, ended }
+            let leases = container.images().filter_map(|id| runtime.images().lease(id)).collect();
+            RecoveredContainer { record: container, leases, effects, ended }
         })
         .collect();
     let recovered = Recovered {

@@ -30,12 +30,12 @@ use crate::layers::Layers;
 use crate::machines;
 use crate::network::{Network, NetworkConfig};
 use crate::placement::{PlacementPolicy, PlacementRequest, place};
-use crate::pod::PodHandle;
 use crate::pod::context::{Context, Paths, log_path, now};
 use crate::pod::size::{NodeSize, SizePolicy};
 use crate::pod::user_namespaces::UserNamespaces;
 use crate::pod::view::{ContainerView, PodView};
 use crate::pod::volumes::VolumeRoots;
+use crate::pod::{ContainerImages, PodHandle};
 use crate::recover;
 use crate::registry::{Registry, Reservation};
 use crate::stats;
@@ -395,10 +395,11 @@ impl Runtime {
     /// failed effect's; nothing is left then.
     pub async fn create_container(&self, pod: &str, spec: ContainerSpec) -> Result<ContainerId, Error> {
         let handle = self.inner.registry.pod(pod)?;
-        let image_missing = || Error::ImageNotFound { reference: spec.image.clone() };
-        let image = self.inner.images.resolve(&spec.image).ok_or_else(image_missing)?;
-        let lease = self.inner.images.lease(&image.id).ok_or_else(image_missing)?;
-        self.inner.images.check(&image.id).await?;
+        let lease = self.lease_image(&spec.image).await?;
+        let mut volumes = Vec::new();
+        for volume in spec.image_volumes() {
+            volumes.push(self.lease_image(&volume.requested).await?);
+        }
         let config = &lease.image().config;
         let defaults = ImageDefaults {
             entrypoint: config.entrypoint.clone(),
@@ -412,11 +413,21 @@ impl Runtime {
         let log = log_path(handle.view().spec.log_directory.as_deref(), &spec.log_path);
         let id = ContainerId::random();
         self.inner.registry.add_container(id.clone(), handle.id());
-        let result = handle.create_container(id.clone(), spec, process, lease, log).await;
+        let images = ContainerImages { root: lease, volumes };
+        let result = handle.create_container(id.clone(), spec, process, images, log).await;
         if result.as_ref().is_ok_and(|made| *made != id) || result.is_err() {
             self.inner.registry.remove_container(&id);
         }
         result
+    }
+
+    /// Keeps an image that is here with all its files.
+    async fn lease_image(&self, reference: &str) -> Result<Lease, Error> {
+        let missing = || Error::ImageNotFound { reference: reference.to_owned() };
+        let image = self.inner.images.resolve(reference).ok_or_else(missing)?;
+        let lease = self.inner.images.lease(&image.id).ok_or_else(missing)?;
+        self.inner.images.check(&image.id).await?;
+        Ok(lease)
     }
 
     /// Starts a container. Starting one that runs succeeds.

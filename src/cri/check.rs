@@ -44,16 +44,22 @@ pub(super) fn absolute_path(field: &str, value: &str) -> Result<(), SpecError> {
     no_parent(field, value)
 }
 
-/// A relative path that stays below the directory it is relative to.
-pub(super) fn path_below(field: &str, value: &str) -> Result<(), SpecError> {
+/// A relative path that does not leave the directory it is relative to.
+pub(super) fn path_inside(field: &str, value: &str) -> Result<(), SpecError> {
     text(field, value)?;
     if value.starts_with('/') {
         return Err(SpecError::invalid(field, format!("{value:?} is not a relative path")));
     }
+    no_parent(field, value)
+}
+
+/// A [`path_inside`] of a file.
+pub(super) fn path_below(field: &str, value: &str) -> Result<(), SpecError> {
+    path_inside(field, value)?;
     if Path::new(value).file_name().is_none() || value.ends_with('/') {
         return Err(SpecError::invalid(field, format!("{value:?} does not name a file")));
     }
-    no_parent(field, value)
+    Ok(())
 }
 
 fn no_parent(field: &str, value: &str) -> Result<(), SpecError> {

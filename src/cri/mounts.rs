@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kina_model::{Device, Mount, Propagation, SpecError, UserNamespace};
+use kina_model::{Device, Digest, ImageVolume, Mount, MountSource, Propagation, SpecError, UserNamespace};
 
 use super::{check, user_namespace, v1};
 
@@ -50,21 +50,41 @@ pub(super) fn mount(
         mount_options,
     } = message;
 
-    if image.is_some_and(|image| image != v1::ImageSpec::default()) || !image_sub_path.is_empty() {
-        let reason = "kina does not mount images as volumes; copy the files in an init container instead";
-        return Err(SpecError::unsupported(format!("{field}.image"), reason));
-    }
     let mapped = user_namespace::mapped(field, &uid_mappings, &gid_mappings, user)?;
     check::absolute_path(&format!("{field}.container_path"), &container_path)?;
     if container_path.bytes().all(|byte| byte == b'/') {
         let reason = "the root itself cannot be mounted over; choose a path below it";
         return Err(SpecError::invalid(format!("{field}.container_path"), reason));
     }
-    check::absolute_path(&format!("{field}.host_path"), &host_path)?;
     let propagation = match check::known(&format!("{field}.propagation"), propagation)? {
         v1::MountPropagation::PropagationPrivate => Propagation::Private,
         v1::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
         v1::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
+    };
+    let source = match image.filter(|image| *image != v1::ImageSpec::default()) {
+        Some(image) => {
+            if !host_path.is_empty() {
+                let reason = "is set beside image; a mount has one source";
+                return Err(SpecError::invalid(format!("{field}.host_path"), reason));
+            }
+            if !readonly {
+                let reason = "is false; an image is mounted read-only, which the caller must ask for";
+                return Err(SpecError::invalid(format!("{field}.readonly"), reason));
+            }
+            if propagation != Propagation::Private {
+                let reason = "nothing is mounted below an image; use PROPAGATION_PRIVATE";
+                return Err(SpecError::invalid(format!("{field}.propagation"), reason));
+            }
+            MountSource::Image(self::image(field, image, image_sub_path)?)
+        }
+        None => {
+            if !image_sub_path.is_empty() {
+                let reason = "is set without image";
+                return Err(SpecError::invalid(format!("{field}.image_sub_path"), reason));
+            }
+            check::absolute_path(&format!("{field}.host_path"), &host_path)?;
+            MountSource::HostPath(PathBuf::from(host_path))
+        }
     };
     if recursive_read_only {
         let field = format!("{field}.recursive_read_only");
@@ -87,7 +107,7 @@ pub(super) fn mount(
     }
     Ok(Mount {
         container_path,
-        host_path: PathBuf::from(host_path),
+        source,
         readonly,
         recursive_read_only,
         mapped,
@@ -96,8 +116,46 @@ pub(super) fn mount(
     })
 }
 
-/// The mount as a container's status says it.
-pub(super) fn message(mount: &Mount) -> v1::Mount {
+/// The image of a mount at that field.
+fn image(field: &str, image: v1::ImageSpec, sub_path: String) -> Result<ImageVolume, SpecError> {
+    let v1::ImageSpec {
+        image: requested,
+        annotations,
+        user_specified_image: user_specified,
+        // Every handler has the same images.
+        runtime_handler: _,
+        image_ref: _,
+    } = image;
+    if requested.is_empty() {
+        return Err(SpecError::invalid(format!("{field}.image.image"), "is empty; name an image"));
+    }
+    check::path_inside(&format!("{field}.image_sub_path"), &sub_path)?;
+    Ok(ImageVolume { requested, user_specified, annotations, sub_path })
+}
+
+/// The mounts as a container's status says them; `images` are those that are
+/// mounted, in their order.
+pub(super) fn messages(mounts: &[Mount], images: &[Digest]) -> Vec<v1::Mount> {
+    let mut images = images.iter();
+    let image_of = |mount: &Mount| mount.source.image().and_then(|_| images.next());
+    let images: Vec<Option<&Digest>> = mounts.iter().map(image_of).collect();
+    mounts.iter().zip(images).map(|(mount, image)| message(mount, image)).collect()
+}
+
+fn message(mount: &Mount, image_id: Option<&Digest>) -> v1::Mount {
+    let (host_path, image, image_sub_path) = match &mount.source {
+        MountSource::HostPath(path) => (path.to_string_lossy().into_owned(), None, String::new()),
+        MountSource::Image(volume) => {
+            let image = v1::ImageSpec {
+                image: volume.requested.clone(),
+                annotations: volume.annotations.clone(),
+                user_specified_image: volume.user_specified.clone(),
+                runtime_handler: String::new(),
+                image_ref: image_id.map(ToString::to_string).unwrap_or_default(),
+            };
+            (String::new(), Some(image), volume.sub_path.clone())
+        }
+    };
     let propagation = match mount.propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
@@ -105,15 +163,15 @@ pub(super) fn message(mount: &Mount) -> v1::Mount {
     };
     v1::Mount {
         container_path: mount.container_path.clone(),
-        host_path: mount.host_path.to_string_lossy().into_owned(),
+        host_path,
         readonly: mount.readonly,
         selinux_relabel: false,
         propagation: propagation.into(),
         uid_mappings: mount.mapped.iter().map(|user| user_namespace::mapping(user.uids)).collect(),
         gid_mappings: mount.mapped.iter().map(|user| user_namespace::mapping(user.gids)).collect(),
         recursive_read_only: mount.recursive_read_only,
-        image: None,
-        image_sub_path: String::new(),
+        image,
+        image_sub_path,
         mount_options: mount.options.clone(),
     }
 }
@@ -150,14 +208,14 @@ mod tests {
             mount_options: vec!["noexec".into()],
             ..plain()
         };
-        assert_eq!(message(&mount("m", original.clone(), true, None).unwrap()), original);
+        assert_eq!(message(&mount("m", original.clone(), true, None).unwrap(), None), original);
         let range = IdRange { inside: 0, outside: 100_000, length: 65536 };
         let user = Some(UserNamespace { uids: range, gids: range });
         let mapping = vec![user_namespace::mapping(range)];
         let mapped = v1::Mount { uid_mappings: mapping.clone(), gid_mappings: mapping, ..plain() };
         let kept = mount("m", mapped.clone(), false, user).unwrap();
         assert_eq!(kept.mapped, user);
-        assert_eq!(message(&kept), mapped);
+        assert_eq!(message(&kept, None), mapped);
         assert_eq!(mount("m", plain(), false, user).unwrap().mapped, None);
         let shared = v1::Mount {
             propagation: v1::MountPropagation::PropagationBidirectional.into(),
@@ -171,7 +229,7 @@ mod tests {
     #[test]
     fn mounts_that_cannot_be_had() {
         type Change = fn(&mut v1::Mount);
-        let cases: [(&str, &str, Change); 13] = [
+        let cases: [(&str, &str, Change); 12] = [
             ("m.container_path", "absolute", |m| m.container_path = "data".into()),
             ("m.container_path", "\"..\"", |m| m.container_path = "/a/../etc".into()),
             ("m.container_path", "root itself", |m| m.container_path = "//".into()),
@@ -179,10 +237,7 @@ mod tests {
             ("m.propagation", "value 7", |m| m.propagation = 7),
             ("m.uidMappings", "hostUsers", |m| m.uid_mappings.push(v1::IdMapping::default())),
             ("m.gidMappings", "hostUsers", |m| m.gid_mappings.push(v1::IdMapping::default())),
-            ("m.image", "init container", |m| {
-                m.image = Some(v1::ImageSpec { image: "x".into(), ..Default::default() });
-            }),
-            ("m.image", "init container", |m| m.image_sub_path = "a".into()),
+            ("m.image_sub_path", "without image", |m| m.image_sub_path = "a".into()),
             ("m.recursive_read_only", "readonly", |m| m.recursive_read_only = true),
             ("m.recursive_read_only", "PROPAGATION_PRIVATE", |m| {
                 m.recursive_read_only = true;
@@ -199,6 +254,54 @@ mod tests {
             let mut message = plain();
             change(&mut message);
             let error = mount("m", message, false, None).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{field}: ")) && error.contains(reason), "{error}");
+        }
+    }
+
+    fn of_image() -> v1::Mount {
+        let image = v1::ImageSpec {
+            image: "example.org/files:1".into(),
+            user_specified_image: "files:1".into(),
+            annotations: [("a".to_owned(), "b".to_owned())].into(),
+            ..Default::default()
+        };
+        v1::Mount {
+            container_path: "/files".into(),
+            image: Some(image),
+            image_sub_path: "data/v1".into(),
+            readonly: true,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn images_are_kept_and_said_again_with_their_id() {
+        let id: Digest = format!("sha256:{}", "0a".repeat(32)).parse().unwrap();
+        let mounts = [plain(), of_image(), plain()].map(|m| mount("m", m, true, None).unwrap());
+        let mut expected = of_image();
+        expected.image.as_mut().unwrap().image_ref = id.to_string();
+        assert_eq!(messages(&mounts, &[id]), [plain(), expected, plain()]);
+        let recursive = v1::Mount { recursive_read_only: true, ..of_image() };
+        assert!(mount("m", recursive, true, None).is_ok());
+    }
+
+    #[test]
+    fn images_that_cannot_be_mounted() {
+        type Change = fn(&mut v1::Mount);
+        let cases: [(&str, &str, Change); 6] = [
+            ("m.host_path", "one source", |m| m.host_path = "/x".into()),
+            ("m.readonly", "read-only", |m| m.readonly = false),
+            ("m.propagation", "PROPAGATION_PRIVATE", |m| m.propagation = 1),
+            ("m.image.image", "name an image", |m| m.image.as_mut().unwrap().image.clear()),
+            ("m.image_sub_path", "relative", |m| m.image_sub_path = "/etc".into()),
+            ("m.image_sub_path", "\"..\"", |m| m.image_sub_path = "a/../../etc".into()),
+        ];
+        for (field, reason, change) in cases {
+            let mut message = of_image();
+            change(&mut message);
+            let error = mount("m", message, true, None).unwrap_err();
+            assert!(matches!(error, SpecError::Invalid { .. }));
+            let error = error.to_string();
             assert!(error.starts_with(&format!("{field}: ")) && error.contains(reason), "{error}");
         }
     }

@@ -397,7 +397,8 @@ proptest! {
         if let Ok(request) = v1::CreateContainerRequest::decode(&*container_bytes) {
             let _ = seccomp_file(&request);
             if let Ok(spec) = convert_container(request) {
-                prop_assert!(spec.mounts.iter().all(|mount| mount.host_path.is_absolute()));
+                let paths = spec.mounts.iter().filter_map(|mount| mount.source.host_path());
+                prop_assert!(paths.into_iter().all(|path| path.is_absolute()));
                 prop_assert!(!spec.log_path.contains("../"));
             }
         }

@@ -145,7 +145,7 @@ pub fn container_status(container: &ContainerView) -> v1::ContainerStatus {
         message: of_exit(|exit| exit.message.clone()),
         labels: container.spec.labels.clone(),
         annotations: container.spec.annotations.clone(),
-        mounts: container.spec.mounts.iter().map(mounts::message).collect(),
+        mounts: mounts::messages(&container.spec.mounts, &container.image_volumes),
         log_path: container
             .log_path
             .as_ref()

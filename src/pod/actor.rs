@@ -75,16 +75,18 @@ pub(super) struct NewContainer {
     pub(super) process: Process,
     /// The image, kept for as long as the container is.
     pub(super) image: Lease,
+    /// The images that it mounts, likewise, in the order of its mounts.
+    pub(super) image_volumes: Vec<Lease>,
     pub(super) log_path: Option<PathBuf>,
 }
 
 /// A container as the actor knows it.
 pub(super) struct Container {
     pub(super) view: ContainerView,
-    /// Its layers by their uncompressed digest, the lowest first.
+    /// The layers of all its images by their uncompressed digest.
     pub(super) layers: Vec<Digest>,
-    /// Keeps the image's files; `None` if the image was lost while no daemon ran.
-    pub(super) _lease: Option<Lease>,
+    /// Keep the files of its images. Fewer if one was lost while no daemon ran.
+    pub(super) _leases: Vec<Lease>,
     /// Its log, while the daemon writes it.
     pub(super) log: Option<ContainerLog>,
     /// It has ended, which is told once its log is complete.

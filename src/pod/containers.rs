@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
 use kina_machine::{LayerAccess, Share, ShareKind};
-use kina_model::{ContainerEffect, ContainerId, ContainerSpec, Nanos, Resources, container};
+use kina_model::{
+    ContainerEffect, ContainerId, ContainerSpec, Mount, MountSource, Nanos, Resources, container,
+};
 use kina_node::LayerImage;
 use kina_store::Batch;
 use tokio::sync::watch;
@@ -27,6 +29,21 @@ const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// by itself.
 const LAST_LINES_DEADLINE: Duration = Duration::from_secs(1);
 
+/// The layers of a container's images.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ImageLayers<L> {
+    /// Of the one that it runs.
+    pub(super) root: Vec<L>,
+    /// Of each that it mounts, in the order of its mounts.
+    pub(super) volumes: Vec<Vec<L>>,
+}
+
+impl<L> ImageLayers<L> {
+    fn images(&self) -> impl Iterator<Item = &Vec<L>> {
+        std::iter::once(&self.root).chain(&self.volumes)
+    }
+}
+
 impl Subject {
     fn guest_error(&self, source: GuestError) -> Error {
         Error::Guest { pod: self.id.clone(), source }
@@ -38,11 +55,11 @@ impl Subject {
         &self,
         guest: &GuestClient,
         view: &ContainerView,
-        layers: Vec<LayerImage>,
+        layers: ImageLayers<LayerImage>,
     ) -> Result<(Identity, Option<ContainerLog>), Error> {
         // Before anything is made: what cannot be had is refused here.
         let sources = self.mount_sources(&view.spec).await?;
-        let mut guest_layers = Vec::new();
+        let mut guest_layers = ImageLayers::default();
         for effect in container::CREATE {
             match effect {
                 ContainerEffect::MountLayers => {
@@ -50,7 +67,8 @@ impl Subject {
                         failpoint::around(effect.name(), self.mount_layers(&view.id, layers.clone())).await?;
                 }
                 ContainerEffect::GuestCreate => {
-                    let create = self.guest_create(guest, view, std::mem::take(&mut guest_layers), &sources);
+                    let layers = std::mem::take(&mut guest_layers);
+                    let create = self.guest_create(guest, view, layers, &sources);
                     return failpoint::around(effect.name(), create).await;
                 }
                 // The actor has recorded the intent.
@@ -76,46 +94,60 @@ impl Subject {
             let Context { node, volumes, .. } = &*self.context;
             return volumes::sources(node, volumes, &self.spec, spec).await;
         }
-        Ok(spec.mounts.iter().map(|mount| Source::Shared(mount.host_path.clone())).collect())
+        let source = |mount: &Mount| match &mount.source {
+            MountSource::HostPath(path) => Source::Shared(path.clone()),
+            MountSource::Image(_) => Source::Image,
+        };
+        Ok(spec.mounts.iter().map(source).collect())
     }
 
     /// Layers as the guest shall find them, topmost first.
     async fn mount_layers(
         &self,
         container: &ContainerId,
-        layers: Vec<LayerImage>,
-    ) -> Result<Vec<v1::Layer>, Error> {
+        layers: ImageLayers<LayerImage>,
+    ) -> Result<ImageLayers<v1::Layer>, Error> {
         use v1::layer::Source;
-        let mut found = Vec::with_capacity(layers.len());
+        let all: Vec<LayerImage> = layers.images().flatten().cloned().collect();
+        let mut sources = Vec::with_capacity(all.len());
         match self.driver.capabilities().layers {
             LayerAccess::Mounted => {
-                let directories = self.context.layers.acquire(container, layers.clone()).await?;
-                for (layer, directory) in layers.into_iter().zip(directories) {
-                    let source = Source::Mounted(directory.display().to_string());
-                    found.push(v1::Layer { diff_id: layer.diff_id, source: Some(source) });
-                }
+                let directories = self.context.layers.acquire(container, all).await?;
+                let mounted = directories.into_iter().map(|path| Source::Mounted(path.display().to_string()));
+                sources.extend(mounted);
             }
             LayerAccess::ImageFile => {
-                for layer in layers {
+                for layer in all {
                     let share = Share { source: layer.path, readonly: true, kind: ShareKind::Layer };
                     let path = self.driver.share(&self.id, &share).await?;
-                    let source = Source::Image(path.display().to_string());
-                    found.push(v1::Layer { diff_id: layer.diff_id, source: Some(source) });
+                    sources.push(Source::Image(path.display().to_string()));
                 }
             }
         }
-        found.reverse();
-        Ok(found)
+        let mut sources = sources.into_iter();
+        let mut found = |image: Vec<LayerImage>| {
+            let layers = image.into_iter().zip(&mut sources);
+            let mut layers: Vec<v1::Layer> = layers
+                .map(|(layer, source)| v1::Layer { diff_id: layer.diff_id, source: Some(source) })
+                .collect();
+            layers.reverse();
+            layers
+        };
+        Ok(ImageLayers {
+            root: found(layers.root),
+            volumes: layers.volumes.into_iter().map(&mut found).collect(),
+        })
     }
 
     async fn guest_create(
         &self,
         guest: &GuestClient,
         view: &ContainerView,
-        layers: Vec<v1::Layer>,
+        layers: ImageLayers<v1::Layer>,
         sources: &[Source],
     ) -> Result<(Identity, Option<ContainerLog>), Error> {
         use v1::log_target::Target;
+        let mut images = layers.volumes.into_iter();
         let mut mounts = Vec::with_capacity(view.spec.mounts.len());
         for (mount, source) in view.spec.mounts.iter().zip(sources) {
             mounts.push(match source {
@@ -132,6 +164,7 @@ impl Subject {
                     request
                 }
                 Source::Kept(volume) => guest_request::kept_mount(mount, volume.clone()),
+                Source::Image => guest_request::image_mount(mount, images.next().unwrap_or_default()),
             });
         }
         if let Some(directory) = view.log_path.as_ref().and_then(|path| path.parent()) {
@@ -143,8 +176,8 @@ impl Subject {
             (Some(path), None) => Target::Path(path.display().to_string()),
             (Some(_), Some(_)) => Target::Stream(v1::Empty {}),
         };
-        let request =
-            guest_request::create_container(view.id.as_str(), &view.spec, &view.process, layers, mounts, log);
+        let (id, layers) = (view.id.as_str(), layers.root);
+        let request = guest_request::create_container(id, &view.spec, &view.process, layers, mounts, log);
         let made = guest.create_container(request).await.map_err(|source| self.guest_error(source))?;
         for warning in &made.warnings {
             tracing::warn!(pod = %self.id, container = %view.id, warning, "container made with a restriction");

@@ -287,6 +287,7 @@ pub(super) fn mount(mount: &Mount, source: &Path) -> v1::Mount {
         options: mount.options.clone(),
         volume: None,
         mapped: mount.mapped.map(id_mappings),
+        image: None,
     }
 }
 
@@ -294,6 +295,15 @@ pub(super) fn mount(mount: &Mount, source: &Path) -> v1::Mount {
 #[must_use]
 pub(super) fn kept_mount(mount: &Mount, volume: v1::PodVolume) -> v1::Mount {
     v1::Mount { volume: Some(volume), ..self::mount(mount, Path::new("")) }
+}
+
+/// A mount of an image's files; `layers` come topmost first.
+#[must_use]
+pub(super) fn image_mount(mount: &Mount, layers: Vec<v1::Layer>) -> v1::Mount {
+    let sub_path = mount.source.image().map(|image| image.sub_path.clone()).unwrap_or_default();
+    let image = Some(v1::ImageVolume { layers, sub_path });
+    // Its layers are mapped by the pod's user namespace already.
+    v1::Mount { image, mapped: None, ..self::mount(mount, Path::new("")) }
 }
 
 fn device(device: &Device) -> v1::Device {

@@ -82,12 +82,20 @@ pub struct Recovered {
     pub guest: Option<(GuestClient, u64)>,
 }
 
+/// The images that a container is made of, kept for as long as it is.
+pub struct ContainerImages {
+    /// The one that it runs.
+    pub root: Lease,
+    /// Those that it mounts, in the order of its mounts.
+    pub volumes: Vec<Lease>,
+}
+
 /// A container as a starting daemon finds it.
 pub struct RecoveredContainer {
     /// Its record, with the state that the model makes of it.
     pub record: ContainerRecord,
-    /// Keeps its image.
-    pub lease: Option<Lease>,
+    /// Keep its images.
+    pub leases: Vec<Lease>,
     /// What is to be done.
     pub effects: Vec<ContainerEffect>,
     /// Its end, if the guest has seen it and it is not yet told: its log may
@@ -122,7 +130,7 @@ impl PodHandle {
         let Recovered { id, spec, created_at, state, effects, containers, guest } = recovered;
         let mut known = BTreeMap::new();
         let (mut container_effects, mut all_ended) = (Vec::new(), Vec::new());
-        for RecoveredContainer { record, lease, effects, ended } in containers {
+        for RecoveredContainer { record, leases, effects, ended } in containers {
             all_ended.extend(ended.map(|event| (record.id.clone(), event)));
             if !effects.is_empty() {
                 container_effects.push((record.id.clone(), effects));
@@ -132,6 +140,7 @@ impl PodHandle {
                 pod: record.pod,
                 spec: Arc::new(record.spec),
                 image: record.image,
+                image_volumes: record.image_volumes,
                 process: record.process,
                 log_path: record.log_path,
                 state: record.state,
@@ -141,7 +150,7 @@ impl PodHandle {
             let container = Container {
                 view,
                 layers: record.layers,
-                _lease: lease,
+                _leases: leases,
                 log: None,
                 ending: false,
                 waiting: Vec::new(),
@@ -255,10 +264,11 @@ impl PodHandle {
         id: ContainerId,
         spec: ContainerSpec,
         process: Process,
-        image: Lease,
+        images: ContainerImages,
         log_path: Option<PathBuf>,
     ) -> Result<ContainerId, Error> {
-        let new = Box::new(NewContainer { id, spec, process, image, log_path });
+        let ContainerImages { root: image, volumes: image_volumes } = images;
+        let new = Box::new(NewContainer { id, spec, process, image, image_volumes, log_path });
         self.ask(|reply| Command::CreateContainer(new, reply)).await
     }
 

@@ -40,7 +40,10 @@ pub struct ContainerRecord {
     pub spec: ContainerSpec,
     /// The image it runs.
     pub image: ContainerImage,
-    /// The image's layers by their uncompressed digest, the lowest first.
+    /// The images that it mounts, in the order of its mounts.
+    #[serde(default)]
+    pub image_volumes: Vec<Digest>,
+    /// The layers of all its images by their uncompressed digest.
     pub layers: Vec<Digest>,
     /// What it runs.
     pub process: Process,
@@ -52,6 +55,13 @@ pub struct ContainerRecord {
     pub created_at: Nanos,
     /// What the guest said when it was made.
     pub identity: Option<Identity>,
+}
+
+impl ContainerRecord {
+    /// The images that it uses.
+    pub fn images(&self) -> impl Iterator<Item = &Digest> {
+        std::iter::once(&self.image.id).chain(&self.image_volumes)
+    }
 }
 
 impl Record for ContainerRecord {

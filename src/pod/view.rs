@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kina_model::{
-    ContainerId, ContainerImage, ContainerSpec, ContainerState, Nanos, PodId, PodSpec, PodState, Process,
+    ContainerId, ContainerImage, ContainerSpec, ContainerState, Digest, Nanos, PodId, PodSpec, PodState,
+    Process,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,8 @@ pub struct ContainerView {
     pub spec: Arc<ContainerSpec>,
     /// The image it runs.
     pub image: ContainerImage,
+    /// The images that it mounts, in the order of its mounts.
+    pub image_volumes: Vec<Digest>,
     /// What it runs.
     pub process: Process,
     /// Its log file on the node.
@@ -48,6 +51,13 @@ pub struct ContainerView {
     pub created_at: Nanos,
     /// Its first process as its machine numbers it, and its user, once made.
     pub identity: Option<Identity>,
+}
+
+impl ContainerView {
+    /// The images that it uses.
+    pub fn images(&self) -> impl Iterator<Item = &Digest> {
+        std::iter::once(&self.image.id).chain(&self.image_volumes)
+    }
 }
 
 /// What the guest says of a container that it has made.
@@ -141,6 +151,7 @@ pub(crate) mod test_support {
         };
         let spec = Arc::new(spec);
         let (log_path, created_at, identity) = (None, 1, None);
-        ContainerView { id, pod, spec, image, process, log_path, state, created_at, identity }
+        let image_volumes = Vec::new();
+        ContainerView { id, pod, spec, image, image_volumes, process, log_path, state, created_at, identity }
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kina_guest_api::v1;
-use kina_model::{ContainerSpec, Mount, PodSpec, Propagation, SpecError};
+use kina_model::{ContainerSpec, PodSpec, Propagation, SpecError};
 use kina_node::{Node, PathFacts, PathKind};
 
 use crate::error::{Error, chain};
@@ -40,6 +40,8 @@ pub(super) enum Source {
     Shared(PathBuf),
     /// The guest keeps it for the pod.
     Kept(v1::PodVolume),
+    /// An image, from its layers.
+    Image,
 }
 
 /// What a mount is.
@@ -74,6 +76,10 @@ pub(super) async fn sources(
     let roots = VolumeRoots { kubelet, shared };
     let mut sources = Vec::with_capacity(container.mounts.len());
     for (index, mount) in container.mounts.iter().enumerate() {
+        let Some(host_path) = mount.source.host_path() else {
+            sources.push(Source::Image);
+            continue;
+        };
         let field = format!("config.mounts[{index}]");
         let inspect = async |path: &Path| {
             node.inspect_path(path).await.map_err(|error| {
@@ -85,8 +91,9 @@ pub(super) async fn sources(
                 SpecError::invalid(format!("{field}.host_path"), reason)
             })
         };
-        let facts = inspect(&mount.host_path).await?;
-        sources.push(match find(&field, mount, &pod.metadata.uid, &facts, &roots)? {
+        let facts = inspect(host_path).await?;
+        let found = find(&field, host_path, mount.propagation, &pod.metadata.uid, &facts, &roots)?;
+        sources.push(match found {
             Found::OfNode(_) if pod.namespaces.user.is_some() && mount.mapped.is_none() => {
                 let reason = "what a virtual machine whose pod has a user namespace sees of the node is \
                      mapped as a whole; give this mount the pod's uidMappings and gidMappings";
@@ -127,13 +134,14 @@ const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 /// What one mount is. `roots` are without symbolic links.
 fn find<'a>(
     field: &str,
-    mount: &Mount,
+    host_path: &Path,
+    propagation: Propagation,
     pod_uid: &str,
     facts: &'a PathFacts,
     roots: &VolumeRoots,
 ) -> Result<Found<'a>, SpecError> {
     let refuse = |part: &str, reason: String| Err(SpecError::unsupported(format!("{field}.{part}"), reason));
-    let path = mount.host_path.display();
+    let path = host_path.display();
     let what = match facts.kind {
         PathKind::Directory | PathKind::File => None,
         PathKind::Socket => Some("is a socket, through which a virtual machine reaches nobody on the node"),
@@ -145,7 +153,7 @@ fn find<'a>(
     if let Some(what) = what {
         return refuse("host_path", format!("{path} {what}; use runtime handler \"shared\" for this pod"));
     }
-    if mount.propagation == Propagation::Bidirectional {
+    if propagation == Propagation::Bidirectional {
         let reason = "mounts made in a virtual machine do not reach the node; \
              use HostToContainer, or runtime handler \"shared\" for this pod";
         return refuse("propagation", reason.to_owned());
@@ -169,7 +177,7 @@ fn find<'a>(
     if below_any(&facts.real, &roots.shared) {
         return Ok(Found::OfNode(&facts.real));
     }
-    let real = match facts.real == mount.host_path {
+    let real = match facts.real == host_path {
         true => String::new(),
         false => format!(" (it is {})", facts.real.display()),
     };
@@ -262,16 +270,8 @@ mod tests {
         }
     }
 
-    fn mount(path: &str) -> Mount {
-        Mount {
-            container_path: "/m".into(),
-            host_path: path.into(),
-            readonly: false,
-            recursive_read_only: false,
-            mapped: None,
-            propagation: Propagation::Private,
-            options: Vec::new(),
-        }
+    fn found<'a>(path: &str, facts: &'a PathFacts) -> Result<Found<'a>, SpecError> {
+        find("m", Path::new(path), Propagation::Private, "u-1", facts, &roots())
     }
 
     #[test]
@@ -308,7 +308,7 @@ mod tests {
             let path = path.replace("POD", POD);
             let mut facts = facts(&path);
             facts.aliases = aliases.iter().map(|alias| alias.replace("POD", POD).into()).collect();
-            let found = find("m", &mount(&path), "u-1", &facts, &roots());
+            let found = found(&path, &facts);
             let text = found.as_ref().ok().map(|found| match found {
                 Found::OfNode(shared) => {
                     assert_eq!(*shared, Path::new(&path));
@@ -324,7 +324,9 @@ mod tests {
     fn a_pod_without_a_uid_has_no_directory_of_the_kubelets() {
         for uid in ["", ".", "..", "u-1/../u-2"] {
             let path = format!("{POD}/etc-hosts");
-            assert!(find("m", &mount(&path), uid, &facts(&path), &roots()).is_err(), "{uid:?}");
+            let found =
+                |uid| find("m", Path::new(&path), Propagation::Private, uid, &facts(&path), &roots()).is_ok();
+            assert!(!found(uid), "{uid:?}");
         }
     }
 
@@ -338,19 +340,18 @@ mod tests {
             (PathKind::CharacterDevice, "device"),
         ] {
             let facts = PathFacts { kind, ..facts(inside) };
-            let error = find("m", &mount(inside), "u-1", &facts, &roots()).unwrap_err().to_string();
+            let error = found(inside, &facts).unwrap_err().to_string();
             assert!(error.starts_with("m.host_path: /srv/data/x is a ") && error.contains(word), "{error}");
         }
         for (propagation, taken) in
             [(Propagation::HostToContainer, true), (Propagation::Bidirectional, false)]
         {
-            let mount = Mount { propagation, ..mount(inside) };
             let facts = facts(inside);
-            assert_eq!(find("m", &mount, "u-1", &facts, &roots()).is_ok(), taken);
+            let found = find("m", Path::new(inside), propagation, "u-1", &facts, &roots());
+            assert_eq!(found.is_ok(), taken);
         }
         // A link is judged by where it leads.
-        let link = mount("/srv/data/link");
-        let error = find("m", &link, "u-1", &facts("/etc"), &roots()).unwrap_err().to_string();
+        let error = found("/srv/data/link", &facts("/etc")).unwrap_err().to_string();
         for part in ["m.host_path: ", "/srv/data/link (it is /etc)", "machine.share_roots"] {
             assert!(error.contains(part), "{error}");
         }

@@ -35,7 +35,7 @@ pub(super) fn inspect(runtime: &Runtime, name: &str) -> Result<v1::InspectImageR
     let pods = runtime.pods();
     let containers = pods.iter().flat_map(|pod| pod.containers.values().map(move |one| (pod, one)));
     let users: Vec<_> = containers
-        .filter(|(_, container)| container.image.id == image.id)
+        .filter(|(_, container)| container.images().any(|id| *id == image.id))
         .map(|(pod, container)| {
             json!({
                 "id": container.id,

@@ -1,5 +1,7 @@
 //! Images that pods use: what keeps them, and what is said of them.
 
+mod volumes;
+
 use std::path::{Path, PathBuf};
 
 use kina::cri::v1;

@@ -7,8 +7,8 @@ use kina::error::Error;
 use kina_guest_api::v1;
 use kina_machine::fake::Operation;
 use kina_model::{
-    ContainerSpec, Device, ExitReason, Mount, Placement, PodSpec, PodState, Propagation, Resources,
-    SpecError, StopCause,
+    ContainerSpec, Device, ExitReason, Mount, MountSource, Placement, PodSpec, PodState, Propagation,
+    Resources, SpecError, StopCause,
 };
 
 use crate::support::{World, container_spec, eventually, kill, pod_spec, state_of};
@@ -30,7 +30,7 @@ fn limits(memory_mib: i64, quota: i64) -> Resources {
 fn mounting(paths: &[PathBuf]) -> ContainerSpec {
     let mount = |(index, path): (usize, &PathBuf)| Mount {
         container_path: format!("/m{index}"),
-        host_path: path.clone(),
+        source: MountSource::HostPath(path.clone()),
         readonly: index == 0,
         recursive_read_only: false,
         mapped: None,

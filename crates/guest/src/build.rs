@@ -13,6 +13,7 @@ use crate::attach::InputEnds;
 use crate::container::{Made, now_nanos, open_log};
 use crate::error::Error;
 use crate::guest::{CGROUP_PATIENCE, Guest, blocking, child_group};
+use crate::image_volume::ImageVolume;
 use crate::layers::LayerUse;
 use crate::pod::Pod;
 use crate::rootfs::{self, WritableLayer};
@@ -47,7 +48,8 @@ impl Guest {
             pod.ids.outside("process.user", identity.uid, *group)?;
         }
         let owns_pid_namespace = matches!(pid, PidNamespace::Own);
-        let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy)?;
+        let images = self.images(request, pod, undo.writable(), &mut layers)?;
+        let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy, &images)?;
         let streams = Streams::open(request_process.terminal, request.stdin, pod.root)?;
         let launched = self
             .launcher
@@ -97,6 +99,24 @@ impl Guest {
                 warnings: warnings.iter().map(ToString::to_string).collect(),
             },
         })
+    }
+
+    /// The images that the container mounts, in the order of its mounts.
+    fn images(
+        &self,
+        request: &v1::CreateContainerRequest,
+        pod: &Pod,
+        writable: &WritableLayer,
+        uses: &mut Vec<LayerUse>,
+    ) -> Result<Vec<ImageVolume>, Error> {
+        let asked = request.mounts.iter().filter_map(|mount| mount.image.as_ref());
+        let open = |(index, image): (usize, &v1::ImageVolume)| {
+            let lower = image.layers.iter().map(|layer| self.layer(pod, layer, uses));
+            let lower = lower.collect::<Result<Vec<_>, _>>()?;
+            let (place, user) = (writable.image_volume(index), pod.namespaces.user.as_ref());
+            ImageVolume::open(&request.id, &lower, &image.sub_path, &place, user)
+        };
+        asked.enumerate().map(open).collect()
     }
 
     /// Where a layer is mounted; mounts it when it comes as an image.

@@ -114,8 +114,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A root filesystem could not be put together.
-    #[error("mount the root filesystem of container {id}{details}")]
+    /// The layers of a container's image, or of one that it mounts, could not be put together.
+    #[error("put together image layers for container {id}{details}")]
     Overlay {
         /// The container.
         id: String,

@@ -208,7 +208,7 @@ impl Guest {
 
     fn pid_namespace(&self, request: &v1::CreateContainerRequest, pod: &Pod) -> Result<PidNamespace, Error> {
         use v1::NamespaceMode;
-        let path = crate::memory::descriptor_path;
+        let path = crate::unattached::descriptor_path;
         Ok(match (request.pid(), &pod.pid) {
             (NamespaceMode::Container, _) | (NamespaceMode::Unspecified, PidMode::Container) => {
                 PidNamespace::Own

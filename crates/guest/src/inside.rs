@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::Ids;
-use crate::memory::descriptor_path;
 use crate::pause::Pause;
+use crate::unattached::descriptor_path;
 
 /// A plan or an outcome is not longer, in bytes: a pod has few sysctls.
 const LINE_LIMIT: u64 = 1 << 20;

@@ -38,6 +38,7 @@ mod features;
 mod forward;
 mod guest;
 mod ids;
+mod image_volume;
 mod init;
 mod inside;
 mod journal;
@@ -56,6 +57,7 @@ mod serve;
 mod service;
 mod spec;
 mod streams;
+mod unattached;
 mod user;
 mod volumes;
 

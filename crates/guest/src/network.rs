@@ -10,8 +10,8 @@ use kina_guest_api::v1::pod_network::Kind;
 
 use crate::error::Error;
 use crate::ids::Ids;
-use crate::memory::descriptor_path;
 use crate::namespaces::{self, Network, Owned};
+use crate::unattached::descriptor_path;
 
 /// How long the machine's network card may take to appear.
 const CARD_PATIENCE: Duration = Duration::from_secs(10);

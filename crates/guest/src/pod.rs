@@ -13,10 +13,11 @@ use kina_guest_api::{MACHINE_STATE_DIRECTORY, v1};
 
 use crate::error::Error;
 use crate::ids::{Ids, Owner};
-use crate::memory::{self, Memory};
+use crate::memory;
 use crate::namespaces::{Plan, PodNamespaces};
 use crate::network;
 use crate::pause::Pause;
+use crate::unattached::Unattached;
 use crate::volumes::Volumes;
 
 /// The kernel's bound (HOST_NAME_MAX).
@@ -33,7 +34,7 @@ pub(crate) struct Pod {
     pub(crate) state_directory: PathBuf,
     pub(crate) namespaces: PodNamespaces,
     /// `None`: the machine's own.
-    pub(crate) shared_memory: Option<Memory>,
+    pub(crate) shared_memory: Option<Unattached>,
     pub(crate) group: Group,
     pub(crate) hostname: String,
     pub(crate) ids: Ids,
@@ -112,7 +113,7 @@ impl Pod {
         let shared_memory = if host_ipc {
             None
         } else {
-            Some(Memory::create(&memory::shared(bytes, root), state_directory.join("shm"))?)
+            Some(memory::create(&memory::shared(bytes, root), &state_directory.join("shm"))?)
         };
         let pid = match pause {
             Some(pause) => {

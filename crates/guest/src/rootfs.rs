@@ -60,6 +60,11 @@ impl WritableLayer {
         self.directory.join("work")
     }
 
+    /// Where an image that the container mounts may be attached.
+    pub(crate) fn image_volume(&self, index: usize) -> PathBuf {
+        self.directory.join("images").join(index.to_string())
+    }
+
     /// What the container has written, or had a moment ago. Measures until `end`.
     pub(crate) fn usage(&self, end: Instant) -> v1::DiskUsage {
         self.usage.of(&self.upper(), end)
@@ -83,43 +88,159 @@ pub(crate) fn assemble(
     writable: &WritableLayer,
     user: Option<&OwnedFd>,
 ) -> Result<OwnedFd, Error> {
-    if layers.is_empty() {
-        return Err(Error::invalid("rootfs.layers", "there are none"));
-    }
-    if layers.len() > LAYERS_LIMIT {
-        return Err(Error::TooMany { what: "layers", limit: LAYERS_LIMIT });
-    }
-    for layer in layers {
-        if !layer.is_dir() {
-            return Err(Error::invalid("rootfs.layers", format!("{} is no directory", layer.display())));
-        }
-    }
-    let Some(user) = user else {
-        return stack(id, layers, writable);
+    let overlay = Overlay {
+        layers: layers.to_vec(),
+        bottom: None,
+        writable: Some((writable.upper(), writable.work())),
+        at: writable.directory.clone(),
     };
-    let user = user.try_clone().map_err(|source| Error::system("duplicate a descriptor", source))?;
-    let (id, layers) = (id.to_owned(), layers.to_vec());
-    let writable = WritableLayer { directory: writable.directory.clone(), usage: DiskUsage::default() };
-    in_thread("mount an overlay on mapped layers", move || {
-        enter_private_mounts().map_err(|errno| Error::system("make a mount namespace", errno))?;
-        for layer in &layers {
-            map_in_place(layer, &user)?;
-        }
-        stack(&id, &layers, &writable)
-    })
+    overlay.mount(id, "rootfs.layers", user)
 }
 
-/// Mounts the layers as they are found in the present mount namespace.
-fn stack(id: &str, layers: &[PathBuf], writable: &WritableLayer) -> Result<OwnedFd, Error> {
-    let (upper, work) = (writable.upper(), writable.work());
-    let failed = |details, source| Error::Overlay { id: id.to_owned(), details, source };
-    match by_fsconfig(layers, &upper, &work) {
-        Ok(mount) => Ok(mount),
-        // A kernel before 6.8 does not know `lowerdir+`, one before 6.5 nothing of the kind.
-        Err((Errno::INVAL | Errno::NOSYS, _)) => {
-            by_mount(layers, &upper, &work, writable).map_err(|source| failed(String::new(), source))
+/// Mounts the layers (topmost first) read-only, mapped as by [`assemble`]. `place` is
+/// an empty directory.
+pub(crate) fn assemble_readonly(
+    id: &str,
+    layers: &[PathBuf],
+    place: &Path,
+    user: Option<&OwnedFd>,
+) -> Result<OwnedFd, Error> {
+    let overlay = Overlay {
+        layers: layers.to_vec(),
+        // A single directory is no overlay; and what a layer says that hides files
+        // below it means that only in one.
+        bottom: Some(place.to_owned()),
+        writable: None,
+        at: place.to_owned(),
+    };
+    overlay.mount(id, "mounts.image.layers", user)
+}
+
+type Refusal = (Errno, String);
+
+/// Directories to be seen as one.
+#[derive(Clone)]
+struct Overlay {
+    /// The topmost first.
+    layers: Vec<PathBuf>,
+    /// An empty directory below them.
+    bottom: Option<PathBuf>,
+    /// Where changes go (upper, work); without, there are none.
+    writable: Option<(PathBuf, PathBuf)>,
+    /// A directory to mount it at for a moment, where the kernel wants one.
+    at: PathBuf,
+}
+
+impl Overlay {
+    /// `field` is where the layers come from.
+    fn mount(&self, id: &str, field: &'static str, user: Option<&OwnedFd>) -> Result<OwnedFd, Error> {
+        if self.layers.is_empty() {
+            return Err(Error::invalid(field, "there are none"));
         }
-        Err((errno, details)) => Err(failed(details, errno.into())),
+        if self.layers.len() > LAYERS_LIMIT {
+            return Err(Error::TooMany { what: "layers", limit: LAYERS_LIMIT });
+        }
+        for layer in &self.layers {
+            if !layer.is_dir() {
+                return Err(Error::invalid(field, format!("{} is no directory", layer.display())));
+            }
+        }
+        let Some(user) = user else {
+            return self.stack(id);
+        };
+        let user = user.try_clone().map_err(|source| Error::system("duplicate a descriptor", source))?;
+        let (id, overlay) = (id.to_owned(), self.clone());
+        in_thread("mount an overlay on mapped layers", move || {
+            enter_private_mounts().map_err(|errno| Error::system("make a mount namespace", errno))?;
+            for layer in &overlay.layers {
+                map_in_place(layer, &user)?;
+            }
+            overlay.stack(&id)
+        })
+    }
+
+    /// Mounts the layers as they are found in the present mount namespace.
+    fn stack(&self, id: &str) -> Result<OwnedFd, Error> {
+        let failed = |details, source| Error::Overlay { id: id.to_owned(), details, source };
+        match self.by_fsconfig() {
+            Ok(mount) => Ok(mount),
+            // A kernel before 6.8 does not know `lowerdir+`, one before 6.5 nothing of the kind.
+            Err((Errno::INVAL | Errno::NOSYS, _)) => {
+                self.by_mount().map_err(|source| failed(String::new(), source))
+            }
+            Err((errno, details)) => Err(failed(details, errno.into())),
+        }
+    }
+
+    fn lower(&self) -> impl Iterator<Item = &PathBuf> {
+        self.layers.iter().chain(&self.bottom)
+    }
+
+    /// One option per layer: no page of options to overflow.
+    fn by_fsconfig(&self) -> Result<OwnedFd, Refusal> {
+        let plain = |errno: Errno| (errno, String::new());
+        let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
+        let mut keep = Vec::new();
+        let mut set = |key: &str, path: &Path| -> Result<(), Errno> {
+            let path = OptionPath::new(path, false)
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            rustix::mount::fsconfig_set_string(&context, key, path.text.as_path())?;
+            keep.push(path);
+            Ok(())
+        };
+        let mut configure = || -> Result<(), Errno> {
+            rustix::mount::fsconfig_set_string(&context, "source", "overlay")?;
+            for layer in self.lower() {
+                set("lowerdir+", layer)?;
+            }
+            if let Some((upper, work)) = &self.writable {
+                set("upperdir", upper)?;
+                set("workdir", work)?;
+            }
+            rustix::mount::fsconfig_create(&context)
+        };
+        configure().map_err(|errno| (errno, complaint(&context)))?;
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+            .map_err(plain)
+    }
+
+    /// The way of older kernels: mount(2) in a mount namespace of a moment.
+    fn by_mount(&self) -> io::Result<OwnedFd> {
+        let overlay = self.clone();
+        let mounted = in_thread("mount an overlay", move || {
+            let step = |operation| move |errno: nix::errno::Errno| Error::system(operation, errno);
+            enter_private_mounts().map_err(step("make a mount namespace"))?;
+            let at = &overlay.at;
+            // Opened here: an overlay takes directories of its own mount namespace only.
+            let (options, _keep) =
+                overlay.options().map_err(|source| Error::system("open the layers", source))?;
+            nix::mount::mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+                .map_err(step("mount"))?;
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            rustix::mount::open_tree(rustix::fs::CWD, at, flags)
+                .map_err(|errno| Error::system("copy the mount", errno))
+        });
+        mounted.map_err(io::Error::other)
+    }
+
+    /// The options of mount(2), and what must stay open until it is done.
+    fn options(&self) -> io::Result<(String, Vec<OptionPath>)> {
+        let mut keep = Vec::new();
+        let mut short = |path: &Path| -> io::Result<String> {
+            let path = OptionPath::new(path, true)?;
+            let text = path.text.display().to_string();
+            keep.push(path);
+            Ok(text)
+        };
+        let lower = self.lower().map(|layer| short(layer)).collect::<io::Result<Vec<_>>>()?;
+        let mut options = format!("lowerdir={}", lower.join(":"));
+        if let Some((upper, work)) = &self.writable {
+            options.push_str(&format!(",upperdir={},workdir={}", short(upper)?, short(work)?));
+        }
+        if options.len() > OPTIONS_LIMIT {
+            return Err(io::ErrorKind::ArgumentListTooLong.into());
+        }
+        Ok((options, keep))
     }
 }
 
@@ -160,33 +281,6 @@ impl OptionPath {
     }
 }
 
-type Refusal = (Errno, String);
-
-/// One option per layer: no page of options to overflow.
-fn by_fsconfig(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, Refusal> {
-    let plain = |errno: Errno| (errno, String::new());
-    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
-    let mut keep = Vec::new();
-    let mut set = |key: &str, path: &Path| -> Result<(), Errno> {
-        let path = OptionPath::new(path, false)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        rustix::mount::fsconfig_set_string(&context, key, path.text.as_path())?;
-        keep.push(path);
-        Ok(())
-    };
-    let mut configure = || -> Result<(), Errno> {
-        rustix::mount::fsconfig_set_string(&context, "source", "overlay")?;
-        for layer in layers {
-            set("lowerdir+", layer)?;
-        }
-        set("upperdir", upper)?;
-        set("workdir", work)?;
-        rustix::mount::fsconfig_create(&context)
-    };
-    configure().map_err(|errno| (errno, complaint(&context)))?;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(plain)
-}
-
 /// What the kernel says about a refused configuration.
 fn complaint(context: &OwnedFd) -> String {
     let mut text = String::new();
@@ -206,43 +300,6 @@ fn complaint(context: &OwnedFd) -> String {
         }
     }
     text
-}
-
-/// The way of older kernels: mount(2) in a mount namespace of a moment.
-fn by_mount(layers: &[PathBuf], upper: &Path, work: &Path, writable: &WritableLayer) -> io::Result<OwnedFd> {
-    let layers = layers.to_vec();
-    let (upper, work) = (upper.to_owned(), work.to_owned());
-    let at = writable.directory.clone();
-    let mounted = in_thread("mount an overlay", move || {
-        let step = |operation| move |errno: nix::errno::Errno| Error::system(operation, errno);
-        enter_private_mounts().map_err(step("make a mount namespace"))?;
-        // Opened here: an overlay takes directories of its own mount namespace only.
-        let (options, _keep) =
-            options(&layers, &upper, &work).map_err(|source| Error::system("open the layers", source))?;
-        nix::mount::mount(Some("overlay"), &at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-            .map_err(step("mount"))?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        rustix::mount::open_tree(rustix::fs::CWD, &at, flags)
-            .map_err(|errno| Error::system("copy the mount", errno))
-    });
-    mounted.map_err(io::Error::other)
-}
-
-/// The options of mount(2), and what must stay open until it is done.
-fn options(layers: &[PathBuf], upper: &Path, work: &Path) -> io::Result<(String, Vec<OptionPath>)> {
-    let mut keep = Vec::new();
-    let mut short = |path: &Path| -> io::Result<String> {
-        let path = OptionPath::new(path, true)?;
-        let text = path.text.display().to_string();
-        keep.push(path);
-        Ok(text)
-    };
-    let lower = layers.iter().map(|layer| short(layer)).collect::<io::Result<Vec<_>>>()?;
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), short(upper)?, short(work)?);
-    if options.len() > OPTIONS_LIMIT {
-        return Err(io::ErrorKind::ArgumentListTooLong.into());
-    }
-    Ok((options, keep))
 }
 
 #[cfg(test)]
@@ -295,9 +352,36 @@ mod tests {
     #[test]
     fn the_way_of_older_kernels() {
         let fixture = fixture(127, 4);
-        let (upper, work) = (fixture.writable.upper(), fixture.writable.work());
-        let mount = by_mount(&fixture.layers, &upper, &work, &fixture.writable).unwrap();
-        check(&mount, &fixture);
+        let overlay = Overlay {
+            layers: fixture.layers.clone(),
+            bottom: None,
+            writable: Some((fixture.writable.upper(), fixture.writable.work())),
+            at: fixture.writable.directory.clone(),
+        };
+        check(&overlay.by_mount().unwrap(), &fixture);
+    }
+
+    #[test]
+    fn without_a_writable_layer() {
+        let fixture = fixture(3, 4);
+        let place = fixture.writable.directory.join("empty");
+        std::fs::create_dir(&place).unwrap();
+        let overlay = Overlay {
+            layers: fixture.layers.clone(),
+            bottom: Some(place.clone()),
+            writable: None,
+            at: place.clone(),
+        };
+        let older = overlay.by_mount().unwrap();
+        for mount in [older, assemble_readonly("c", &fixture.layers, &place, None).unwrap()] {
+            let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+            assert_eq!(std::fs::read_to_string(root.join("name")).unwrap(), "0");
+            let refused = std::fs::write(root.join("written"), "x").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
+        let one = assemble_readonly("c", &fixture.layers[..1], &place, None).unwrap();
+        let root = PathBuf::from(format!("/proc/self/fd/{}", one.as_raw_fd()));
+        assert!(root.join("file0").exists() && !root.join("file1").exists());
     }
 
     /// Whom a file of a root belongs to.
@@ -327,6 +411,11 @@ mod tests {
         ] {
             assert_eq!(owner(&mount, name), expected, "{name}");
         }
+        // As an image that is mounted, too.
+        let place = fixture.directory.path().join("image");
+        std::fs::create_dir(&place).unwrap();
+        let image = assemble_readonly("c", &fixture.layers, &place, Some(&user)).unwrap();
+        assert_eq!(owner(&image, "file1"), (200_007, 200_008));
         // A second container on the same layers, without a user namespace.
         assert_eq!(mounts(), before);
         let plain = assemble("c", &fixture.layers, &fixture.writable, None).unwrap();

@@ -22,8 +22,9 @@ use oci_spec::runtime::{
 };
 
 use crate::error::Error;
-use crate::memory::descriptor_path;
+use crate::image_volume::ImageVolume;
 use crate::pod::Pod;
+use crate::unattached::descriptor_path;
 use crate::user::Identity;
 
 use devices::Node;
@@ -38,13 +39,15 @@ pub(crate) enum PidNamespace {
 }
 
 /// Builds the specification. What it refers to by descriptor is returned with it, to be held
-/// until the container is created.
+/// until the container is created. `images` are opened for the mounts that ask for one, in their
+/// order.
 pub(crate) fn build(
     request: &v1::CreateContainerRequest,
     pod: &Pod,
     identity: &Identity,
     pid: &PidNamespace,
     hierarchy: &Hierarchy,
+    images: &[ImageVolume],
 ) -> Result<(Spec, Vec<OwnedFd>), Error> {
     let readonly = request.rootfs.as_ref().is_some_and(|rootfs| rootfs.readonly);
     let root = RootBuilder::default().path("rootfs").readonly(readonly).build();
@@ -57,7 +60,7 @@ pub(crate) fn build(
     };
     let bound: Vec<_> =
         bound.into_iter().map(|node: Node| (node.source, node.device.path().clone())).collect();
-    let Mounts { mounts, propagation, held } = mounts::build(request, pod, readonly, &bound)?;
+    let Mounts { mounts, propagation, held } = mounts::build(request, pod, images, readonly, &bound)?;
     let mut linux = linux(request, pod, pid, hierarchy)?;
     linux.set_devices(Some(made.into_iter().map(|node| node.device).collect()));
     if let Some(resources) = linux.resources_mut() {

@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use crate::error::Error;
-use crate::memory::{Memory, Shape, descriptor_path};
+use crate::memory::{self, Shape};
+use crate::unattached::{Unattached, descriptor_path};
 
 /// Kubernetes has no such bound; a pod has a dozen.
 const VOLUMES_LIMIT: usize = 256;
@@ -31,7 +32,7 @@ pub(crate) struct Volumes {
 #[derive(Debug)]
 enum Volume {
     Directory(OwnedFd),
-    Memory(Memory),
+    Memory(Unattached),
 }
 
 impl Volume {
@@ -85,7 +86,7 @@ impl Volumes {
                 owner: (asked.uid, asked.gid),
                 attributes: MountAttrFlags::empty(),
             };
-            return Memory::create(&shape, path).map(Volume::Memory);
+            return memory::create(&shape, &path).map(Volume::Memory);
         }
         let failed = |errno: Errno| Error::file("make volume", &path, errno);
         rustix::fs::mkdir(&path, Mode::RWXU).map_err(failed)?;

@@ -1,7 +1,7 @@
 //! What a caller asked for, validated and free of any interface's types.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -274,6 +274,13 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
+impl ContainerSpec {
+    /// The images that are mounted, in the order of the mounts.
+    pub fn image_volumes(&self) -> impl Iterator<Item = &ImageVolume> {
+        self.mounts.iter().filter_map(|mount| mount.source.image())
+    }
+}
+
 impl Resources {
     /// Takes over what `other` names.
     pub fn update(&mut self, other: &Self) {
@@ -375,8 +382,9 @@ pub enum Seccomp {
 pub struct Mount {
     /// Absolute path in the container.
     pub container_path: String,
-    /// Absolute path on the node.
-    pub host_path: PathBuf,
+    /// What is mounted.
+    #[serde(flatten)]
+    pub source: MountSource,
     /// Whether writing is refused.
     pub readonly: bool,
     /// Whether that holds for mounts below, too.
@@ -389,6 +397,49 @@ pub struct Mount {
     pub propagation: Propagation,
     /// Further options, such as `noexec`.
     pub options: Vec<String>,
+}
+
+/// What is mounted into a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    /// An absolute path on the node.
+    HostPath(PathBuf),
+    /// The files of an image, which nobody can change.
+    Image(ImageVolume),
+}
+
+impl MountSource {
+    /// The path on the node, if it is one.
+    #[must_use]
+    pub fn host_path(&self) -> Option<&Path> {
+        match self {
+            Self::HostPath(path) => Some(path),
+            Self::Image(_) => None,
+        }
+    }
+
+    /// The image, if it is one.
+    #[must_use]
+    pub fn image(&self) -> Option<&ImageVolume> {
+        match self {
+            Self::HostPath(_) => None,
+            Self::Image(image) => Some(image),
+        }
+    }
+}
+
+/// An image whose files are mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// As the caller wrote it (`ImageSpec.image`).
+    pub requested: String,
+    /// As the pod's author wrote it (`ImageSpec.user_specified_image`).
+    pub user_specified: String,
+    /// Annotations of the caller's image specification.
+    pub annotations: BTreeMap<String, String>,
+    /// What of it is mounted, by a path below its root; empty for all of it.
+    pub sub_path: String,
 }
 
 /// Whether later mounts pass between node and container.

@@ -35,6 +35,7 @@ fn container_view(state: ContainerState) -> ContainerView {
             id: Digest::from_sha256([1; 32]),
             reference: "busybox@sha256:2".into(),
         },
+        image_volumes: Vec::new(),
         spec: Arc::new(spec),
         process: Process {
             args: vec!["sh".into()],

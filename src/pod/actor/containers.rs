@@ -1,6 +1,7 @@
 //! The actor's dealings with containers.
 
 use super::*;
+use crate::pod::containers::ImageLayers;
 
 /// An image's layers, the lowest first. An image may name a layer twice, which
 /// overlayfs refuses: the upper one hides all of the lower.
@@ -46,9 +47,14 @@ impl Pod {
             return;
         }
 
-        let NewContainer { id, spec, process, image: lease, log_path } = new;
+        let NewContainer { id, spec, process, image: lease, image_volumes, log_path } = new;
         let image = lease.image();
-        let layers = layer_images(image);
+        let volumes: Vec<&kina_image::Image> = image_volumes.iter().map(Lease::image).collect();
+        let layers = ImageLayers {
+            root: layer_images(image),
+            volumes: volumes.iter().map(|image| layer_images(image)).collect(),
+        };
+        let all = std::iter::once(image).chain(volumes.iter().copied()).flat_map(|image| &image.layers);
         let view = ContainerView {
             id: id.clone(),
             pod: self.subject.id.clone(),
@@ -59,6 +65,7 @@ impl Pod {
                 id: image.id.clone(),
                 reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
             },
+            image_volumes: volumes.iter().map(|image| image.id.clone()).collect(),
             spec: Arc::new(spec),
             process,
             log_path,
@@ -68,8 +75,8 @@ impl Pod {
         };
         let container = Container {
             view: view.clone(),
-            layers: image.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
-            _lease: Some(lease),
+            layers: all.map(|layer| layer.diff_id.clone()).collect(),
+            _leases: std::iter::once(lease).chain(image_volumes).collect(),
             log: None,
             ending: false,
             waiting: Vec::new(),
@@ -388,6 +395,7 @@ impl Pod {
             pod: view.pod.clone(),
             spec: (*view.spec).clone(),
             image: view.image.clone(),
+            image_volumes: view.image_volumes.clone(),
             layers: container.layers.clone(),
             process: view.process.clone(),
             log_path: view.log_path.clone(),

@@ -11,8 +11,9 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuild
 use super::built;
 use crate::error::Error;
 use crate::ids::Ids;
-use crate::memory::descriptor_path;
+use crate::image_volume::ImageVolume;
 use crate::pod::{POD_FILES, Pod};
+use crate::unattached::descriptor_path;
 
 /// The mounts of a container, in order.
 pub(super) struct Mounts {
@@ -23,11 +24,12 @@ pub(super) struct Mounts {
     pub(super) held: Vec<OwnedFd>,
 }
 
-/// What a container gets, and what is asked for it. `devices` are nodes that are bound: where they
-/// are and where they shall be.
+/// What a container gets, and what is asked for it. `images` are opened for the mounts that ask for
+/// one, in their order. `devices` are nodes that are bound: where they are and where they shall be.
 pub(super) fn build(
     request: &v1::CreateContainerRequest,
     pod: &Pod,
+    images: &[ImageVolume],
     readonly_root: bool,
     devices: &[(PathBuf, PathBuf)],
 ) -> Result<Mounts, Error> {
@@ -46,24 +48,30 @@ pub(super) fn build(
     for (source, destination) in devices {
         mounts.push(bind(source, destination, &["bind", "rprivate"])?);
     }
-    let mut asked = request.mounts.iter().collect::<Vec<_>>();
+    let mut images = images.iter();
+    let mut asked: Vec<(&v1::Mount, Option<&ImageVolume>)> = request
+        .mounts
+        .iter()
+        .map(|mount| (mount, mount.image.as_ref().and_then(|_| images.next())))
+        .collect();
     // What lies deeper is mounted later; of equals the order stays.
-    asked.sort_by_key(|mount| depth(&mount.destination));
+    asked.sort_by_key(|(mount, _)| depth(&mount.destination));
     let mut propagation = None;
     let mut held = Vec::new();
-    for mount in asked {
+    for (mount, image) in asked {
         let destination = destination(&mount.destination)?;
         // The caller's mount stands in for ours, and hides ours below it.
         mounts.retain(|known| !known.destination().starts_with(&destination) || is_asked(request, known));
-        mounts.push(match (&mount.volume, mount.tmpfs) {
-            (Some(asked), _) => {
+        mounts.push(match (&mount.volume, image, mount.tmpfs) {
+            (_, Some(image), _) => self::image(mount, image, &destination)?,
+            (Some(asked), None, _) => {
                 let volume = volume(mount, asked, pod)?;
                 let source = descriptor_path(&volume);
                 held.push(volume);
                 bind_as_asked(mount, &source, &destination)?
             }
-            (None, true) => tmpfs(mount, &destination)?,
-            (None, false) => bound(mount, &destination)?,
+            (None, None, true) => tmpfs(mount, &destination)?,
+            (None, None, false) => bound(mount, &destination)?,
         });
         propagation = match (mount.propagation(), propagation) {
             (MountPropagation::Bidirectional, _) => Some("rshared"),
@@ -181,6 +189,20 @@ fn id_mappings(ranges: &[v1::IdRange]) -> Result<Vec<LinuxIdMapping>, Error> {
         return Err(Error::invalid("mounts.mapped", "maps no users or no groups"));
     }
     ranges.iter().map(mapping).collect()
+}
+
+fn image(asked: &v1::Mount, image: &ImageVolume, destination: &Path) -> Result<Mount, Error> {
+    if asked.tmpfs || asked.volume.is_some() || !asked.source.is_empty() {
+        return Err(Error::invalid("mounts.image", "excludes a source, a volume and a tmpfs"));
+    }
+    if !asked.readonly {
+        return Err(Error::invalid("mounts.readonly", "an image cannot be written"));
+    }
+    if asked.propagation() != MountPropagation::Private {
+        // Nothing is mounted below it that could propagate.
+        return Err(Error::invalid("mounts.propagation", "an image is private"));
+    }
+    bind_as_asked(asked, &image.source(), destination)
 }
 
 /// Opens a volume of the pod's own.

@@ -94,6 +94,22 @@ pub struct Config {
     pub network: Network,
     /// Where clients of exec, attach and port-forward go.
     pub streaming: Streaming,
+    /// Devices by name.
+    pub cdi: Cdi,
+}
+
+/// Devices by name (Container Device Interface).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cdi {
+    /// Directories of specifications; a later one wins.
+    pub directories: Vec<PathBuf>,
+}
+
+impl Default for Cdi {
+    fn default() -> Self {
+        Self { directories: vec!["/etc/cdi".into(), "/var/run/cdi".into()] }
+    }
 }
 
 /// The daemon's log.
@@ -144,6 +160,7 @@ impl Default for Config {
             image: Image::default(),
             network: Network::default(),
             streaming: Streaming::default(),
+            cdi: Cdi::default(),
         }
     }
 }
@@ -240,6 +257,7 @@ impl Config {
         self.image.check()?;
         self.network.check()?;
         self.streaming.check()?;
+        absolute("cdi.directories", &self.cdi.directories)?;
         Ok(())
     }
 
@@ -273,6 +291,7 @@ impl Config {
             handshake_deadline: Duration::from_secs(self.guest.handshake_seconds),
             images,
             network: self.network.runtime(),
+            cdi_directories: self.cdi.directories.clone(),
         })
     }
 

@@ -1,6 +1,7 @@
 //! The kina daemon and its command line.
 
 pub mod admin;
+pub mod cdi;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -73,6 +73,8 @@ pub struct RuntimeConfig {
     pub images: kina_image::Config,
     /// The pods' network.
     pub network: NetworkConfig,
+    /// Where specifications of devices are (see [`crate::cdi`]).
+    pub cdi_directories: Vec<PathBuf>,
 }
 
 /// What machines with a kernel of their own are made by.
@@ -184,6 +186,7 @@ impl Runtime {
             node_size,
             volumes: config.machine.volumes.clone(),
             user_namespaces,
+            cdi_directories: config.cdi_directories.clone(),
         });
         let tasks = CancellationToken::new();
         let registry = Registry::default();

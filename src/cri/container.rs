@@ -74,10 +74,6 @@ pub fn container_spec(
     if windows.is_some_and(|windows| windows != v1::WindowsContainerConfig::default()) {
         return Err(SpecError::unsupported("config.windows", "kina runs Linux containers only"));
     }
-    if !cdi_devices.is_empty() {
-        let reason = "kina does not read CDI specifications; use devices";
-        return Err(SpecError::unsupported("config.CDI_devices", reason));
-    }
     check::texts("config.command", &command)?;
     check::texts("config.args", &args)?;
     if !working_dir.is_empty() {
@@ -113,6 +109,7 @@ pub fn container_spec(
             .enumerate()
             .map(|(index, device)| mounts::device(&format!("config.devices[{index}]"), device))
             .collect::<Result<_, _>>()?,
+        cdi_devices: cdi_devices.into_iter().map(|v1::CdiDevice { name }| name).collect(),
         labels,
         annotations,
         log_path,

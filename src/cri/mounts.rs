@@ -6,24 +6,6 @@ use kina_model::{Device, Digest, ImageVolume, Mount, MountSource, Propagation, S
 
 use super::{check, user_namespace, v1};
 
-/// The options of a bind mount that only say what the mount allows.
-const OPTIONS: [&str; 14] = [
-    "nosuid",
-    "suid",
-    "nodev",
-    "dev",
-    "noexec",
-    "exec",
-    "noatime",
-    "atime",
-    "nodiratime",
-    "diratime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nosymfollow",
-];
-
 /// The mount at that field.
 ///
 /// `recursive` says whether the pod's machine can make mounts read-only with
@@ -100,8 +82,8 @@ pub(super) fn mount(
         }
     }
     for (index, option) in mount_options.iter().enumerate() {
-        if !OPTIONS.contains(&option.as_str()) {
-            let reason = format!("{option:?} is none of {}", OPTIONS.join(", "));
+        if !Mount::OPTIONS.contains(&option.as_str()) {
+            let reason = format!("{option:?} is none of {}", Mount::OPTIONS.join(", "));
             return Err(SpecError::unsupported(format!("{field}.mount_options[{index}]"), reason));
         }
     }

@@ -179,7 +179,12 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ("config.linux.security_context.apparmor_profile", Honoured),
     ("config.linux.security_context.seccomp_profile_path", Honoured),
     ("config.windows", Refused("Linux containers only")),
-    ("config.CDI_devices", Refused("no CDI; use devices")),
+    (
+        "config.CDI_devices.name",
+        SharedOnly(
+            "devices of the node cannot be given to a virtual machine; hooks and intelRdt in a specification are refused everywhere",
+        ),
+    ),
     ("config.stop_signal", Honoured),
     (
         "sandbox_config",

@@ -19,6 +19,7 @@ use super::record::ContainerRecord;
 use super::start::Subject;
 use super::view::{ContainerView, Identity, PodView};
 use super::volumes::{self, Source};
+use crate::cdi;
 use crate::error::{Error, chain};
 use crate::failpoint;
 
@@ -59,6 +60,8 @@ impl Subject {
     ) -> Result<(Identity, Option<ContainerLog>), Error> {
         // Before anything is made: what cannot be had is refused here.
         let sources = self.mount_sources(&view.spec).await?;
+        let Context { node, cdi_directories, .. } = &*self.context;
+        let edits = cdi::edits(&**node, cdi_directories, &view.spec.cdi_devices).await?;
         let mut guest_layers = ImageLayers::default();
         for effect in container::CREATE {
             match effect {
@@ -68,7 +71,7 @@ impl Subject {
                 }
                 ContainerEffect::GuestCreate => {
                     let layers = std::mem::take(&mut guest_layers);
-                    let create = self.guest_create(guest, view, layers, &sources);
+                    let create = self.guest_create(guest, view, layers, &sources, &edits);
                     return failpoint::around(effect.name(), create).await;
                 }
                 // The actor has recorded the intent.
@@ -145,6 +148,7 @@ impl Subject {
         view: &ContainerView,
         layers: ImageLayers<v1::Layer>,
         sources: &[Source],
+        edits: &cdi::Edits,
     ) -> Result<(Identity, Option<ContainerLog>), Error> {
         use v1::log_target::Target;
         let mut images = layers.volumes.into_iter();
@@ -177,7 +181,8 @@ impl Subject {
             (Some(_), Some(_)) => Target::Stream(v1::Empty {}),
         };
         let (id, layers) = (view.id.as_str(), layers.root);
-        let request = guest_request::create_container(id, &view.spec, &view.process, layers, mounts, log);
+        let mut request = guest_request::create_container(id, &view.spec, &view.process, layers, mounts, log);
+        guest_request::edit(&mut request, edits);
         let made = guest.create_container(request).await.map_err(|source| self.guest_error(source))?;
         for warning in &made.warnings {
             tracing::warn!(pod = %self.id, container = %view.id, warning, "container made with a restriction");

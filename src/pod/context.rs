@@ -44,6 +44,8 @@ pub struct Context {
     pub volumes: VolumeRoots,
     /// Where pods can have user namespaces.
     pub user_namespaces: UserNamespaces,
+    /// Where specifications of devices are (see [`crate::cdi`]).
+    pub cdi_directories: Vec<PathBuf>,
 }
 
 impl Context {

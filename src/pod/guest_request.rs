@@ -9,6 +9,7 @@ use kina_model::{
     Resources, RunAs, Seccomp, Security, User, UserNamespace,
 };
 
+use crate::cdi::{DeviceKind, DeviceNode, Edits};
 use crate::error::Error;
 
 /// Capabilities of a container that asks for nothing: containerd's and
@@ -311,6 +312,35 @@ fn device(device: &Device) -> v1::Device {
         source: device.host_path.display().to_string(),
         destination: device.container_path.clone(),
         permissions: device.permissions.clone(),
+        node: None,
+    }
+}
+
+/// Gives a container what devices bring along.
+pub(super) fn edit(request: &mut v1::CreateContainerRequest, edits: &Edits) {
+    let Edits { env, devices, mounts, groups } = edits;
+    if let Some(process) = &mut request.process {
+        process.env.extend(env.iter().cloned());
+        if let Some(user) = &mut process.user {
+            user.supplemental_groups.extend(groups);
+        }
+    }
+    request.devices.extend(devices.iter().map(device_node));
+    let of_node = mounts.iter().filter_map(|mount| Some(self::mount(mount, mount.source.host_path()?)));
+    request.mounts.extend(of_node);
+}
+
+fn device_node(device: &DeviceNode) -> v1::Device {
+    let number = match device.kind {
+        DeviceKind::OfNode { .. } => None,
+        DeviceKind::Number { block, major, minor } => Some(v1::DeviceNumber { block, major, minor }),
+    };
+    let node = v1::DeviceNode { number, mode: device.mode, uid: device.uid, gid: device.gid };
+    v1::Device {
+        source: device.host_path.display().to_string(),
+        destination: device.container_path.display().to_string(),
+        permissions: device.permissions.clone(),
+        node: Some(node),
     }
 }
 

@@ -124,6 +124,7 @@ pub(crate) mod test_support {
             env: Vec::new(),
             mounts: Vec::new(),
             devices: Vec::new(),
+            cdi_devices: Vec::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             log_path: String::new(),

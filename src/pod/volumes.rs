@@ -63,10 +63,15 @@ pub(super) async fn sources(
     pod: &PodSpec,
     container: &ContainerSpec,
 ) -> Result<Vec<Source>, Error> {
-    if !container.devices.is_empty() {
-        let reason = "devices of the node cannot be given to a virtual machine; \
-             use runtime handler \"shared\" for this pod";
-        return Err(SpecError::unsupported("config.devices[0]", reason).into());
+    for (field, asked) in [
+        ("config.devices[0]", !container.devices.is_empty()),
+        ("config.CDI_devices[0]", !container.cdi_devices.is_empty()),
+    ] {
+        if asked {
+            let reason = "devices of the node cannot be given to a virtual machine; \
+                 use runtime handler \"shared\" for this pod";
+            return Err(SpecError::unsupported(field, reason).into());
+        }
     }
     let kubelet = real(node, &roots.kubelet).await;
     let mut shared = Vec::with_capacity(roots.shared.len());

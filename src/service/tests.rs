@@ -40,6 +40,7 @@ async fn runtime(directory: &Path) -> Runtime {
             ..Default::default()
         }
         .runtime(),
+        cdi_directories: Vec::new(),
         paths,
     };
     Runtime::with_drivers(config, node, None, Err("none in tests".to_owned())).await.unwrap()

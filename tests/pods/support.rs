@@ -202,6 +202,7 @@ pub(crate) fn container_spec(name: &str) -> ContainerSpec {
         env: Vec::new(),
         mounts: Vec::new(),
         devices: Vec::new(),
+        cdi_devices: Vec::new(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         log_path: String::new(),

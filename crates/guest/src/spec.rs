@@ -51,9 +51,10 @@ pub(crate) fn build(
 ) -> Result<(Spec, Vec<OwnedFd>), Error> {
     let readonly = request.rootfs.as_ref().is_some_and(|rootfs| rootfs.readonly);
     let root = RootBuilder::default().path("rootfs").readonly(readonly).build();
-    let (nodes, rules) = devices::build(request)?;
+    let (nodes, rules) = devices::build(request, identity)?;
     // Device nodes cannot be made in a user namespace: those of the machine are bound.
     let (made, bound) = if pod.namespaces.user.is_some() {
+        devices::require_as_they_are(request)?;
         (Vec::new(), nodes.into_iter().filter(|node| !is_own(&node.device)).collect())
     } else {
         (nodes, Vec::new())

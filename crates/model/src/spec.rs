@@ -227,6 +227,9 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     /// Device nodes it may use.
     pub devices: Vec<Device>,
+    /// Devices by name, as CDI has them: `vendor/class=name`.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
     /// For selectors.
     pub labels: BTreeMap<String, String>,
     /// Kept and given back.
@@ -395,8 +398,29 @@ pub struct Mount {
     pub mapped: Option<UserNamespace>,
     /// Whether later mounts below pass between node and container.
     pub propagation: Propagation,
-    /// Further options, such as `noexec`.
+    /// Further options, of [`Mount::OPTIONS`].
     pub options: Vec<String>,
+}
+
+impl Mount {
+    /// The options that it may have: those of a bind mount that only say what the
+    /// mount allows.
+    pub const OPTIONS: [&str; 14] = [
+        "nosuid",
+        "suid",
+        "nodev",
+        "dev",
+        "noexec",
+        "exec",
+        "noatime",
+        "atime",
+        "nodiratime",
+        "diratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nosymfollow",
+    ];
 }
 
 /// What is mounted into a container.

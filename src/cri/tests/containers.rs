@@ -85,7 +85,6 @@ fn containers_that_cannot_be_had() {
         (INVALID, "config.linux.resources.cpu_quota", "1000", |c| {
             c.linux.as_mut().unwrap().resources.as_mut().unwrap().cpu_quota = 1;
         }),
-        (UNSUPPORTED, "config.CDI_devices", "devices", |c| c.cdi_devices.push(Default::default())),
         (UNSUPPORTED, "config.windows", "Linux", |c| {
             c.windows = Some(v1::WindowsContainerConfig {
                 resources: Some(Default::default()),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
 
-use kina::config::{Config, Network};
+use kina::config::{Cdi, Config, Network};
 use kina::network::record::NetworkRecord;
 use kina::network::tunnel::TunnelRecord;
 use kina::pod::record::{ContainerRecord, PodRecord};
@@ -67,6 +67,7 @@ impl Place {
                 ..Network::default()
             },
             machine: super::machine::configuration(&directory),
+            cdi: Cdi { directories: vec![directory.join("cdi")] },
             ..Config::default()
         };
         for path in [&config.root, &config.run, &config.network.config_directory] {

@@ -1,6 +1,7 @@
 //! What pods and containers do when nothing is killed.
 
 mod calls;
+mod cdi;
 mod exec;
 mod images;
 mod mounts;

@@ -11,6 +11,7 @@ use oci_spec::runtime::{
 
 use super::built;
 use crate::error::Error;
+use crate::user::Identity;
 
 /// Device nodes below one directory.
 const DEVICES_LIMIT: usize = 4096;
@@ -29,10 +30,18 @@ pub(super) struct Node {
 /// The nodes that a container gets and the access rules.
 pub(super) fn build(
     request: &v1::CreateContainerRequest,
+    identity: &Identity,
 ) -> Result<(Vec<Node>, Vec<LinuxDeviceCgroup>), Error> {
     if request.privileged {
         let mut devices = Vec::new();
         collect(Path::new("/dev"), Path::new("/dev"), 0, true, &mut devices)?;
+        for asked in &request.devices {
+            if let Some(node) = &asked.node {
+                let node = described(asked, node, identity)?;
+                devices.retain(|known: &Node| known.device.path() != node.device.path());
+                devices.push(node);
+            }
+        }
         let rule = LinuxDeviceCgroupBuilder::default().allow(true).access("rwm").build();
         return Ok((devices, vec![built(rule)?]));
     }
@@ -46,7 +55,10 @@ pub(super) fn build(
             "" => Path::new(&asked.source),
             destination => Path::new(destination),
         };
-        collect(Path::new(&asked.source), destination, 0, false, &mut devices)?;
+        match &asked.node {
+            Some(node) => devices.push(described(asked, node, identity)?),
+            None => collect(Path::new(&asked.source), destination, 0, false, &mut devices)?,
+        }
         for Node { device, .. } in &devices[first..] {
             rules.push(built(
                 LinuxDeviceCgroupBuilder::default()
@@ -68,6 +80,55 @@ fn permissions(device: &v1::Device) -> Result<&str, Error> {
         Ok(if permissions.is_empty() { "rwm" } else { permissions })
     } else {
         Err(Error::invalid("devices.permissions", format!("{permissions:?}")))
+    }
+}
+
+/// A node that is not in all like that at its source.
+fn described(asked: &v1::Device, node: &v1::DeviceNode, identity: &Identity) -> Result<Node, Error> {
+    let (kind, major, minor, mode) = match &node.number {
+        Some(number) => {
+            let kind = if number.block { LinuxDeviceType::B } else { LinuxDeviceType::C };
+            (kind, i64::from(number.major), i64::from(number.minor), 0o666)
+        }
+        None => {
+            let mut found = Vec::new();
+            collect(Path::new(&asked.source), Path::new(&asked.source), 0, false, &mut found)?;
+            let [Node { device, .. }] = found.as_slice() else {
+                return Err(Error::invalid("devices.node", format!("{} is no single device", asked.source)));
+            };
+            (device.typ(), device.major(), device.minor(), device.file_mode().unwrap_or(0o666))
+        }
+    };
+    let path = if asked.destination.is_empty() { &asked.source } else { &asked.destination };
+    let device = built(
+        LinuxDeviceBuilder::default()
+            .path(path)
+            .typ(kind)
+            .major(major)
+            .minor(minor)
+            .file_mode(node.mode.unwrap_or(mode) & 0o7777)
+            .uid(node.uid.unwrap_or(identity.uid))
+            .gid(node.gid.unwrap_or(identity.gid))
+            .build(),
+    )?;
+    Ok(Node { source: PathBuf::from(&asked.source), device })
+}
+
+/// Refuses nodes that are described: in a user namespace none can be made, and the
+/// machine's own are as they are.
+pub(super) fn require_as_they_are(request: &v1::CreateContainerRequest) -> Result<(), Error> {
+    let described = |device: &&v1::Device| {
+        let node = device.node.as_ref();
+        node.is_some_and(|node| {
+            node.number.is_some() || node.mode.is_some() || node.uid.is_some() || node.gid.is_some()
+        })
+    };
+    match request.devices.iter().find(described) {
+        None => Ok(()),
+        Some(device) => {
+            let reason = "cannot have a number, mode or owner of its own in a user namespace";
+            Err(Error::invalid("devices.node", format!("{} {reason}", device.destination)))
+        }
     }
 }
 
@@ -145,13 +206,44 @@ mod tests {
             source: source.to_owned(),
             destination: destination.to_owned(),
             permissions: permissions.to_owned(),
+            node: None,
         }
+    }
+
+    fn user(uid: u32) -> Identity {
+        Identity { uid, gid: uid, groups: vec![uid], home: "/".to_owned() }
+    }
+
+    #[test]
+    fn a_described_device_is_what_is_said_of_it() {
+        let node = |node| v1::Device { node: Some(node), ..device("/dev/null", "/dev/x", "rw") };
+        let number = v1::DeviceNumber { block: true, major: 7, minor: 3 };
+        let said = v1::DeviceNode { number: Some(number), mode: Some(0o640), uid: Some(5), gid: None };
+        let mut asked = request(vec![node(said.clone())]);
+        for privileged in [false, true] {
+            asked.privileged = privileged;
+            let (devices, rules) = build(&asked, &user(9)).unwrap();
+            let made = devices.iter().find(|node| node.device.path() == Path::new("/dev/x")).unwrap();
+            let made = &made.device;
+            assert_eq!((made.typ(), made.major(), made.minor()), (LinuxDeviceType::B, 7, 3));
+            assert_eq!((made.file_mode(), made.uid(), made.gid()), (Some(0o640), Some(5), Some(9)));
+            assert!(rules.last().unwrap().allow());
+        }
+        let as_there = v1::DeviceNode { number: None, mode: None, ..said };
+        let (devices, _) = build(&request(vec![node(as_there.clone())]), &user(9)).unwrap();
+        let made = &devices[0].device;
+        assert_eq!((made.typ(), made.major(), made.minor()), (LinuxDeviceType::C, 1, 3));
+        assert!(require_as_they_are(&asked).is_err());
+        let plain = v1::DeviceNode::default();
+        assert!(require_as_they_are(&request(vec![node(plain)])).is_ok());
+        let several = v1::Device { source: "/dev".to_owned(), ..node(as_there) };
+        assert!(build(&request(vec![several]), &user(9)).is_err());
     }
 
     #[test]
     fn a_device_is_made_and_allowed() {
         let asked = vec![device("/dev/null", "/dev/nothing", "rw")];
-        let (devices, rules) = build(&request(asked)).unwrap();
+        let (devices, rules) = build(&request(asked), &user(0)).unwrap();
         let Node { source, device } = &devices[0];
         assert_eq!(
             (source.as_path(), device.path().as_path()),
@@ -166,14 +258,14 @@ mod tests {
     #[test]
     fn what_is_no_device_is_refused() {
         for (source, permissions) in [("/etc/passwd", "rw"), ("/no/such", "rw"), ("/dev/null", "x")] {
-            assert!(build(&request(vec![device(source, "", permissions)])).is_err(), "{source}");
+            assert!(build(&request(vec![device(source, "", permissions)]), &user(0)).is_err(), "{source}");
         }
     }
 
     #[test]
     fn privileged_has_them_all() {
         let all = v1::CreateContainerRequest { privileged: true, ..request(Vec::new()) };
-        let (devices, rules) = build(&all).unwrap();
+        let (devices, rules) = build(&all, &user(0)).unwrap();
         assert!(devices.iter().any(|node| node.device.path() == Path::new("/dev/null")));
         assert!(!devices.iter().any(|node| node.device.path().starts_with("/dev/pts")));
         assert!(rules[0].allow());

@@ -121,7 +121,12 @@ impl Subject {
             }
             LayerAccess::ImageFile => {
                 for layer in all {
-                    let share = Share { source: layer.path, readonly: true, kind: ShareKind::Layer };
+                    let share = Share {
+                        source: layer.path,
+                        readonly: true,
+                        readonly_below: true,
+                        kind: ShareKind::Layer,
+                    };
                     let path = self.driver.share(&self.id, &share).await?;
                     sources.push(Source::Image(path.display().to_string()));
                 }
@@ -155,9 +160,20 @@ impl Subject {
         let mut mounts = Vec::with_capacity(view.spec.mounts.len());
         for (mount, source) in view.spec.mounts.iter().zip(sources) {
             mounts.push(match source {
+                // The node sees to it: a guest would make all of it read-only.
+                Source::SharedTopReadonly(path) => {
+                    let kind = ShareKind::Volume(view.id.clone());
+                    let share = Share { source: path.clone(), readonly: true, readonly_below: false, kind };
+                    let source = self.driver.share(&self.id, &share).await?;
+                    let mut request = guest_request::mount(mount, &source);
+                    request.readonly = false;
+                    request.set_propagation(v1::MountPropagation::Private);
+                    request
+                }
                 Source::Shared(path) => {
                     let kind = ShareKind::Volume(view.id.clone());
-                    let share = Share { source: path.clone(), readonly: mount.readonly, kind };
+                    let share =
+                        Share { source: path.clone(), readonly: mount.readonly, readonly_below: true, kind };
                     let source = self.driver.share(&self.id, &share).await?;
                     let mut request = guest_request::mount(mount, &source);
                     if self.driver.capabilities().own_kernel {

@@ -246,7 +246,7 @@ impl Subject {
             (PathBuf::from(kina_guest_api::MACHINE_STATE_DIRECTORY), MACHINE_POD_CGROUP.to_owned())
         } else {
             let source = self.context.paths.pod(&self.id);
-            let share = Share { source, readonly: false, kind: ShareKind::State };
+            let share = Share { source, readonly: false, readonly_below: false, kind: ShareKind::State };
             let state = self.driver.share(&self.id, &share).await?;
             (state, pod_cgroup(&self.spec.cgroup_parent, &self.id))
         };

@@ -38,6 +38,9 @@ impl VolumeRoots {
 pub(super) enum Source {
     /// From the node, by this path.
     Shared(PathBuf),
+    /// From the node, by this path, where nothing can be written but to what is
+    /// mounted below it.
+    SharedTopReadonly(PathBuf),
     /// The guest keeps it for the pod.
     Kept(v1::PodVolume),
     /// An image, from its layers.
@@ -103,6 +106,9 @@ pub(super) async fn sources(
                 let reason = "what a virtual machine whose pod has a user namespace sees of the node is \
                      mapped as a whole; give this mount the pod's uidMappings and gidMappings";
                 return Err(SpecError::unsupported(format!("{field}.uidMappings"), reason).into());
+            }
+            Found::OfNode(path) if mount.readonly && !mount.recursive_read_only && facts.has_mounts_below => {
+                Source::SharedTopReadonly(path.to_owned())
             }
             Found::OfNode(path) => Source::Shared(path.to_owned()),
             Found::EmptyDir { name, part } => {
@@ -271,6 +277,7 @@ mod tests {
             uid: 0,
             gid: 2000,
             mount: MountFacts { mountpoint: "/".into(), filesystem: "ext4".into(), size_bytes: 1 << 40 },
+            has_mounts_below: false,
             aliases: Vec::new(),
         }
     }

@@ -292,7 +292,7 @@ impl Subject for Place {
     }
 
     fn share(&self) -> Share {
-        Share { source: self.at("data/file"), readonly: true, kind: ShareKind::Layer }
+        Share { source: self.at("data/file"), readonly: true, readonly_below: true, kind: ShareKind::Layer }
     }
 
     fn deadline(&self) -> Duration {
@@ -385,7 +385,7 @@ async fn volumes_lie_in_what_the_machine_was_booted_with() {
     let place = Place::new().await;
     let pod = place.started().await;
     let kind = ShareKind::Volume(ContainerId::random());
-    let share = Share { source: place.at("data/file"), readonly: false, kind };
+    let share = Share { source: place.at("data/file"), readonly: false, readonly_below: false, kind };
     assert_eq!(place.driver.share(&pod, &share).await.unwrap(), Path::new("/share/volumes/0/file"));
     let elsewhere = Share { source: place.at("pod.tar"), ..share.clone() };
     let error = chain(&place.driver.share(&pod, &elsewhere).await.unwrap_err());

@@ -113,7 +113,12 @@ impl Subject for Place {
     }
 
     fn share(&self) -> Share {
-        Share { source: self.directory.path().to_owned(), readonly: false, kind: ShareKind::State }
+        Share {
+            source: self.directory.path().to_owned(),
+            readonly: false,
+            readonly_below: false,
+            kind: ShareKind::State,
+        }
     }
 
     fn deadline(&self) -> Duration {

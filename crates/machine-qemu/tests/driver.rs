@@ -174,7 +174,8 @@ mod vm {
 
     /// As virtiofsd sees it, root that it is: the guest's root has no more.
     async fn layers_cannot_be_changed(place: &Place, pod: &PodId, virtiofsd: u32) {
-        let share = Share { source: place.layer(), readonly: true, kind: ShareKind::Layer };
+        let share =
+            Share { source: place.layer(), readonly: true, readonly_below: true, kind: ShareKind::Layer };
         let seen = place.driver.share(pod, &share).await.unwrap();
         assert_eq!(seen, Path::new("/share/layers/layer"));
         let root = PathBuf::from(format!("/proc/{virtiofsd}/root"));
@@ -211,7 +212,8 @@ mod vm {
         let pod = PodId::random();
         place.driver.create(&place.spec(&pod).await).await.unwrap();
         place.driver.start(&pod).await.unwrap();
-        let share = Share { source: image.clone(), readonly: true, kind: ShareKind::Layer };
+        let share =
+            Share { source: image.clone(), readonly: true, readonly_below: true, kind: ShareKind::Layer };
         // Again, and by another daemon, is the same.
         for driver in [place.driver(), place.driver(), place.another()] {
             assert_eq!(driver.share(&pod, &share).await.unwrap(), Path::new("/share/layers/image"));
@@ -244,6 +246,7 @@ mod vm {
         let share = |name: &str, readonly| Share {
             source: at(name),
             readonly,
+            readonly_below: true,
             kind: ShareKind::Volume(container.clone()),
         };
         let view = |seen: PathBuf| {

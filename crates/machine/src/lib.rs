@@ -177,8 +177,10 @@ pub struct SandboxNetwork {
 pub struct Share {
     /// The path on the node.
     pub source: PathBuf,
-    /// Whether the guest may write.
+    /// Whether the guest can change nothing.
     pub readonly: bool,
+    /// Whether that holds for what is mounted below the source, too.
+    pub readonly_below: bool,
     /// What it is.
     pub kind: ShareKind,
 }

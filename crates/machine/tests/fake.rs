@@ -70,7 +70,12 @@ impl Subject for Fakes {
     }
 
     fn share(&self) -> Share {
-        Share { source: PathBuf::from("/tmp"), readonly: false, kind: ShareKind::State }
+        Share {
+            source: PathBuf::from("/tmp"),
+            readonly: false,
+            readonly_below: false,
+            kind: ShareKind::State,
+        }
     }
 
     fn deadline(&self) -> Duration {

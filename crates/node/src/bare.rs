@@ -165,7 +165,8 @@ fn facts(path: &Path) -> io::Result<PathFacts> {
     let mountpoint = real.ancestors().take_while(same).last().unwrap_or(&real).to_owned();
     let mount = MountFacts { mountpoint, filesystem: String::new(), size_bytes: 0 };
     let (mode, uid, gid) = (found.mode() & 0o7777, found.uid(), found.gid());
-    Ok(PathFacts { real, kind, mode, uid, gid, mount, aliases: Vec::new() })
+    let has_mounts_below = false;
+    Ok(PathFacts { real, kind, mode, uid, gid, mount, has_mounts_below, aliases: Vec::new() })
 }
 
 /// Blocks and files below a path on its own device, those with several names once

@@ -225,6 +225,8 @@ pub struct Bind {
     pub target: PathBuf,
     /// Whether nothing can be changed through it, by root neither.
     pub readonly: bool,
+    /// Whether that holds for what is mounted below the source, too.
+    pub readonly_below: bool,
     /// Whether what is mounted below the source appears too.
     pub recursive: bool,
 }

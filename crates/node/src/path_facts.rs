@@ -17,6 +17,8 @@ pub struct PathFacts {
     pub gid: u32,
     /// The file system that it is on.
     pub mount: MountFacts,
+    /// Whether something is mounted below it.
+    pub has_mounts_below: bool,
     /// Other paths that lead to the same file or directory because its file
     /// system is mounted at several places.
     pub aliases: Vec<PathBuf>,

@@ -283,7 +283,8 @@ impl Node for FakeNode {
             || MountFacts { mountpoint: "/".into(), filesystem: "ext4".to_owned(), size_bytes: 1 << 40 };
         let (mount, aliases) = self.lock().mounts.get(&real).cloned().unwrap_or_else(|| (root(), Vec::new()));
         let (mode, uid, gid) = (found.mode() & 0o7777, found.uid(), found.gid());
-        Ok(PathFacts { real, kind, mode, uid, gid, mount, aliases })
+        let has_mounts_below = false;
+        Ok(PathFacts { real, kind, mode, uid, gid, mount, has_mounts_below, aliases })
     }
 
     async fn list_directory(&self, path: &Path) -> Result<Vec<String>, Error> {

@@ -485,7 +485,7 @@ impl Machines {
         let tree = self.tree(pod, &record.storage_directory);
         let shared = match &share.kind {
             ShareKind::Layer => tree.layer(&share.source).await,
-            ShareKind::Volume(container) => tree.volume(container, &share.source, share.readonly).await,
+            ShareKind::Volume(container) => tree.volume(container, share).await,
             ShareKind::State => {
                 let words = "a virtual machine keeps the pod's state itself";
                 return Err(failed(io::Error::new(io::ErrorKind::Unsupported, words)));

@@ -14,6 +14,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use kina_machine::Share;
 use kina_model::ContainerId;
 use kina_node::{Bind, Error as NodeError, Node};
 use sha2::{Digest, Sha256};
@@ -47,14 +48,20 @@ impl<'a> Tree<'a> {
     pub(super) async fn create(&self) -> Result<(), NodeError> {
         self.node.create_directory(&self.root, 0o755).await?;
         self.node.create_directory(&self.layers, 0o755).await?;
-        let itself =
-            Bind { source: self.root.clone(), target: self.root.clone(), readonly: false, recursive: false };
+        let itself = Bind {
+            source: self.root.clone(),
+            target: self.root.clone(),
+            readonly: false,
+            readonly_below: false,
+            recursive: false,
+        };
         self.node.bind(&itself).await?;
         self.node.create_directory(&self.root.join("volumes"), 0o755).await?;
         let layers = Bind {
             source: self.layers.clone(),
             target: self.root.join("layers"),
             readonly: true,
+            readonly_below: true,
             recursive: false,
         };
         self.node.bind(&layers).await
@@ -86,22 +93,23 @@ impl<'a> Tree<'a> {
 
     async fn bind_layer(&self, image: &Path, name: &OsStr) -> Result<(), NodeError> {
         let target = self.root.join("layers").join(name);
-        let bind = Bind { source: image.to_owned(), target, readonly: true, recursive: false };
+        let bind =
+            Bind { source: image.to_owned(), target, readonly: true, readonly_below: true, recursive: false };
         self.node.bind(&bind).await
     }
 
     /// Shows a volume of a container, and returns where the guest sees it.
-    pub(super) async fn volume(
-        &self,
-        container: &ContainerId,
-        source: &Path,
-        readonly: bool,
-    ) -> Result<PathBuf, NodeError> {
+    pub(super) async fn volume(&self, container: &ContainerId, share: &Share) -> Result<PathBuf, NodeError> {
         let directory = self.volumes(container);
         self.node.create_directory(&directory, 0o755).await?;
-        let name = name(source, readonly);
-        let bind =
-            Bind { source: source.to_owned(), target: directory.join(&name), readonly, recursive: true };
+        let name = name(share);
+        let bind = Bind {
+            source: share.source.clone(),
+            target: directory.join(&name),
+            readonly: share.readonly,
+            readonly_below: share.readonly_below,
+            recursive: true,
+        };
         self.node.bind(&bind).await?;
         Ok(Path::new(IN_GUEST).join("volumes").join(container.as_str()).join(name))
     }
@@ -125,10 +133,10 @@ impl<'a> Tree<'a> {
 }
 
 /// The same share has the same name.
-fn name(source: &Path, readonly: bool) -> String {
+fn name(share: &Share) -> String {
     let mut digest = Sha256::new();
-    digest.update([u8::from(readonly)]);
-    digest.update(source.as_os_str().as_encoded_bytes());
+    digest.update([u8::from(share.readonly), u8::from(share.readonly_below)]);
+    digest.update(share.source.as_os_str().as_encoded_bytes());
     let mut name = hex::encode(digest.finalize());
     name.truncate(NAME_DIGITS);
     name
@@ -136,13 +144,21 @@ fn name(source: &Path, readonly: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kina_machine::ShareKind;
+
     use super::*;
 
     #[test]
     fn names_tell_shares_apart() {
-        assert_eq!(name(Path::new("/a"), true), name(Path::new("/a"), true));
-        assert_ne!(name(Path::new("/a"), true), name(Path::new("/a"), false));
-        assert_ne!(name(Path::new("/a"), true), name(Path::new("/b"), true));
-        assert_eq!(name(Path::new("/a"), true).len(), NAME_DIGITS);
+        let share = |path: &str, readonly, readonly_below| {
+            let kind = ShareKind::Layer;
+            name(&Share { source: path.into(), readonly, readonly_below, kind })
+        };
+        let one = share("/a", true, true);
+        assert_eq!(one, share("/a", true, true));
+        for other in [share("/a", false, true), share("/b", true, true), share("/a", true, false)] {
+            assert_ne!(one, other);
+        }
+        assert_eq!(one.len(), NAME_DIGITS);
     }
 }

@@ -288,7 +288,7 @@ impl Subject for Place {
     }
 
     fn share(&self) -> Share {
-        Share { source: self.layer(), readonly: true, kind: ShareKind::Layer }
+        Share { source: self.layer(), readonly: true, readonly_below: true, kind: ShareKind::Layer }
     }
 
     fn deadline(&self) -> Duration {

@@ -208,6 +208,7 @@ pub async fn answers_match_capabilities(subject: &dyn Subject) {
     let missing = Share {
         source: Path::new("/kina/does/not/exist").to_owned(),
         readonly: true,
+        readonly_below: true,
         kind: share.kind.clone(),
     };
     match case.within("share", driver.share(pod, &missing)).await {

@@ -44,6 +44,7 @@ pub async fn files_are_read_and_replaced(subject: &dyn Subject) {
     assert!(facts.real.ends_with("a/b"), "{facts:?}");
     let mountpoint = printed(subject, &format!("stat -c %m {}", root.display())).await;
     assert_eq!(facts.mount.mountpoint, Path::new(&mountpoint));
+    assert!(!facts.has_mounts_below);
     assert_eq!(ok("inspect", node.inspect_path(&root.join("pipe")).await).kind, PathKind::Pipe);
     assert!(refused("inspect", node.inspect_path(&root.join("none")).await).is_not_found());
     let begin = Instant::now();
@@ -185,8 +186,10 @@ pub async fn binds_come_and_go(subject: &dyn Subject) {
         source: at(source),
         target: at(target),
         readonly,
+        readonly_below: true,
         recursive,
     };
+    assert!(ok("inspect", node.inspect_path(&at("from")).await).has_mounts_below);
     // Itself first, so that nothing spreads from it.
     ok("bind", node.bind(&bind("to", "to", false, false)).await);
     for _ in 0..2 {
@@ -203,6 +206,11 @@ pub async fn binds_come_and_go(subject: &dyn Subject) {
         let script = format!("echo x > {}", at(readonly).display());
         assert_ne!(run(subject, &script).await.code, 0, "{readonly} can be written");
     }
+    let top = Bind { readonly_below: false, ..bind("from", "to/only-top", true, true) };
+    ok("bind", node.bind(&top).await);
+    assert_ne!(run(subject, &format!("echo x > {}", at("to/only-top/file").display())).await.code, 0);
+    ok("write", node.write_file(&at("to/only-top/below/new"), b"", 0o600).await);
+    ok("unbind", node.unbind(&at("to/only-top")).await);
     ok("write", node.write_file(&at("to/top/new"), b"", 0o600).await);
     assert!(ok("exists", node.exists(&at("from/new")).await));
 

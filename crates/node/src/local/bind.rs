@@ -41,7 +41,10 @@ pub(crate) fn bind(bind: &Bind) -> Result<(), Error> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     let mount = rustix::mount::open_tree(&opened, "", flags).map_err(failed)?;
-    change(&mount, bind).map_err(|error| Error::io("bind", target, error))?;
+    let (all, top) = if bind.readonly_below { (bind.readonly, false) } else { (false, bind.readonly) };
+    let changed = change(&mount, bind.recursive, all);
+    let changed = if top { changed.and_then(|()| change(&mount, false, true)) } else { changed };
+    changed.map_err(|error| Error::io("bind", target, error))?;
     rustix::mount::move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(failed)
 }
@@ -75,8 +78,8 @@ fn is_mount_point(path: &Path) -> Result<bool, Errno> {
     Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Makes a mount that is nowhere yet what it shall be.
-fn change(mount: &impl std::os::fd::AsFd, bind: &Bind) -> io::Result<()> {
+/// Makes a mount that is nowhere yet what it shall be, alone or with all below it.
+fn change(mount: &impl std::os::fd::AsFd, recursive: bool, readonly: bool) -> io::Result<()> {
     /// `struct mount_attr` of linux/mount.h.
     #[repr(C)]
     struct Attributes {
@@ -87,13 +90,13 @@ fn change(mount: &impl std::os::fd::AsFd, bind: &Bind) -> io::Result<()> {
     }
     let mount: BorrowedFd<'_> = mount.as_fd();
     let attributes = Attributes {
-        set: if bind.readonly { libc::MOUNT_ATTR_RDONLY } else { 0 },
+        set: if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 },
         clear: 0,
         // From the node to here, and never back.
         propagation: libc::MS_SLAVE,
         user_namespace: 0,
     };
-    let flags = libc::AT_EMPTY_PATH | if bind.recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string and the attributes are a `struct
     // mount_attr` of the size that is passed; both outlive the call.
     let result = unsafe {

@@ -45,6 +45,9 @@ pub(crate) fn inspect(path: &Path) -> Result<PathFacts, Error> {
             filesystem: mount.filesystem.clone(),
             size_bytes: size.f_blocks.saturating_mul(size.f_frsize),
         },
+        has_mounts_below: mounts
+            .iter()
+            .any(|mount| mount.mountpoint != real && mount.mountpoint.starts_with(&real)),
         aliases,
         real,
     })

@@ -10,6 +10,7 @@
 //!           traps/<name>    what goes wrong, while the file is there
 //! ```
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "part of a test")]
+#![allow(clippy::zombie_processes, reason = "a machine outlives who starts it")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -23,7 +23,7 @@ pub fn pretty(value: &Value) -> String {
 fn write(value: &Value, depth: Option<usize>, text: &mut String) {
     match value {
         Value::Array(items) => {
-            list('[', ']', items.iter(), depth, text, |item, depth, text| write(item, depth, text));
+            list('[', ']', items.iter(), depth, text, write);
         }
         Value::Object(fields) => {
             // By bytes, whatever order the map keeps.

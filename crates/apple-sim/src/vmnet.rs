@@ -5,6 +5,7 @@
 //! to a connection: they are free again when it ends, as those of Apple's network sessions.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -186,8 +187,8 @@ impl Bridge {
         for _ in 2..=last {
             let candidate = self.next;
             self.next = if candidate >= last { 2 } else { candidate + 1 };
-            if !self.held.contains_key(&candidate) {
-                self.held.insert(candidate, hostname.to_owned());
+            if let Entry::Vacant(free) = self.held.entry(candidate) {
+                free.insert(hostname.to_owned());
                 return Ok(candidate);
             }
         }

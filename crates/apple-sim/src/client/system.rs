@@ -60,12 +60,13 @@ fn asked_for_kernel() -> Result<bool, Problem> {
 }
 
 pub(super) fn stop(client: &Client) -> Result<(), Failure> {
-    if client.is_registered() && client.ping(Some(Duration::from_secs(5))).is_ok() {
-        if let Ok(Answer::Containers(containers)) = client.ask(&Request::ContainerList, TEN_SECONDS) {
-            for one in containers {
-                if let Err(problem) = container::stop_one(client, &one.configuration.id, 5, None) {
-                    writeln!(io::stderr(), "failed to stop all containers [error={problem}]")?;
-                }
+    if client.is_registered()
+        && client.ping(Some(Duration::from_secs(5))).is_ok()
+        && let Ok(Answer::Containers(containers)) = client.ask(&Request::ContainerList, TEN_SECONDS)
+    {
+        for one in containers {
+            if let Err(problem) = container::stop_one(client, &one.configuration.id, 5, None) {
+                writeln!(io::stderr(), "failed to stop all containers [error={problem}]")?;
             }
         }
     }

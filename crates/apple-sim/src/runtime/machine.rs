@@ -274,7 +274,7 @@ impl Machine {
             }
             // Whoever stops it tears it down.
             let own = locked(&machine.inner).phase == Phase::Running;
-            machine.tell_exit(&machine.id().to_owned(), code);
+            machine.tell_exit(machine.id(), code);
             if own {
                 machine.clean_up();
             }
@@ -494,7 +494,7 @@ impl Machine {
             self.await_exit(GONE);
         }
         locked(&self.inner).phase = Phase::Stopped;
-        self.tell_exit(&self.id().to_owned(), STOPPED);
+        self.tell_exit(self.id(), STOPPED);
     }
 
     /// Waits until a machine that has ended, or is made to, is taken down.

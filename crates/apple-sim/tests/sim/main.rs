@@ -1,5 +1,6 @@
 //! The simulator as its users see it: its command line, and what it does to the machine.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod guest;
 mod images;

@@ -459,6 +459,11 @@ mod tests {
             ("[streaming]\nbase_url = \"node:10010\"", "streaming.base_url: "),
             ("[streaming]\ncertificate = \"/c.pem\"", "streaming.key: "),
             ("[streaming]\nkey = \"/k.pem\"", "streaming.certificate: "),
+            (
+                "[streaming]\ncertificate = \"/c.pem\"\nkey = \"/k.pem\"\nbase_url = \"http://node\"",
+                "streaming.base_url: ",
+            ),
+            ("[streaming]\nclient_ca = \"/ca.pem\"", "streaming.client_ca: "),
             ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
             ("[machine]\nshare_roots = [\"data\"]", "machine.share_roots: data is not"),
             ("[machine.qemu]\nkernel = \"/vmlinuz\"", "machine.qemu.kernel_modules: "),

@@ -21,6 +21,9 @@ pub struct Streaming {
     pub certificate: PathBuf,
     /// PEM file of its private key.
     pub key: PathBuf,
+    /// PEM file of the authorities whose clients may connect; empty asks clients for
+    /// no certificate.
+    pub client_ca: PathBuf,
 }
 
 impl Default for Streaming {
@@ -30,6 +33,7 @@ impl Default for Streaming {
             base_url: String::new(),
             certificate: PathBuf::new(),
             key: PathBuf::new(),
+            client_ca: PathBuf::new(),
         }
     }
 }
@@ -57,13 +61,32 @@ impl Streaming {
         let is_set = |path: &PathBuf| !path.as_os_str().is_empty();
         let tls = match (is_set(&self.certificate), is_set(&self.key)) {
             (false, false) => None,
-            (true, true) => Some(TlsFiles { certificate: self.certificate.clone(), key: self.key.clone() }),
+            (true, true) => Some(TlsFiles {
+                certificate: self.certificate.clone(),
+                key: self.key.clone(),
+                client_ca: Some(self.client_ca.clone()).filter(is_set),
+            }),
             (true, false) => return refuse("streaming.key", "is needed with a certificate".to_owned()),
             (false, true) => return refuse("streaming.certificate", "is needed with a key".to_owned()),
         };
-        if let Some(files) = &tls {
-            absolute("streaming.certificate", [&files.certificate])?;
-            absolute("streaming.key", [&files.key])?;
+        match &tls {
+            Some(files) => {
+                absolute("streaming.certificate", [&files.certificate])?;
+                absolute("streaming.key", [&files.key])?;
+                absolute("streaming.client_ca", &files.client_ca)?;
+                if self.base_url.starts_with("http://") {
+                    let reason =
+                        format!("{:?} leads to a server that speaks TLS; use https://", self.base_url);
+                    return refuse("streaming.base_url", reason);
+                }
+            }
+            None if is_set(&self.client_ca) => {
+                return refuse(
+                    "streaming.client_ca",
+                    "needs streaming.certificate and streaming.key".to_owned(),
+                );
+            }
+            None => {}
         }
         let base_url = Some(self.base_url.clone()).filter(|url| !url.is_empty());
         Ok(StreamingConfig { address, base_url, tls })

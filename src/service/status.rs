@@ -85,9 +85,11 @@ fn streaming(error: &kina_streaming::Error) -> Code {
     match error {
         Error::NoStreams | Error::TtyWithStderr => Code::InvalidArgument,
         Error::TooManyTokens { .. } => Code::ResourceExhausted,
-        Error::Certificate { .. } | Error::Key { .. } | Error::Tls { .. } | Error::Accept(_) => {
-            Code::Internal
-        }
+        Error::Certificate { .. }
+        | Error::Key { .. }
+        | Error::Tls { .. }
+        | Error::ClientAuthority { .. }
+        | Error::Accept(_) => Code::Internal,
     }
 }
 

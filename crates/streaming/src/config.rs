@@ -1,12 +1,15 @@
 //! Bounds, times and TLS.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 
 use crate::error::Error;
 
@@ -53,6 +56,9 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
+    /// The authorities whose certificates clients must show; none are asked for
+    /// without.
+    pub client_ca: Option<PathBuf>,
 }
 
 impl TlsFiles {
@@ -63,12 +69,32 @@ impl TlsFiles {
         let key = PrivateKeyDer::from_pem_file(&self.key)
             .map_err(|source| Error::Key { path: self.key.clone(), source })?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, key))
+            .map_err(|source| Error::Tls { path: self.certificate.clone(), source })?;
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(path) => builder.with_client_cert_verifier(clients_of(path, provider)?),
+        };
+        let mut config = builder
+            .with_single_cert(certificates, key)
             .map_err(|source| Error::Tls { path: self.certificate.clone(), source })?;
         // Upgrades are HTTP/1.1's.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
+}
+
+/// Lets in who shows a certificate of these authorities.
+fn clients_of(path: &Path, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let refuse = |source| Error::Certificate { path: path.to_owned(), source };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(refuse)? {
+        let added = roots.add(certificate.map_err(refuse)?);
+        added.map_err(|source| Error::Tls { path: path.to_owned(), source })?;
+    }
+    let roots = Arc::new(roots);
+    WebPkiClientVerifier::builder_with_provider(roots, provider)
+        .build()
+        .map_err(|source| Error::ClientAuthority { path: path.to_owned(), source })
 }

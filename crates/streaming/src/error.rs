@@ -29,6 +29,15 @@ pub enum Error {
         #[source]
         source: rustls::pki_types::pem::Error,
     },
+    /// The authorities of clients cannot be used.
+    #[error("the certificates in {} cannot be those of clients' authorities", path.display())]
+    ClientAuthority {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::server::VerifierBuilderError,
+    },
     /// The key file cannot be read.
     #[error("cannot read a private key in {}", path.display())]
     Key {

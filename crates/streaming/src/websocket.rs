@@ -1,6 +1,7 @@
 //! Exec, attach and port-forward over WebSocket: messages whose first byte is a channel, or SPDY inside
 //! messages.
 
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ const PIPE: usize = 64 << 10;
 const PIECE: usize = 32 << 10;
 /// Messages that wait to be sent.
 const QUEUE: usize = 4;
+/// How long what a client still sends is forwarded after the pod has ended its direction.
+const LINGER: Duration = Duration::from_secs(1);
 /// How long the client may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -181,7 +184,11 @@ impl<Transport: AsyncRead + AsyncWrite + Unpin> Socket<Transport> {
                 let data = match message {
                     Message::Binary(data) => data,
                     Message::Text(text) => text.into(),
-                    Message::Close(_) => return,
+                    Message::Close(_) => {
+                        // The answer goes out when more is read, of which there is none.
+                        let _: Result<_, _> = timeout(GOODBYE, source.next()).await;
+                        return;
+                    }
                     Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
                 };
                 if !inward.hear(data).await {
@@ -364,10 +371,17 @@ async fn forward_port(
     for channel in [channel, channel + 1] {
         let _: Result<_, _> = sender.send(codec.encode(channel, &port.to_le_bytes())).await;
     }
-    let (result, ()) = tokio::join!(
-        backend.port_forward(pod, port, Box::new(far)),
-        send_all(Some(reader), codec, channel, &sender)
-    );
+    let mut forwarded = pin!(backend.port_forward(pod, port, Box::new(far)));
+    let mut sent = pin!(send_all(Some(reader), codec, channel, &sender));
+    let result = tokio::select! {
+        result = &mut forwarded => {
+            sent.await;
+            result
+        }
+        // Neither side of this protocol can say that its own direction has ended: the client
+        // does not know that the pod's has, and would wait for ever.
+        () = &mut sent => timeout(LINGER, forwarded).await.unwrap_or(Ok(())),
+    };
     if let Err(error) = result {
         let text = failure(pod, port, &*error);
         let _: Result<_, _> = sender.send(codec.encode(channel + 1, text.as_bytes())).await;

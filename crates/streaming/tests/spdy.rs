@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use kina_spdy::{Connection, Encoder, Frame, GoAwayStatus, Headers, Limits, OpenError};
-use kina_streaming::{Attach, Config, Error, Exec, PortForward, Request, Server, Streams, TlsFiles};
+use kina_streaming::{Attach, Config, Error, Exec, PortForward, Request, Server, Streams};
 use sha2::{Digest, Sha256};
 use support::{Fake, Fixture, MUCH, SOON, all, open, output, request, spdy_headers, terminal, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -398,37 +398,24 @@ async fn an_idle_session_ends() {
 }
 
 #[tokio::test]
-async fn tls_with_files() {
-    let folder = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["streaming".to_owned()]).unwrap();
-    let files =
-        TlsFiles { certificate: folder.path().join("certificate.pem"), key: folder.path().join("key.pem") };
-    let config = Config { tls: Some(files.clone()), ..Config::default() };
-    let missing = Server::new(config.clone(), Arc::new(Fake::default()));
-    assert!(matches!(missing, Err(Error::Certificate { .. })), "{missing:?}");
-    std::fs::write(&files.certificate, made.cert.pem()).unwrap();
-    std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
-
+async fn urls_work_once_for_a_while_and_are_few() {
+    let config = Config { token_lifetime: Duration::from_millis(50), tokens: 2, ..Config::default() };
     let fixture = Fixture::with(config).await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let tcp = tokio::net::TcpStream::connect(fixture.address()).await.unwrap();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
-    let mut stream = connector.connect("streaming".try_into().unwrap(), tcp).await.unwrap();
-    let forward = Request::PortForward(PortForward { pod: "p".to_owned(), ports: Vec::new() });
-    let path = fixture.url(forward);
-    let answer = request(&mut stream, &format!("GET {path}"), &spdy_headers("portforward.k8s.io")).await;
-    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
-    let connection = Connection::client(stream, Limits::default());
-    let _error = connection.open(forward_headers("error", 7, 1)).await.unwrap();
-    let mut data = connection.open(forward_headers("data", 7, 1)).await.unwrap();
-    data.write_all(b"secret").await.unwrap();
-    data.shutdown().await.unwrap();
-    assert_eq!(text(data).await, "secret");
+    let forward = || Request::PortForward(PortForward { pod: "p".to_owned(), ports: Vec::new() });
+    let status = async |path: &str| {
+        let mut stream = tokio::net::TcpStream::connect(fixture.address()).await.unwrap();
+        let answer = request(&mut stream, &format!("GET {path}"), &spdy_headers("portforward.k8s.io")).await;
+        answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    let first = fixture.url(forward());
+    fixture.url(forward());
+    let third = fixture.server.url_for(&fixture.base, forward());
+    assert!(matches!(third, Err(Error::TooManyTokens { limit: 2 })), "{third:?}");
+    // Room again means that their time is over.
+    let deadline = tokio::time::Instant::now() + SOON;
+    while fixture.server.url_for(&fixture.base, forward()).is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "they stay");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(status(&first).await, 404);
 }

@@ -208,6 +208,33 @@ async fn ports_are_forwarded_by_channels() {
     }
 }
 
+/// The protocol has no word for the end of one direction but that of all.
+#[tokio::test]
+async fn a_port_that_has_said_all_ends_the_socket() {
+    let fixture = Fixture::new().await;
+    let mut socket = connect(&fixture, &fixture.forward(&[20]), "v4.channel.k8s.io").await.unwrap();
+    let channels = receive(&mut socket, false).await;
+    assert_eq!(channels[..2], [b"\x14\0bye".to_vec(), b"\x14\0".to_vec()]);
+    drop(socket);
+    fixture.quiet().await;
+}
+
+#[tokio::test]
+async fn a_goodbye_is_answered() {
+    let fixture = Fixture::new().await;
+    let mut socket = connect(&fixture, &fixture.exec("hang", all()), V5).await.unwrap();
+    socket.send(Message::Close(None)).await.unwrap();
+    // Every channel begins with an empty message.
+    let mut answer = Message::Binary(Bytes::new());
+    while answer.is_binary() {
+        assert!(answer.len() <= 1, "{answer:?}");
+        answer = timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap();
+    }
+    assert!(answer.is_close(), "{answer:?}");
+    assert!(timeout(SOON, socket.next()).await.unwrap().is_none());
+    fixture.quiet().await;
+}
+
 #[tokio::test]
 async fn spdy_goes_through_a_tunnel() {
     let fixture = Fixture::new().await;

@@ -96,6 +96,12 @@ impl Backend for Fake {
             7 => {
                 tokio::io::copy(&mut reader, &mut writer).await?;
             }
+            // Says something, ends its direction, and listens on.
+            20 => {
+                writer.write_all(b"bye").await?;
+                writer.shutdown().await?;
+                tokio::io::copy(&mut reader, &mut tokio::io::sink()).await?;
+            }
             19 => {
                 for _ in 0..MUCH / 4096 {
                     writer.write_all(&[b'y'; 4096]).await?;

@@ -5,6 +5,7 @@ mod apple;
 mod image;
 mod locations;
 mod machine;
+mod metrics;
 mod network;
 mod streaming;
 
@@ -22,6 +23,7 @@ pub use image::Image;
 pub use locations::Locations;
 pub(crate) use locations::home;
 pub use machine::{DriverChoice, Machine, Qemu};
+pub use metrics::Metrics;
 pub use network::Network;
 pub use streaming::Streaming;
 
@@ -96,6 +98,8 @@ pub struct Config {
     pub streaming: Streaming,
     /// Devices by name.
     pub cdi: Cdi,
+    /// Where the daemon tells what it counts.
+    pub metrics: Metrics,
 }
 
 /// Devices by name (Container Device Interface).
@@ -161,6 +165,7 @@ impl Default for Config {
             network: Network::default(),
             streaming: Streaming::default(),
             cdi: Cdi::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -258,6 +263,7 @@ impl Config {
         self.network.check()?;
         self.streaming.check()?;
         absolute("cdi.directories", &self.cdi.directories)?;
+        self.metrics.address()?;
         Ok(())
     }
 
@@ -464,6 +470,7 @@ mod tests {
                 "streaming.base_url: ",
             ),
             ("[streaming]\nclient_ca = \"/ca.pem\"", "streaming.client_ca: "),
+            ("[metrics]\naddress = \"9090\"", "metrics.address: \"9090\" is not"),
             ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
             ("[machine]\nshare_roots = [\"data\"]", "machine.share_roots: data is not"),
             ("[machine.qemu]\nkernel = \"/vmlinuz\"", "machine.qemu.kernel_modules: "),

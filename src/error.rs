@@ -225,6 +225,15 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Metrics cannot be served there.
+    #[error("listen on {address} for readers of metrics; see metrics.address in the configuration")]
+    ListenMetrics {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The store failed.
     #[error("store")]
     Store(#[from] kina_store::Error),

@@ -12,6 +12,7 @@ pub mod events;
 pub mod failpoint;
 pub mod layers;
 pub mod machines;
+pub mod metrics;
 pub mod network;
 pub mod oci;
 pub mod placement;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kina_guest_api::{ExecOutput, v1};
-use kina_image::{Images, Lease};
+use kina_image::{Credentials, Image, Images, Lease, Progress, Reference};
 use kina_machine::{Driver, NetworkAttachment};
 use kina_machine_apple::AppleConfig;
 use kina_machine_host::{HostConfig, HostDriver};
@@ -19,6 +19,7 @@ use kina_model::{
 };
 use kina_node::{FilesystemUsage, LocalNodeConfig, Node};
 use kina_store::Store;
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
 
@@ -28,6 +29,7 @@ use crate::events::Events;
 use crate::failpoint;
 use crate::layers::Layers;
 use crate::machines;
+use crate::metrics::Metrics;
 use crate::network::{Network, NetworkConfig};
 use crate::placement::{PlacementPolicy, PlacementRequest, place};
 use crate::pod::context::{Context, Paths, log_path, now};
@@ -169,7 +171,9 @@ impl Runtime {
         let boot_id = node.boot_id().await?;
         let records = recover::read(&store)?;
         let layers = Layers::adopt(Arc::clone(&node), records.layer_users()).await?;
-        let network = Network::open(config.network.clone(), Arc::clone(&node), store.clone()).await;
+        let metrics = Metrics::default();
+        let network =
+            Network::open(config.network.clone(), Arc::clone(&node), store.clone(), metrics.clone()).await;
         let node_size = NodeSize::of(&*node).await;
         let user_namespaces = UserNamespaces::of(&node, &paths).await;
         let context = Arc::new(Context {
@@ -180,6 +184,7 @@ impl Runtime {
             store,
             layers,
             events: Events::default(),
+            metrics,
             paths,
             handshake_deadline: config.handshake_deadline,
             sizes: config.machine.sizes,
@@ -261,6 +266,12 @@ impl Runtime {
     /// are under way.
     pub fn end_streams(&self) {
         self.inner.context.events.close();
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.context.metrics
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {
@@ -549,6 +560,22 @@ impl Runtime {
     #[must_use]
     pub fn images(&self) -> &Images {
         &self.inner.images
+    }
+
+    /// Brings an image in; see [`Images::pull`].
+    ///
+    /// # Errors
+    /// As [`Images::pull`].
+    pub async fn pull_image(
+        &self,
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+        progress: watch::Sender<Progress>,
+    ) -> Result<Image, Error> {
+        let counted = self.metrics().pull(progress.subscribe());
+        let pulled = self.inner.images.pull(reference, credentials, Some(progress)).await;
+        counted.ended(pulled.is_ok());
+        Ok(pulled?)
     }
 
     /// Removes an image with all its names. An unknown one is removed already.

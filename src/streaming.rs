@@ -120,6 +120,7 @@ struct Guests {
 #[async_trait]
 impl Backend for Guests {
     async fn exec(&self, exec: &Exec, io: SessionIo) -> Result<i32, BackendError> {
+        let counted = self.runtime.metrics().session("exec");
         let (container, pod, guest) = self.runtime.running(&exec.container, EXEC)?;
         let start = v1::ExecStart {
             container_id: container.to_string(),
@@ -131,21 +132,29 @@ impl Backend for Guests {
             timeout_millis: 0,
         };
         let code = async { session::exec(guest.exec(start).await?, io).await };
-        Ok(code.await.map_err(|source| Error::Guest { pod, source })?)
+        let code = code.await;
+        counted.ended(code.is_ok());
+        Ok(code.map_err(|source| Error::Guest { pod, source })?)
     }
 
     async fn attach(&self, attach: &Attach, io: SessionIo) -> Result<(), BackendError> {
+        let counted = self.runtime.metrics().session("attach");
         let (container, pod, guest) = self.runtime.running(&attach.container, ATTACH)?;
         let Streams { stdin, stdout, stderr, tty: _ } = attach.streams;
         let start =
             v1::AttachStart { container_id: container.to_string(), stdin, stdout, stderr, size: None };
         let end = async { session::attach(guest.attach(start).await?, io).await };
-        Ok(end.await.map_err(|source| Error::Guest { pod, source })?)
+        let end = end.await;
+        counted.ended(end.is_ok());
+        Ok(end.map_err(|source| Error::Guest { pod, source })?)
     }
 
     async fn port_forward(&self, pod: &str, port: u16, stream: ByteStream) -> Result<(), BackendError> {
+        let counted = self.runtime.metrics().session("port-forward");
         let (pod, guest) = self.runtime.ready(pod, FORWARD)?;
         let end = async { forward::run(guest.port_forward(port).await?, stream).await };
-        Ok(end.await.map_err(|source| Error::Guest { pod, source })?)
+        let end = end.await;
+        counted.ended(end.is_ok());
+        Ok(end.map_err(|source| Error::Guest { pod, source })?)
     }
 }

@@ -19,6 +19,7 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::config::{Config, LogFormat};
+use crate::metrics::Endpoint;
 use crate::runtime::Runtime;
 use crate::streaming::Streaming;
 
@@ -112,13 +113,18 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     let path = config.socket_path();
     let listener = bind(&path).await?;
     let streaming_config = config.streaming.runtime()?;
+    let metrics_address = config.metrics.address()?;
     let open = async {
         let runtime = Runtime::open(runtime_config).await?;
         let streaming = Streaming::start(streaming_config, runtime.clone()).await?;
         runtime.network().asked(FIRST_ANSWER).await;
-        anyhow::Ok((runtime, streaming))
+        let metrics = match metrics_address {
+            Some(address) => Some(Endpoint::start(address, runtime.clone()).await?),
+            None => None,
+        };
+        anyhow::Ok((runtime, streaming, metrics))
     };
-    let (runtime, streaming) = tokio::select! {
+    let (runtime, streaming, metrics) = tokio::select! {
         opened = open => opened.inspect_err(|_| {
             // Nobody listens on it any more.
             let _ = std::fs::remove_file(&path);
@@ -130,6 +136,9 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
         }
     };
     let streams = streaming.base();
+    if let Some(metrics) = &metrics {
+        info!(address = %metrics.address(), "metrics are served");
+    }
     info!(socket = %path.display(), streams, pid = std::process::id(), version = env!("KINA_VERSION"), "kina serves");
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -157,6 +166,7 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     let removed = std::fs::remove_file(&path);
     let _ = stop.send(());
     runtime.end_streams();
+    drop(metrics);
     // Their clients see the connection end; commands end with it, pods do not.
     streaming.stop().await;
     tokio::select! {

@@ -3,23 +3,30 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use kina_cni::{ExecuteError, Executed, Execution, FoundFile, Host, HostError};
-use kina_node::{Error, Node, Program};
+use kina_node::{Error, Node, Output, Program};
+
+use crate::metrics::Metrics;
 
 /// The node as the place of plugins.
-pub(super) struct NodeHost(pub(super) Arc<dyn Node>);
+#[derive(Clone)]
+pub(super) struct NodeHost {
+    pub(super) node: Arc<dyn Node>,
+    /// Where plugins' calls are counted.
+    pub(super) metrics: Metrics,
+}
 
 #[async_trait]
 impl Host for NodeHost {
     async fn list_directory(&self, path: &Path) -> Result<Vec<String>, HostError> {
-        Ok(self.0.list_directory(path).await?)
+        Ok(self.node.list_directory(path).await?)
     }
 
     async fn read_file(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, HostError> {
-        match self.0.read_file(path, limit).await {
+        match self.node.read_file(path, limit).await {
             Ok(content) => Ok(Some(content)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
@@ -28,9 +35,9 @@ impl Host for NodeHost {
 
     async fn write_file(&self, path: &Path, content: &[u8]) -> Result<(), HostError> {
         if let Some(directory) = path.parent() {
-            self.0.create_directory(directory, 0o700).await?;
+            self.node.create_directory(directory, 0o700).await?;
         }
-        Ok(self.0.write_file(path, content, 0o600).await?)
+        Ok(self.node.write_file(path, content, 0o600).await?)
     }
 
     fn temporary_age(&self, name: &str) -> Option<Duration> {
@@ -38,11 +45,11 @@ impl Host for NodeHost {
     }
 
     async fn remove_file(&self, path: &Path) -> Result<(), HostError> {
-        Ok(self.0.remove_tree(path).await?)
+        Ok(self.node.remove_tree(path).await?)
     }
 
     async fn find_file(&self, path: &Path) -> Result<Option<FoundFile>, HostError> {
-        let identity = self.0.file_identity(path).await?;
+        let identity = self.node.file_identity(path).await?;
         Ok(identity.map(|identity| FoundFile { identity: Some(identity) }))
     }
 
@@ -55,12 +62,29 @@ impl Host for NodeHost {
             deadline: execution.deadline,
             max_output: execution.max_output,
         };
-        match self.0.run(&program).await {
+        let begin = Instant::now();
+        let ran = self.node.run(&program).await;
+        self.count(execution, &ran, begin);
+        match ran {
             Ok(output) => Ok(Executed { code: output.code, stdout: output.stdout, stderr: output.stderr }),
             Err(Error::ProgramDeadline { .. }) => Err(ExecuteError::Deadline),
             Err(Error::ProgramOutput { .. }) => Err(ExecuteError::TooMuchOutput),
             Err(error) if error.io_kind() == Some(ErrorKind::ExecutableFileBusy) => Err(ExecuteError::Busy),
             Err(error) => Err(ExecuteError::Failed(error.into())),
         }
+    }
+}
+
+impl NodeHost {
+    fn count(&self, execution: &Execution, ran: &Result<Output, Error>, begin: Instant) {
+        let plugin = execution.path.file_name().unwrap_or_default().to_string_lossy();
+        let command = execution.environment.iter().find(|(name, _)| name == "CNI_COMMAND");
+        let operation = command.map_or("", |(_, value)| value.as_str());
+        let result = match ran {
+            Ok(output) if output.code == 0 => "done",
+            Err(Error::ProgramDeadline { .. }) => "deadline",
+            Ok(_) | Err(_) => "failed",
+        };
+        self.metrics.plugin(&plugin, operation, result, begin);
     }
 }

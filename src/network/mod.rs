@@ -48,6 +48,7 @@ use self::record::NetworkRecord;
 pub use self::trial::{Trial, TrialTarget};
 use self::tunnel::Tunnels;
 use crate::error::{Error, chain};
+use crate::metrics::Metrics;
 
 /// Which of a pod's addresses is its first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +103,7 @@ pub struct Network {
 struct Inner {
     config: NetworkConfig,
     node: Arc<dyn Node>,
+    host: NodeHost,
     store: Store,
     cni: Cni,
     tunnels: Tunnels,
@@ -127,7 +129,7 @@ const TUNNEL_IDENTIFIERS: RangeInclusive<u32> = 1..=0x00ff_ffff;
 
 impl Network {
     /// Reads the configurations; [`Network::monitor`] keeps at it.
-    pub async fn open(config: NetworkConfig, node: Arc<dyn Node>, store: Store) -> Self {
+    pub async fn open(config: NetworkConfig, node: Arc<dyn Node>, store: Store, metrics: Metrics) -> Self {
         let deadlines = Deadlines {
             add: config.add_deadline,
             del: config.delete_deadline,
@@ -142,11 +144,12 @@ impl Network {
             deadlines,
             ..Options::default()
         };
-        let cni = Cni::new(Arc::new(NodeHost(Arc::clone(&node))), options);
+        let host = NodeHost { node: Arc::clone(&node), metrics };
+        let cni = Cni::new(Arc::new(host.clone()), options);
         let (state, _) = watch::channel(Arc::default());
         let (wake, gate, strangers) = (Notify::new(), RwLock::new(()), Mutex::default());
         let tunnels = Tunnels::new(store.clone(), TUNNEL_IDENTIFIERS);
-        let inner = Inner { config, node, store, cni, tunnels, state, wake, gate, strangers };
+        let inner = Inner { config, node, host, store, cni, tunnels, state, wake, gate, strangers };
         let network = Self { inner: Arc::new(inner) };
         network.rescan().await;
         network

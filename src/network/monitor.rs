@@ -10,7 +10,6 @@ use tracing::{info, warn};
 
 use super::Network;
 use super::choice::{NetworkState, Readiness};
-use super::host::NodeHost;
 use crate::error::chain;
 
 /// How often plugins are asked that are not ready, and that are.
@@ -78,8 +77,7 @@ impl Network {
 
     /// Reads the configurations.
     pub(super) async fn rescan(&self) {
-        let host = NodeHost(Arc::clone(&self.inner.node));
-        let found = load_directory(&host, &self.inner.config.config_directory).await;
+        let found = load_directory(&self.inner.host, &self.inner.config.config_directory).await;
         self.replace(|state| state.next(found));
     }
 

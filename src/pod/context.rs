@@ -14,6 +14,7 @@ use super::user_namespaces::UserNamespaces;
 use super::volumes::VolumeRoots;
 use crate::events::Events;
 use crate::layers::Layers;
+use crate::metrics::Metrics;
 use crate::network::Network;
 
 /// Where things lie, how long they may take, and who does them.
@@ -32,6 +33,8 @@ pub struct Context {
     pub layers: Layers,
     /// What happens to pods.
     pub events: Events,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Where everything lies.
     pub paths: Paths,
     /// How long a guest may take to answer after its machine was started.

@@ -33,6 +33,7 @@ use tracing::{debug, info, warn};
 
 use crate::error::{Error, chain};
 use crate::failpoint;
+use crate::metrics::{LogWait, Metrics};
 
 /// So much is written at once, without waiting for more.
 const BATCH_BYTES: usize = 64 << 10;
@@ -84,6 +85,8 @@ pub struct LogSource {
     pub container: String,
     /// The log file.
     pub path: PathBuf,
+    /// What is written, and how often that fails, is counted there.
+    pub metrics: Metrics,
 }
 
 /// A container's log that is being written. Clones are the same; with the last
@@ -284,6 +287,8 @@ struct Writer {
     due: Instant,
     /// The pause after the last write, if that failed.
     retry: Option<Duration>,
+    /// Counts that time.
+    wait: Option<LogWait>,
     /// Nothing more will come.
     complete: bool,
 }
@@ -334,6 +339,7 @@ impl Writer {
             pending: Vec::new(),
             due: Instant::now(),
             retry: None,
+            wait: None,
             complete: false,
         }
     }
@@ -430,6 +436,7 @@ impl Writer {
     async fn commit(&mut self) -> Result<(), End> {
         let failure = match self.try_commit().await {
             Ok(()) => {
+                self.wait = None;
                 if self.retry.take().is_some() {
                     info!(container = self.source.container, "the log can be written again");
                 }
@@ -444,6 +451,7 @@ impl Writer {
         if self.retry.is_none() {
             let error = chain(&failure);
             warn!(container = self.source.container, error, "the log cannot be written; the container waits");
+            self.wait = Some(self.source.metrics.log_wait());
         }
         let pause = self.retry.map_or(FIRST_RETRY, |pause| (pause * 2).min(LAST_RETRY));
         self.retry = Some(pause);
@@ -474,6 +482,7 @@ impl Writer {
             }
             return Err(self.source.error(source));
         }
+        self.source.metrics.log_written(batch.len());
         self.record().await
     }
 

@@ -23,6 +23,7 @@ use super::record::{ContainerRecord, PodRecord};
 use super::size::size_of;
 use crate::error::{Error, chain};
 use crate::failpoint;
+use crate::metrics::Boot;
 use crate::network::Attached;
 
 /// One pod's part in the effects.
@@ -67,6 +68,8 @@ pub(crate) async fn connect_guest(
 struct Progress {
     netns: Option<PathBuf>,
     attached: Option<Attached>,
+    /// From the machine's start to its guest's answer.
+    boot: Option<Boot>,
     guest: Option<GuestClient>,
 }
 
@@ -146,6 +149,7 @@ impl Subject {
                 self.driver.create(&self.machine_spec(progress)).await.map_err(|error| failed(error.into()))
             }
             PodEffect::StartMachine => {
+                progress.boot = Some(self.context.metrics.boot(self.driver.name()));
                 self.driver.start(&self.id).await.map_err(|error| failed(error.into()))
             }
             PodEffect::Handshake => {
@@ -161,6 +165,9 @@ impl Subject {
                     }),
                     guest = self.connect(self.context.handshake_deadline) => {
                         progress.guest = Some(guest.map_err(failed)?);
+                        if let Some(boot) = progress.boot.take() {
+                            boot.ready();
+                        }
                         Ok(())
                     }
                 }

@@ -79,7 +79,7 @@ async fn pull(
     let reference: Reference = request.reference.parse()?;
     let credentials = request.credentials.map(|given| Credentials::basic(given.user, given.password));
     let (sender, mut progress) = watch::channel(Progress::default());
-    let pull = runtime.images().pull(&reference, credentials.as_ref(), Some(sender));
+    let pull = runtime.pull_image(&reference, credentials.as_ref(), sender);
     let tell = async {
         // Ends with the pull, which drops the sender.
         while progress.changed().await.is_ok() {

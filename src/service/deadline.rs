@@ -39,7 +39,7 @@ pub(super) fn patience(headers: &http::HeaderMap) -> Option<Duration> {
 
 /// A call that ends at its caller's deadline, if there is one. What the call
 /// had under way is dropped then, as when the caller goes away.
-pub struct Bounded<F> {
+pub(super) struct Bounded<F> {
     call: Pin<Box<F>>,
     limit: Option<Pin<Box<Sleep>>>,
 }

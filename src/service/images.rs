@@ -2,6 +2,7 @@
 
 use kina_image::Reference;
 use kina_model::SpecError;
+use tokio::sync::watch;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 use tracing::{debug_span, info_span};
@@ -54,7 +55,8 @@ impl Images {
         let v1::PullImageRequest { image, auth, sandbox_config: _ } = request;
         let reference: Reference = name(image)?.parse()?;
         let credentials = cri::credentials(auth)?;
-        let image = self.runtime.images().pull(&reference, credentials.as_ref(), None).await?;
+        let image =
+            self.runtime.pull_image(&reference, credentials.as_ref(), watch::Sender::default()).await?;
         tracing::info!(id = %image.id, bytes = image.size, "image is here");
         Ok(v1::PullImageResponse { image_ref: image.id.to_string() })
     }

@@ -8,6 +8,7 @@ mod containers;
 mod deadline;
 mod images;
 mod keeping;
+mod measure;
 mod pods;
 mod routes;
 mod runtime;
@@ -42,7 +43,7 @@ pub const MESSAGE_LIMIT: usize = 16 << 20;
 #[must_use]
 pub fn server(runtime: Runtime, streaming: Streaming) -> Routes {
     let images = images::Images::new(runtime.clone());
-    Routes::default()
+    Routes::new(runtime.metrics().clone())
         .with(admin::Admin::server(runtime.clone()))
         .with(
             RuntimeServiceServer::new(runtime::Service::new(runtime, streaming))

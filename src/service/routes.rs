@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::future::{Future, Ready, ready};
+use std::future::{Future, ready};
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use futures::future::Either;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
@@ -14,19 +13,28 @@ use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tower::ServiceExt;
-use tower::util::{BoxCloneSyncService, Oneshot};
+use tower::util::BoxCloneSyncService;
 
 use super::deadline::{Bounded, patience};
+use super::measure::Call;
+use crate::metrics::Metrics;
 
 type Named = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Infallible>;
 
 /// Several gRPC services behind one listener.
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
+    metrics: Metrics,
     services: BTreeMap<&'static str, Named>,
 }
 
 impl Routes {
+    /// No service yet; calls will be counted there.
+    #[must_use]
+    pub fn new(metrics: Metrics) -> Self {
+        Self { metrics, services: BTreeMap::new() }
+    }
+
     /// These and another one, which replaces one of the same name.
     #[must_use]
     pub fn with<S>(mut self, service: S) -> Self
@@ -69,8 +77,7 @@ impl Routes {
 impl Service<http::Request<Body>> for Routes {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future =
-        Either<Bounded<Oneshot<Named, http::Request<Body>>>, Ready<Result<http::Response<Body>, Infallible>>>;
+    type Future = BoxFuture<http::Response<Body>, Infallible>;
 
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         // Each call waits for its own service.
@@ -79,15 +86,18 @@ impl Service<http::Request<Body>> for Routes {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         // A path is /<service>/<call>.
-        let name = request.uri().path().split('/').nth(1).unwrap_or_default();
-        match self.services.get(name) {
-            Some(service) => {
+        let path = request.uri().path();
+        let name = path.split('/').nth(1).unwrap_or_default();
+        match self.services.get_key_value(name) {
+            Some((name, service)) => {
+                let call = Call::begin(self.metrics.clone(), name, path);
                 let patience = patience(request.headers());
-                Either::Left(Bounded::new(service.clone().oneshot(request), patience))
+                let answer = Bounded::new(service.clone().oneshot(request), patience);
+                Box::pin(async move { Ok(call.watch(answer.await?)) })
             }
             None => {
                 let known: Vec<&str> = self.services.keys().copied().collect();
-                Either::Right(ready(Ok(super::status::no_service(name, &known).into_http())))
+                Box::pin(ready(Ok(super::status::no_service(name, &known).into_http())))
             }
         }
     }

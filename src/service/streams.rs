@@ -8,7 +8,9 @@ use tonic::codegen::BoxStream;
 use super::runtime::Service;
 use super::status;
 use crate::cri::{self, v1};
+use crate::error::{Error, chain};
 use crate::events::{Event, EventKind};
+use crate::metrics::Metrics;
 
 /// Bytes of one piece of a list, but for its last item: well below the
 /// kubelet's limit for a message, whatever a single item holds.
@@ -66,13 +68,17 @@ impl Service {
 
     pub(super) fn events(&self) -> BoxStream<v1::ContainerEventResponse> {
         let events = self.runtime.context().events.listen();
-        Box::pin(events.map(|event| event.map(message).map_err(|error| ended(&error))))
+        let metrics = self.runtime.metrics().clone();
+        Box::pin(events.map(move |event| event.map(message).map_err(|error| ended(&metrics, &error))))
     }
 }
 
 /// The end of a reader's events, told to it and to the log.
-fn ended(error: &crate::error::Error) -> Status {
-    tracing::info!(error = crate::error::chain(error), "a stream of events ends");
+fn ended(metrics: &Metrics, error: &Error) -> Status {
+    if matches!(error, Error::EventsLost { .. }) {
+        metrics.events_lost();
+    }
+    tracing::info!(error = chain(error), "a stream of events ends");
     status::status(error)
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use kina_model::PodState;
 use kina_node::{LocalNode, LocalNodeConfig, Node};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -16,6 +17,7 @@ use crate::cri::v1;
 use crate::cri::v1::image_service_client::ImageServiceClient;
 use crate::cri::v1::runtime_service_client::RuntimeServiceClient;
 use crate::pod::context::Paths;
+use crate::pod::view;
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::streaming::Streaming;
 
@@ -47,24 +49,39 @@ async fn runtime(directory: &Path) -> Runtime {
 }
 
 async fn serve(directory: &Path) -> Routes {
-    let runtime = runtime(directory).await;
+    serve_runtime(runtime(directory).await).await
+}
+
+async fn serve_runtime(runtime: Runtime) -> Routes {
     let config = crate::config::Streaming::default().runtime().unwrap();
     let streaming = Streaming::start(config, runtime.clone()).await.unwrap();
     server(runtime, streaming)
 }
 
+/// A value of the runtime's metrics; `None` if there is none of that name and labels.
+fn metric(runtime: &Runtime, sample: &str) -> Option<f64> {
+    let mut text = String::new();
+    runtime.metrics().write(&mut text).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
+}
+
 /// Serves on a socket in the directory until the runtime of the test ends.
 async fn channel(directory: &Path, routes: Routes) -> Channel {
-    let path = directory.join("cri.sock");
-    let listener = UnixListener::bind(&path).unwrap();
+    let listener = UnixListener::bind(directory.join("cri.sock")).unwrap();
     tokio::spawn(
         routes.serve_with_incoming_shutdown(UnixListenerStream::new(listener), std::future::pending()),
     );
+    connect(directory, Endpoint::from_static("http://socket")).await
+}
+
+/// Another connection to that socket.
+async fn connect(directory: &Path, endpoint: Endpoint) -> Channel {
+    let path = directory.join("cri.sock");
     let connect = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://socket").connect_with_connector(connect).await.unwrap()
+    endpoint.connect_with_connector(connect).await.unwrap()
 }
 
 fn image(name: &str) -> Option<v1::ImageSpec> {
@@ -216,4 +233,102 @@ async fn a_call_that_takes_too_long_says_so() {
         let answer = sender.send_request(request).await.unwrap();
         assert_eq!(answer.headers()["grpc-status"], "4", "{patience}: {answer:?}");
     }
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_their_code() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime(directory.path()).await;
+    let channel = channel(directory.path(), serve_runtime(runtime.clone()).await).await;
+    let mut client = RuntimeServiceClient::new(channel.clone());
+    client.version(v1::VersionRequest::default()).await.unwrap();
+    client
+        .stream_containers(v1::StreamContainersRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .message()
+        .await
+        .unwrap();
+    client.container_status(v1::ContainerStatusRequest::default()).await.unwrap_err();
+    client.restore_pod(v1::RestorePodRequest::default()).await.unwrap_err();
+    // Nothing that a caller makes up becomes a label.
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/runtime.v1.RuntimeService/MadeUp");
+    let codec = tonic_prost::ProstCodec::<v1::VersionRequest, v1::VersionResponse>::default();
+    grpc.unary(tonic::Request::new(v1::VersionRequest::default()), path, codec).await.unwrap_err();
+    // A stream that its reader gives up.
+    let events = client.get_container_events(v1::GetEventsRequest {}).await.unwrap();
+    drop(events);
+    let calls = |method: &str, code: &str| {
+        let labels = format!("service=\"runtime.v1.RuntimeService\",method=\"{method}\",code=\"{code}\"");
+        metric(&runtime, &format!("kina_calls_total{{{labels}}}"))
+    };
+    for (method, code) in [
+        ("Version", "OK"),
+        ("StreamContainers", "OK"),
+        ("ContainerStatus", "NOT_FOUND"),
+        ("RestorePod", "UNIMPLEMENTED"),
+        ("other", "UNIMPLEMENTED"),
+        ("GetContainerEvents", "CANCELLED"),
+    ] {
+        // The server hears of it a moment later.
+        let counted = async {
+            while calls(method, code) != Some(1.0) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(20), counted).await.is_ok(), "{method} {code}");
+    }
+    assert_eq!(calls("MadeUp", "UNIMPLEMENTED"), None);
+    let labels = "service=\"runtime.v1.RuntimeService\",method=\"Version\"";
+    assert_eq!(metric(&runtime, &format!("kina_call_duration_seconds_count{{{labels}}}")), Some(1.0));
+}
+
+#[tokio::test]
+async fn a_reader_of_events_that_does_not_read_is_told() {
+    const EVENTS: i64 = 6_000;
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime(directory.path()).await;
+    let channel = channel(directory.path(), serve_runtime(runtime.clone()).await).await;
+    let mut client = RuntimeServiceClient::new(channel);
+    // Its own connection, which takes little, as those of other gRPC libraries.
+    let small = Endpoint::from_static("http://socket").initial_stream_window_size(65_535);
+    let mut lazy = RuntimeServiceClient::new(connect(directory.path(), small).await);
+    let mut slow = lazy.get_container_events(v1::GetEventsRequest {}).await.unwrap().into_inner();
+    let mut quick = client.get_container_events(v1::GetEventsRequest {}).await.unwrap().into_inner();
+    let id: kina_model::PodId = "a".repeat(32).parse().unwrap();
+    let view = |state| {
+        let mut view = view::test_support::pod(id.clone(), state, Default::default());
+        Arc::make_mut(&mut view.spec).labels.insert("long".to_owned(), "x".repeat(2_000));
+        Arc::new(view)
+    };
+    let (before, after) = (view(PodState::Removing), view(PodState::Removed));
+    let events = runtime.context().events.clone();
+    // More bytes than the connection's buffers hold, and more events than the queue.
+    for number in 0..EVENTS {
+        events.changed(&before, &after, number);
+        if number % 100 != 99 {
+            continue;
+        }
+        for number in number - 99..=number {
+            let event = quick.message().await.unwrap().unwrap();
+            assert_eq!((event.container_id.as_str(), event.created_at), (id.as_str(), number));
+            assert_eq!(event.container_event_type(), v1::ContainerEventType::ContainerDeletedEvent);
+        }
+    }
+    // What it gets is in order and without a gap; then it is told.
+    let mut next = 0;
+    let end = loop {
+        match slow.message().await {
+            Ok(Some(event)) => assert_eq!(event.created_at, next),
+            Ok(None) => panic!("it ends after {next} without a word"),
+            Err(status) => break status,
+        }
+        next += 1;
+    };
+    assert_eq!(end.code(), Code::ResourceExhausted, "{end}");
+    assert!(next > 0 && next < EVENTS, "{next}");
+    assert_eq!(metric(&runtime, "kina_event_streams_lost_total"), Some(1.0));
 }

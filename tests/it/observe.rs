@@ -6,7 +6,7 @@ use kina::cri::v1;
 use tokio_stream::StreamExt;
 use tonic::{Code, Streaming};
 
-use crate::harness::machine::{also_in_apple, also_in_vm};
+use crate::harness::machine::{also_in_apple, also_in_vm, handler, is_vm};
 use crate::harness::{Daemon, script, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -192,7 +192,49 @@ async fn usage_is_told() {
     daemon.leave_nothing().await;
 }
 
+/// What the daemon counts of all that.
+#[tokio::test]
+async fn the_daemon_counts() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let container = cri.run(&pod, script("c", "echo line; exec sleep 1000")).await;
+    cri.wait_output(&container, "line").await;
+    cri.exec("missing", crate::harness::shell("true"), 0).await.unwrap_err();
+    let ended = cri.run(&pod, script("ended", "true")).await;
+    cri.wait_exit(&ended).await;
+    let (handler, is_vm) = (handler(), is_vm());
+    let driver = if is_vm { "qemu" } else { "host" };
+    for (sample, value) in [
+        (format!("kina_pods{{handler=\"{handler}\",state=\"ready\"}}"), 1.0),
+        (format!("kina_containers{{handler=\"{handler}\",state=\"running\"}}"), 1.0),
+        (format!("kina_containers{{handler=\"{handler}\",state=\"exited\"}}"), 1.0),
+        (
+            "kina_calls_total{service=\"runtime.v1.RuntimeService\",method=\"ExecSync\",code=\"NOT_FOUND\"}"
+                .to_owned(),
+            1.0,
+        ),
+        (format!("kina_machine_boot_duration_seconds_count{{driver=\"{driver}\",result=\"ready\"}}"), 1.0),
+        ("kina_logs_waiting".to_owned(), 0.0),
+    ] {
+        assert_eq!(daemon.metric(&sample).await, value, "{sample}: {}", daemon.metrics().await);
+    }
+    // The guest writes the logs on the node's own kernel.
+    assert_eq!(daemon.metric("kina_log_written_bytes_total").await > 0.0, is_vm);
+    let resident = daemon.metric("process_resident_memory_bytes").await / 1024.0;
+    let status = crate::harness::memory_kib(daemon.pid(), "VmRSS") as f64;
+    assert!(resident > status / 2.0 && resident < status * 2.0, "{resident} {status}");
+    assert!(daemon.metric("process_open_fds").await >= 10.0);
+    cri.stop_pod(&pod).await.unwrap();
+    cri.remove_pod(&pod).await.unwrap();
+    let pods = format!("kina_pods{{handler=\"{handler}\",state=\"ready\"}}");
+    assert!(daemon.metrics().await.contains(&format!("{pods} 0\n")));
+    drop(cri);
+    daemon.leave_nothing().await;
+}
+
 also_in_vm! {
+    the_daemon_counts,
     events_tell_a_pods_life,
     usage_is_told,
 }

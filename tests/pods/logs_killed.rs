@@ -42,7 +42,13 @@ fn the_process_that_is_killed() {
     runtime.block_on(async {
         let guest = kina_guest_api::connect(Arc::new(Unix(place.join("guest"))), PATIENCE).await.unwrap();
         let store = Store::open(place.join("store")).unwrap();
-        let source = LogSource { store, guest, container: CONTAINER.to_owned(), path: log(&place) };
+        let source = LogSource {
+            store,
+            guest,
+            container: CONTAINER.to_owned(),
+            path: log(&place),
+            metrics: Default::default(),
+        };
         let (log, _) = ContainerLog::begin(source).await.unwrap();
         if std::env::var_os(REOPEN).is_some() {
             log.reopen().await.unwrap();

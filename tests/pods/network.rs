@@ -7,6 +7,7 @@ use kina::network::Readiness;
 use kina::runtime::Runtime;
 use kina_machine::fake::Operation;
 use kina_model::{PodState, PortMapping};
+use kina_testkit::fake_cni::PLUGIN;
 
 use crate::support::{World, eventually, kill, pod_spec};
 
@@ -47,6 +48,15 @@ async fn a_pod_gets_addresses_and_gives_them_back() {
     daemon.stop_pod(pod.as_str()).await.unwrap();
     daemon.remove_pod(pod.as_str()).await.unwrap();
     assert_eq!(calls(&world, "DEL"), 1, "{:?}", world.node.world().network.calls);
+    let mut counted = String::new();
+    daemon.metrics().write(&mut counted).unwrap();
+    for operation in ["ADD", "DEL"] {
+        let labels = format!("plugin=\"{PLUGIN}\",operation=\"{operation}\",result=\"done\"");
+        let sample = format!("kina_cni_call_duration_seconds_count{{{labels}}} 1\n");
+        assert!(counted.contains(&sample), "{sample} is not in {counted}");
+    }
+    let sample = "kina_machine_boot_duration_seconds_count{driver=\"fake\",result=\"ready\"} 1\n";
+    assert!(counted.contains(sample), "{counted}");
     world.assert_empty();
 }
 

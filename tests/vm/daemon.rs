@@ -81,8 +81,13 @@ async fn run(place: &Place) {
     let store = Store::open(&place.store).unwrap();
     let connector = Arc::new(VsockConnector::new(&place.socket, GUEST_PORT));
     let guest = kina_guest_api::connect(connector, CONNECT_PATIENCE).await.unwrap();
-    let source =
-        LogSource { store, guest: guest.clone(), container: CONTAINER.to_owned(), path: place.log.clone() };
+    let source = LogSource {
+        store,
+        guest: guest.clone(),
+        container: CONTAINER.to_owned(),
+        path: place.log.clone(),
+        metrics: Default::default(),
+    };
     let (log, recovery) = ContainerLog::begin(source).await.unwrap();
     if let Some(recovery) = recovery {
         note(&place.recoveries, &format!("{recovery:?}\n"));

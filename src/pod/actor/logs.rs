@@ -18,6 +18,7 @@ impl Subject {
             guest: guest.clone(),
             container: view.id.to_string(),
             path: path.clone(),
+            metrics: self.context.metrics.clone(),
         })
     }
 }

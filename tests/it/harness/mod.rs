@@ -16,6 +16,7 @@ use kina::admin::v1::{ImportImageRequest, ImportStart, InfoRequest, import_image
 use kina::client::Client;
 use kina::cri::v1;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 pub(crate) use cri::{Cri, IMAGE, labels, namespaces, output, script, shell, with_security};
 pub(crate) use machine::handler;
@@ -165,6 +166,28 @@ impl Daemon {
             .collect();
         let mut admin = self.client.as_ref().unwrap().admin.clone();
         admin.import_image(tokio_stream::iter(parts)).await.unwrap();
+    }
+
+    /// What the daemon that runs now tells Prometheus.
+    pub(crate) async fn metrics(&self) -> String {
+        // It takes any port, and its log says which.
+        let log = std::fs::read_to_string(self.place.path("daemon.log")).unwrap();
+        let line = log.lines().rev().find(|line| line.contains("metrics are served")).unwrap();
+        let address = line.split("address=").nth(1).unwrap().split_whitespace().next().unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: kina\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        body.to_owned()
+    }
+
+    /// One value of it; 0 if it is not there.
+    pub(crate) async fn metric(&self, sample: &str) -> f64 {
+        let text = self.metrics().await;
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
     }
 
     /// Calls to the daemon that runs now.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
 
-use kina::config::{Cdi, Config, Network};
+use kina::config::{Cdi, Config, Metrics, Network};
 use kina::network::record::NetworkRecord;
 use kina::network::tunnel::TunnelRecord;
 use kina::pod::record::{ContainerRecord, PodRecord};
@@ -68,6 +68,7 @@ impl Place {
             },
             machine: super::machine::configuration(&directory),
             cdi: Cdi { directories: vec![directory.join("cdi")] },
+            metrics: Metrics { address: "127.0.0.1:0".to_owned() },
             ..Config::default()
         };
         for path in [&config.root, &config.run, &config.network.config_directory] {

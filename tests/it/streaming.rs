@@ -1,6 +1,8 @@
 //! Exec, Attach and PortForward as the kubelet uses them: a call for a URL, and
 //! SPDY at that.
 
+mod soak;
+
 use kina::cri::v1;
 use kina_spdy::{Connection, Headers, Limits, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
@@ -44,8 +46,17 @@ async fn forward_url(cri: &Cri, pod: &str, port: Vec<i32>) -> Result<String, Sta
 
 /// Asks for an upgrade and gives the status of the answer.
 async fn upgrade(url: &str, protocol: &str) -> std::io::Result<(u16, TcpStream)> {
-    let (address, token) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
-    let mut stream = TcpStream::connect(address).await?;
+    upgrade_on(TcpStream::connect(split(url).0).await?, url, protocol).await
+}
+
+/// A URL's address and path.
+fn split(url: &str) -> (&str, &str) {
+    url.strip_prefix("http://").unwrap().split_once('/').unwrap()
+}
+
+/// The same on a connection of the caller's.
+async fn upgrade_on(mut stream: TcpStream, url: &str, protocol: &str) -> std::io::Result<(u16, TcpStream)> {
+    let (address, token) = split(url);
     let request = format!(
         "POST /{token} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
          X-Stream-Protocol-Version: {protocol}\r\n\r\n"

@@ -10,6 +10,8 @@ mod elf;
 pub mod error;
 pub mod events;
 pub mod failpoint;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layers;
 pub mod machines;
 pub mod metrics;

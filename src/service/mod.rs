@@ -33,6 +33,7 @@ use crate::streaming::Streaming;
 
 pub use routes::Routes;
 use status::later;
+pub(crate) use status::status;
 
 /// The largest message in either direction, in bytes: the kubelet's own limit
 /// (`maxMsgSize` of its CRI client).

@@ -13,7 +13,7 @@ use crate::error::{Error, chain};
 const TEXT_LIMIT: usize = 4096;
 
 /// The status that says an error.
-pub(super) fn status(error: &Error) -> Status {
+pub(crate) fn status(error: &Error) -> Status {
     let mut text = chain(error);
     if text.len() > TEXT_LIMIT {
         let end = (0..=TEXT_LIMIT).rev().find(|at| text.is_char_boundary(*at));

@@ -88,6 +88,13 @@ pub const TARGETS: &[Target] = &[
         words: &[],
     },
     Target {
+        name: "vsock-rings",
+        about: "a virtual machine's rings: descriptors, indices and headers of packets as it likes",
+        run: kina_vsock::fuzz_rings,
+        seeds: seeds::vsock_rings,
+        words: &[],
+    },
+    Target {
         name: "hosts",
         about: "hosts.toml files; URLs and paths that come out are whole",
         run: kina_image::fuzzing::hosts_file,
@@ -128,6 +135,13 @@ pub const TARGETS: &[Target] = &[
         run: kina_streaming::fuzzing::url,
         seeds: seeds::streaming_url,
         words: &["/exec/", "/attach/", "/portforward/", "?", "port=", "&", ",", "%2C", "65535", seeds::TOKEN],
+    },
+    Target {
+        name: "request",
+        about: "CRI requests as bytes; they become specifications that their records give back, or few words",
+        run: kina::fuzzing::request,
+        seeds: kina::fuzzing::requests,
+        words: kina::fuzzing::WORDS,
     },
     Target {
         name: "websocket",

@@ -275,6 +275,47 @@ pub(crate) fn vsock() -> Vec<Vec<u8>> {
 
 pub(crate) const TOKEN: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ-_01234";
 
+/// One chain each way: a packet to nobody, and room for its reset.
+pub(crate) fn vsock_rings() -> Vec<Vec<u8>> {
+    let write = |at: u16, bytes: &[u8]| {
+        let length = u8::try_from(bytes.len()).expect("a short piece");
+        [&at.to_le_bytes()[..], &[length], bytes].concat()
+    };
+    // virtio 1.2, 2.7.5: address, length, flags (1 is NEXT, 2 is WRITE), next.
+    let descriptor = |address: u64, length: u32, flags: u16, next: u16| {
+        [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()]
+            .concat()
+    };
+    // 2.7.6: flags, index, the chains' first descriptors.
+    let available = |index: u16, heads: [u16; 2]| {
+        let [first, second] = heads.map(u16::to_le_bytes);
+        [&[0, 0][..], &index.to_le_bytes(), &first, &second].concat()
+    };
+    // 5.10.6: from 3:7 to 2:9, no bytes, a stream's packet (1) that requests (1).
+    let mut header = [3_u64.to_le_bytes(), 2_u64.to_le_bytes()].concat();
+    for word in [7_u32, 9, 0] {
+        header.extend(word.to_le_bytes());
+    }
+    header.extend([1, 0, 1, 0]);
+    header.extend([0; 12]);
+    let room = [
+        write(0x400, &descriptor(0x2000, 44, 2 | 1, 1)),
+        write(0x410, &descriptor(0x3000, 4096, 2, 0)),
+        write(0x500, &available(1, [0, 0])),
+    ];
+    let packet = [
+        write(0x1000, &header),
+        write(0, &descriptor(0x1000, 44, 0, 0)),
+        write(0x100, &available(1, [0, 0])),
+    ];
+    let whole = |flags: u8| [&[flags][..], &room.concat(), &packet.concat()].concat();
+    // A chain that goes round, addresses beyond the memory, a head that is none.
+    let round = [&[0][..], &write(0, &descriptor(0x1000, 8, 1, 0)), &packet[2]].concat();
+    let beyond = [&[1][..], &write(0, &descriptor(u64::MAX - 8, 64, 0, 0)), &packet[2]].concat();
+    let no_head = [&[0][..], &write(0x100, &available(2, [99, 3]))].concat();
+    vec![whole(0), whole(1), round, beyond, no_head, Vec::new()]
+}
+
 pub(crate) fn streaming_url() -> Vec<Vec<u8>> {
     bytes(&[
         &format!("/exec/{TOKEN}"),

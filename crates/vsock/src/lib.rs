@@ -59,3 +59,10 @@ const REFUSAL: &str = "ERROR ";
 pub fn fuzz(steps: &[u8]) {
     device::trial::run(steps);
 }
+
+/// Fills the memory of a guest's rings as `rounds` say, as `device::ring_trial` reads
+/// them. Panics when something does not hold that must.
+#[cfg(all(target_os = "linux", feature = "fuzzing"))]
+pub fn fuzz_rings(rounds: &[u8]) {
+    device::ring_trial::run(rounds);
+}

@@ -165,7 +165,7 @@ const HOUSE: &[Room] = &[
     Room {
         name: "kina-fuzz",
         folder: "crates/fuzz",
-        uses: &["kina-erofs", "kina-image", "kina-spdy", "kina-streaming", "kina-vsock"],
+        uses: &["kina", "kina-erofs", "kina-image", "kina-spdy", "kina-streaming", "kina-vsock"],
         may: &[],
     },
     Room { name: "xtask", folder: "crates/xtask", uses: &[], may: &[Platform, Anyhow] },

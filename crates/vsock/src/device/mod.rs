@@ -6,6 +6,8 @@ mod stream;
 mod switch;
 
 #[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod ring_trial;
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod trial;
 
 use std::fs;

@@ -171,6 +171,7 @@ async fn a_privileged_container_is_so_in_its_pod() {
         source: "/dev/null".to_owned(),
         destination: "/dev/nothing".to_owned(),
         permissions: "rw".to_owned(),
+        node: None,
     }];
     assert_eq!(guest.run_to_end(device).await.code, 0, "{}", guest.output("device"));
     assert!(guest.output("device").ends_with("fine\n"));

@@ -116,12 +116,11 @@ pub fn confine(user: Option<u32>) -> Result<(), Error> {
 
 fn filter() -> Result<BpfProgram, Error> {
     let failed = |source| Error::Filter { source };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        DEADLY.iter().map(|call| (i64::from(*call), Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
     let unix = u64::from(libc::AF_UNIX.unsigned_abs());
     let foreign =
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, unix).map_err(failed)?;
-    rules.insert(i64::from(libc::SYS_socket), vec![SeccompRule::new(vec![foreign]).map_err(failed)?]);
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![foreign]).map_err(failed)?]);
     let architecture = std::env::consts::ARCH.try_into().map_err(failed)?;
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::KillProcess, architecture)
         .map_err(failed)?;

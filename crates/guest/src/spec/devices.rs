@@ -219,7 +219,7 @@ mod tests {
         let node = |node| v1::Device { node: Some(node), ..device("/dev/null", "/dev/x", "rw") };
         let number = v1::DeviceNumber { block: true, major: 7, minor: 3 };
         let said = v1::DeviceNode { number: Some(number), mode: Some(0o640), uid: Some(5), gid: None };
-        let mut asked = request(vec![node(said.clone())]);
+        let mut asked = request(vec![node(said)]);
         for privileged in [false, true] {
             asked.privileged = privileged;
             let (devices, rules) = build(&asked, &user(9)).unwrap();
@@ -230,7 +230,7 @@ mod tests {
             assert!(rules.last().unwrap().allow());
         }
         let as_there = v1::DeviceNode { number: None, mode: None, ..said };
-        let (devices, _) = build(&request(vec![node(as_there.clone())]), &user(9)).unwrap();
+        let (devices, _) = build(&request(vec![node(as_there)]), &user(9)).unwrap();
         let made = &devices[0].device;
         assert_eq!((made.typ(), made.major(), made.minor()), (LinuxDeviceType::C, 1, 3));
         assert!(require_as_they_are(&asked).is_err());

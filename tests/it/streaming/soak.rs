@@ -213,9 +213,13 @@ async fn killed_container(cri: &Cri, pod: &str, number: usize) {
         v1::ContainerConfig { log_path: String::new(), ..script(&format!("victim-{number}"), "exec yes") };
     let victim = cri.run(pod, config).await;
     // A session that has begun, and its rest.
+    #[expect(
+        clippy::async_yields_async,
+        reason = "the rest of a session is awaited when the container is stopped"
+    )]
     let session = async |number: usize| {
         let plan = Plan { end: End::Close, ..Plan::of(number) };
-        let url = if number / 2 % 2 == 0 {
+        let url = if (number / 2).is_multiple_of(2) {
             exec_url(cri, super::exec(&victim, "exec yes")).await.unwrap()
         } else {
             attach_url(cri, super::attach(&victim)).await.unwrap()

@@ -132,26 +132,22 @@ fn kill_unified(directory: &Path, deadline: Duration) -> Result<(), Error> {
     let begin = Instant::now();
     match write(&directory.join("cgroup.kill"), "1") {
         Ok(()) => {}
-        Err(Error::Write { source, .. })
-            if source.kind() == ErrorKind::NotFound || source.raw_os_error() == Some(libc::ENODEV) =>
-        {
-            return Ok(());
-        }
+        Err(Error::Write { source, .. }) if is_gone(&source) => return Ok(()),
         Err(error) => return Err(error),
     }
     let path = directory.join("cgroup.events");
     let failed = |source| Error::Read { path: path.clone(), source };
     let mut events = match File::open(&path) {
         Ok(events) => events,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if is_gone(&error) => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
     loop {
         let mut text = String::new();
-        events.rewind().map_err(failed)?;
-        match (&mut events).take(4096).read_to_string(&mut text) {
+        let read = events.rewind().and_then(|()| (&mut events).take(4096).read_to_string(&mut text));
+        match read {
             Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
             Err(error) => return Err(failed(error)),
         }
         if !text.lines().any(|line| line.trim() == "populated 1") {
@@ -175,6 +171,12 @@ fn kill_unified(directory: &Path, deadline: Duration) -> Result<(), Error> {
 }
 
 /// Reads a `key 0|1` line.
+/// Whether a file of a group could not be had because somebody removed the group: its name is
+/// gone, or it is on its way out, which any step with the file may find.
+fn is_gone(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
 fn flag(path: &Path, key: &str) -> Result<bool, Error> {
     Ok(read(path)?
         .lines()

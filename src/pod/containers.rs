@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
-use kina_machine::{LayerAccess, Share, ShareKind};
+use kina_machine::{LayerAccess, Share, ShareKind, Shares};
 use kina_model::{
     ContainerEffect, ContainerId, ContainerSpec, Mount, MountSource, Nanos, Resources, container,
 };
@@ -160,17 +160,19 @@ impl Subject {
         let mut mounts = Vec::with_capacity(view.spec.mounts.len());
         for (mount, source) in view.spec.mounts.iter().zip(sources) {
             mounts.push(match source {
-                // The node sees to it: a guest would make all of it read-only.
-                Source::SharedTopReadonly(path) => {
+                // The node sees to it: a guest would make all of it read-only, which is what is left
+                // where directories are shared whole.
+                Source::SharedTopReadonly(path) if self.driver.capabilities().shares == Shares::Dynamic => {
                     let kind = ShareKind::Volume(view.id.clone());
                     let share = Share { source: path.clone(), readonly: true, readonly_below: false, kind };
                     let source = self.driver.share(&self.id, &share).await?;
                     let mut request = guest_request::mount(mount, &source);
                     request.readonly = false;
                     request.set_propagation(v1::MountPropagation::Private);
+                    request.mapped = None;
                     request
                 }
-                Source::Shared(path) => {
+                Source::Shared(path) | Source::SharedTopReadonly(path) => {
                     let kind = ShareKind::Volume(view.id.clone());
                     let share =
                         Share { source: path.clone(), readonly: mount.readonly, readonly_below: true, kind };

@@ -28,7 +28,7 @@ pub enum Error {
     /// A mount could not be mapped.
     #[error("id-map a mount")]
     MapMount(#[source] io::Error),
-    /// What [`probe`](crate::probe) tried at a path did not work.
+    /// What [`probe`](fn@crate::probe) tried at a path did not work.
     #[error("id-map {} and stand an overlay on it", path.display())]
     Probe {
         /// The directory.

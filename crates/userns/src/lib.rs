@@ -41,7 +41,7 @@ pub struct Mapping {
     pub gids: Vec<Range>,
 }
 
-/// Which namespaces [`create`] makes besides the user namespace, to be owned by it.
+/// Which namespaces [`create`](fn@create) makes besides the user namespace, to be owned by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum With {
     /// None.

@@ -232,7 +232,7 @@ fn mistakes_of_the_caller_are_64_and_say_everything() {
     let place = Place::new();
     let long = place.path(&"x".repeat(120));
     let error = refused(place.serve().arg("--socket").arg(&long), 64);
-    assert!(error.contains("at most 104"), "{error}");
+    assert!(error.contains("at most 103"), "{error}");
 
     let error = refused(kina().arg("serve").arg("--config").arg(place.path("missing")), 64);
     assert!(error.contains("missing") && error.contains("No such file"), "{error}");

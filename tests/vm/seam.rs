@@ -114,7 +114,9 @@ fn check_hello(guest: &GuestClient) {
     assert_ne!(hello.kernel_release, of_host("/proc/sys/kernel/osrelease"));
     let features = hello.features.as_ref().unwrap();
     assert_eq!(features.cgroup_mode(), v1::CgroupMode::V2);
-    assert!(features.seccomp && features.user_namespaces, "{features:?}");
+    assert!(features.seccomp, "{features:?}");
+    // Linux 6.1 cannot map the ids of a tmpfs, which is all that this machine has to write to.
+    assert!(!features.user_namespaces, "{features:?}");
 }
 
 async fn exec(guest: &GuestClient, script: &str) -> ExecOutput {

@@ -17,7 +17,7 @@ const EACH: usize = 100;
 /// What the memory of a daemon may grow by for each container that it keeps, and
 /// what any number of lists of them may take beside that.
 const KIB_EACH: u64 = 24;
-const LIST_KIB: u64 = 64 << 10;
+const LIST_KIB: u64 = 160 << 10;
 
 /// Has a stopped daemon's records changed; how long the next one takes to come up.
 async fn change(daemon: &mut Daemon, change: impl FnOnce(&Store, &mut Batch)) -> Duration {

@@ -15,10 +15,10 @@ use crate::harness::{Cri, Daemon, Options, PATIENCE, handler, namespaces, script
 
 const FOREVER: &str = "sleep 1000";
 const SUCCESS: &str = r#"{"metadata":{},"status":"Success"}"#;
-const COMMAND: &str = "v4.channel.k8s.io";
-const FORWARD: &str = "portforward.k8s.io";
+pub(crate) const COMMAND: &str = "v4.channel.k8s.io";
+pub(crate) const FORWARD: &str = "portforward.k8s.io";
 
-fn exec(container: &str, command: &str) -> v1::ExecRequest {
+pub(crate) fn exec(container: &str, command: &str) -> v1::ExecRequest {
     v1::ExecRequest {
         container_id: container.to_owned(),
         cmd: shell(command),
@@ -27,19 +27,19 @@ fn exec(container: &str, command: &str) -> v1::ExecRequest {
     }
 }
 
-fn attach(container: &str) -> v1::AttachRequest {
+pub(crate) fn attach(container: &str) -> v1::AttachRequest {
     v1::AttachRequest { container_id: container.to_owned(), stdout: true, ..v1::AttachRequest::default() }
 }
 
-async fn exec_url(cri: &Cri, request: v1::ExecRequest) -> Result<String, Status> {
+pub(crate) async fn exec_url(cri: &Cri, request: v1::ExecRequest) -> Result<String, Status> {
     Ok(cri.client.runtime.clone().exec(request).await?.into_inner().url)
 }
 
-async fn attach_url(cri: &Cri, request: v1::AttachRequest) -> Result<String, Status> {
+pub(crate) async fn attach_url(cri: &Cri, request: v1::AttachRequest) -> Result<String, Status> {
     Ok(cri.client.runtime.clone().attach(request).await?.into_inner().url)
 }
 
-async fn forward_url(cri: &Cri, pod: &str, port: Vec<i32>) -> Result<String, Status> {
+pub(crate) async fn forward_url(cri: &Cri, pod: &str, port: Vec<i32>) -> Result<String, Status> {
     let request = v1::PortForwardRequest { pod_sandbox_id: pod.to_owned(), port };
     Ok(cri.client.runtime.clone().port_forward(request).await?.into_inner().url)
 }
@@ -71,13 +71,13 @@ async fn upgrade_on(mut stream: TcpStream, url: &str, protocol: &str) -> std::io
     Ok((status, stream))
 }
 
-async fn connect(url: &str, protocol: &str) -> Connection {
+pub(crate) async fn connect(url: &str, protocol: &str) -> Connection {
     let (status, stream) = upgrade(url, protocol).await.unwrap();
     assert_eq!(status, 101);
     Connection::client(stream, Limits::default())
 }
 
-async fn open(connection: &Connection, kind: &str) -> Stream {
+pub(crate) async fn open(connection: &Connection, kind: &str) -> Stream {
     timeout(PATIENCE, connection.open(Headers::new().with("streamType", kind))).await.unwrap().unwrap()
 }
 
@@ -97,7 +97,7 @@ async fn read_until(stream: &mut Stream, expected: &str) {
 }
 
 /// The streams of one connection to a port: data, and the error's.
-async fn forward(connection: &Connection, port: u16, number: u32) -> (Stream, Stream) {
+pub(crate) async fn forward(connection: &Connection, port: u16, number: u32) -> (Stream, Stream) {
     let headers = |kind: &str| {
         Headers::new()
             .with("streamType", kind)

@@ -5,4 +5,5 @@ mod forging;
 mod isolation;
 mod logs;
 mod soak;
+mod streams;
 mod volumes;

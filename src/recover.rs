@@ -316,7 +316,7 @@ async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), 
         for name in context.node.list_directory(&directory).await? {
             if name.parse::<PodId>().is_ok_and(|pod| !known.contains(&pod)) {
                 warn!(pod = name, "removing a directory without a record");
-                context.node.remove_tree(&directory.join(name)).await?;
+                context.remove_directory(&directory.join(name)).await?;
             }
         }
     }

@@ -291,7 +291,7 @@ impl Subject {
             ContainerEffect::RemoveFiles => {
                 self.driver.unshare(&self.id, container).await?;
                 let directory = self.context.paths.container(&self.id, container);
-                self.context.node.remove_tree(&directory).await?;
+                self.context.remove_directory(&directory).await?;
                 let group = format!("{}/{container}", pod_cgroup(&self.spec.cgroup_parent, &self.id));
                 Ok(self.context.node.kill_cgroup(&group, KILL_DEADLINE).await?)
             }

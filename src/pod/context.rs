@@ -60,6 +60,22 @@ impl Context {
             Placement::Vm => self.vm.as_ref().ok(),
         }
     }
+
+    /// Removes one of kina's own directories. A guest on a kernel before 6.15 mounts
+    /// memory and images in there, and cannot take them away when it is killed; what
+    /// is found of them is unmounted.
+    ///
+    /// # Errors
+    /// When the node cannot.
+    pub async fn remove_directory(&self, path: &Path) -> Result<(), kina_node::Error> {
+        match self.node.remove_tree(path).await {
+            Err(kina_node::Error::MountInside { .. }) => {
+                self.node.unbind(path).await?;
+                self.node.remove_tree(path).await
+            }
+            removed => removed,
+        }
+    }
 }
 
 /// The daemon's directories.

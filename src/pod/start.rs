@@ -347,7 +347,7 @@ impl Subject {
             }
             PodEffect::RemoveDirectories => {
                 let volatile = node.remove_tree(&paths.run_pod(&self.id)).await;
-                let lasting = node.remove_tree(&paths.pod(&self.id)).await;
+                let lasting = self.context.remove_directory(&paths.pod(&self.id)).await;
                 Ok(volatile.and(lasting)?)
             }
             PodEffect::DeleteRecords => {

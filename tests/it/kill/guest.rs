@@ -1,5 +1,7 @@
 //! The guest dies, alone or together with the daemon.
 
+use std::process::Command;
+
 use kina::cri::v1;
 use rustix::process::Signal;
 
@@ -44,6 +46,24 @@ async fn in_an_idle_pod() {
     let pod = daemon.cri().make_pod("p").await;
     kill_guest(&daemon, &pod).await;
     check_ended(&mut daemon, &pod, &[]).await;
+}
+
+/// As on a kernel before 6.15, where a guest has to mount what it makes for containers.
+#[tokio::test]
+async fn what_it_has_mounted_goes_with_its_pod() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.create(&pod, script("one", FOREVER)).await.unwrap();
+    let state = daemon.place.config().root.join("pods").join(&pod);
+    for place in ["shm", &format!("containers/{one}/images/0")] {
+        let place = state.join(place);
+        std::fs::create_dir_all(&place).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&place).status().unwrap();
+        assert!(mounted.success());
+    }
+    kill_guest(&daemon, &pod).await;
+    check_ended(&mut daemon, &pod, &[&one]).await;
 }
 
 #[tokio::test]

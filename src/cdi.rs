@@ -39,11 +39,17 @@ struct Found {
 }
 
 /// What containers get that ask for these devices. Of a device in several
-/// directories the one in the last of them counts.
+/// directories the one in the last of them counts. `as_they_are` has the
+/// containers' nodes be those of the node.
 ///
 /// # Errors
 /// The first device that cannot be had, by name.
-pub async fn edits(node: &dyn Node, directories: &[PathBuf], devices: &[String]) -> Result<Edits, SpecError> {
+pub async fn edits(
+    node: &dyn Node,
+    directories: &[PathBuf],
+    devices: &[String],
+    as_they_are: bool,
+) -> Result<Edits, SpecError> {
     let mut edits = Edits::default();
     if devices.is_empty() {
         return Ok(edits);
@@ -74,6 +80,14 @@ pub async fn edits(node: &dyn Node, directories: &[PathBuf], devices: &[String])
             let of_file = |reason: String| format!("{name}: {}: {reason}", file.path.display());
             let part =
                 Edits::of(part).map_err(|reason| SpecError::unsupported(field(index), of_file(reason)))?;
+            if as_they_are && let Some(described) = part.devices.iter().find(|device| device.is_described()) {
+                let reason = format!(
+                    "device node {}: major, minor, fileMode, uid and gid cannot be given in a pod with a user \
+                     namespace, where the node's own device is bound; leave them out, or set hostUsers to true",
+                    described.container_path.display()
+                );
+                return Err(SpecError::unsupported(field(index), of_file(reason)));
+            }
             check(node, &part).await.map_err(|reason| SpecError::invalid(field(index), of_file(reason)))?;
             edits.add(part);
         }

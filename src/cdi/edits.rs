@@ -38,6 +38,14 @@ pub struct DeviceNode {
     pub gid: Option<u32>,
 }
 
+impl DeviceNode {
+    /// Whether it may differ from what the node has at its path.
+    pub(super) fn is_described(&self) -> bool {
+        let Self { kind, mode, uid, gid, .. } = self;
+        matches!(kind, DeviceKind::Number { .. }) || mode.is_some() || uid.is_some() || gid.is_some()
+    }
+}
+
 /// What a device node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {

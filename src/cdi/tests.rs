@@ -26,10 +26,14 @@ impl Place {
     }
 
     async fn ask(&self, devices: &[&str]) -> Result<Edits, String> {
+        self.ask_as(devices, false).await
+    }
+
+    async fn ask_as(&self, devices: &[&str], as_they_are: bool) -> Result<Edits, String> {
         let node = LocalNode::new(LocalNodeConfig::new(self.directory.path().join("run")));
         let directories = ["low", "high", "absent"].map(|name| self.directory.path().join(name));
         let devices: Vec<String> = devices.iter().map(|device| (*device).to_owned()).collect();
-        edits(&node, &directories, &devices).await.map_err(|error| error.to_string())
+        edits(&node, &directories, &devices, as_they_are).await.map_err(|error| error.to_string())
     }
 }
 
@@ -153,5 +157,32 @@ async fn what_cannot_be_had_is_refused_by_the_devices_name() {
         let error = place.ask(&["v/c=one"]).await.unwrap_err();
         assert!(error.starts_with("config.CDI_devices[0].name: v/c=one: "), "{error}");
         assert!(error.contains(part) && error.contains("a.json"), "{part}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_described_device_is_refused_where_none_can_be_made() {
+    let place = Place::new();
+    for described in [
+        serde_json::json!({ "type": "c", "major": 1, "minor": 3 }),
+        serde_json::json!({ "fileMode": 0o666 }),
+        serde_json::json!({ "uid": 0 }),
+        serde_json::json!({ "gid": 0 }),
+        serde_json::json!({}),
+    ] {
+        let mut node = serde_json::json!({ "path": "/dev/null", "type": "c", "permissions": "rw" });
+        node.as_object_mut().unwrap().extend(described.as_object().unwrap().clone());
+        let edits = serde_json::json!({ "deviceNodes": [node] });
+        place.write("low/a.json", &device("one", edits), &serde_json::json!({}));
+        place.ask_as(&["v/c=one"], false).await.unwrap();
+        let asked = place.ask_as(&["v/c=one"], true).await;
+        let Err(error) = asked else {
+            assert_eq!(described, serde_json::json!({}));
+            continue;
+        };
+        assert!(error.starts_with("config.CDI_devices[0].name: v/c=one: "), "{error}");
+        for part in ["a.json: device node /dev/null: ", "hostUsers"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
     }
 }

@@ -61,7 +61,9 @@ impl Subject {
         // Before anything is made: what cannot be had is refused here.
         let sources = self.mount_sources(&view.spec).await?;
         let Context { node, cdi_directories, .. } = &*self.context;
-        let edits = cdi::edits(&**node, cdi_directories, &view.spec.cdi_devices).await?;
+        // In a user namespace no device node can be made.
+        let as_they_are = self.spec.namespaces.user.is_some();
+        let edits = cdi::edits(&**node, cdi_directories, &view.spec.cdi_devices, as_they_are).await?;
         let mut guest_layers = ImageLayers::default();
         for effect in container::CREATE {
             match effect {

@@ -4,6 +4,7 @@ use kina::cri::v1;
 use serde_json::json;
 use tonic::Code;
 
+use super::user_namespaces;
 use crate::harness::machine::use_vm;
 use crate::harness::{Daemon, script, with_security};
 
@@ -103,6 +104,23 @@ async fn a_device_that_cannot_be_had_is_named() {
         );
     }
     assert_eq!(cri.containers(None).await, []);
+    daemon.leave_nothing().await;
+}
+
+/// In a user namespace the node's own device is bound, which is as it is.
+#[tokio::test]
+async fn a_described_device_is_refused_in_a_user_namespace() {
+    let mut daemon = Daemon::start().await;
+    specify(&daemon);
+    let cri = daemon.cri();
+    let pod = user_namespaces::pod(&cri, user_namespaces::options());
+    let pod = cri.run_pod(&pod).await.unwrap();
+    let one = user_namespaces::mapped(with("one", &["example.org/card=all"]));
+    let error = cri.create(&pod, one).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
+    for part in ["config.CDI_devices[0].name: example.org/card=all: ", "/dev/card0", "hostUsers"] {
+        assert!(error.message().contains(part), "{error}");
+    }
     daemon.leave_nothing().await;
 }
 

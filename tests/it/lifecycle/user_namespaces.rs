@@ -14,7 +14,7 @@ fn ids() -> Vec<v1::IdMapping> {
     vec![v1::IdMapping { host_id: 200_000, container_id: 0, length: 65536 }]
 }
 
-fn options() -> v1::NamespaceOption {
+pub(super) fn options() -> v1::NamespaceOption {
     v1::NamespaceOption {
         pid: v1::NamespaceMode::Container.into(),
         userns_options: Some(v1::UserNamespace {
@@ -26,7 +26,7 @@ fn options() -> v1::NamespaceOption {
     }
 }
 
-fn pod(cri: &Cri, options: v1::NamespaceOption) -> v1::PodSandboxConfig {
+pub(super) fn pod(cri: &Cri, options: v1::NamespaceOption) -> v1::PodSandboxConfig {
     let mut pod = cri.pod("p");
     pod.linux.as_mut().unwrap().security_context = Some(v1::LinuxSandboxSecurityContext {
         namespace_options: Some(options),
@@ -35,7 +35,7 @@ fn pod(cri: &Cri, options: v1::NamespaceOption) -> v1::PodSandboxConfig {
     pod
 }
 
-fn mapped(container: v1::ContainerConfig) -> v1::ContainerConfig {
+pub(super) fn mapped(container: v1::ContainerConfig) -> v1::ContainerConfig {
     with_security(container, |context| context.namespace_options = Some(options()))
 }
 

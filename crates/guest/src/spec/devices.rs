@@ -126,8 +126,9 @@ pub(super) fn require_as_they_are(request: &v1::CreateContainerRequest) -> Resul
     match request.devices.iter().find(described) {
         None => Ok(()),
         Some(device) => {
-            let reason = "cannot have a number, mode or owner of its own in a user namespace";
-            Err(Error::invalid("devices.node", format!("{} {reason}", device.destination)))
+            let path = if device.destination.is_empty() { &device.source } else { &device.destination };
+            let reason = "cannot have a number, mode or owner of its own in a user namespace; leave them out";
+            Err(Error::invalid("devices.node", format!("{path} {reason}")))
         }
     }
 }

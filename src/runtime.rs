@@ -175,7 +175,8 @@ impl Runtime {
         let network =
             Network::open(config.network.clone(), Arc::clone(&node), store.clone(), metrics.clone()).await;
         let node_size = NodeSize::of(&*node).await;
-        let user_namespaces = UserNamespaces::of(&node, &paths).await;
+        let vm_driver = vm.as_deref().ok();
+        let user_namespaces = UserNamespaces::of(&node, &paths, vm_driver, &store).await?;
         let context = Arc::new(Context {
             node,
             network: network.clone(),

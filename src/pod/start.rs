@@ -164,10 +164,12 @@ impl Subject {
                         Err(error) => failed(error.into()),
                     }),
                     guest = self.connect(self.context.handshake_deadline) => {
-                        progress.guest = Some(guest.map_err(failed)?);
+                        let guest = guest.map_err(failed)?;
                         if let Some(boot) = progress.boot.take() {
                             boot.ready();
                         }
+                        self.learn_from(&guest).await;
+                        progress.guest = Some(guest);
                         Ok(())
                     }
                 }
@@ -187,13 +189,16 @@ impl Subject {
 
     /// Shakes hands with the guest, trying again until the deadline.
     pub(super) async fn connect(&self, deadline: Duration) -> Result<GuestClient, Error> {
-        let guest = connect_guest(&self.driver, &self.id, deadline).await?;
+        connect_guest(&self.driver, &self.id, deadline).await
+    }
+
+    /// What the guest of a new machine says that holds for others, too. A later answer is
+    /// not taken: the machine may be one of an earlier configuration.
+    async fn learn_from(&self, guest: &GuestClient) {
         if self.driver.capabilities().own_kernel {
             let able = guest.hello().features.is_some_and(|features| features.user_namespaces);
-            let joined = self.driver.capabilities().network != NetworkAttachment::Machine;
-            self.context.user_namespaces.learn(able && joined);
+            self.context.user_namespaces.learn(&*self.driver, able).await;
         }
-        Ok(guest)
     }
 
     /// How large the pod's machine is made.

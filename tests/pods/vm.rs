@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kina::error::Error;
+use kina::runtime::Runtime;
 use kina_guest_api::v1;
 use kina_machine::fake::Operation;
 use kina_model::{
@@ -182,6 +183,45 @@ async fn a_machine_grows() {
     daemon.update_pod(pod.as_str(), Some(limits(300, 50_000)), None).await.unwrap();
     let resized = world.vm.calls()[calls..].iter().any(|(call, _)| *call == Operation::Resize);
     assert!(!resized, "it is large enough");
+}
+
+/// What a machine can do is known to later daemons, until machines boot something else.
+#[tokio::test]
+async fn user_namespaces_are_offered_once_a_machine_has_had_them() {
+    let mut world = World::new();
+    let offered = |daemon: &Runtime| {
+        let handlers = daemon.handlers();
+        handlers.iter().find(|handler| handler.name == "vm").unwrap().user_namespaces
+    };
+    let boot = |world: &mut World, files: &str| {
+        let capabilities = kina_machine::Driver::capabilities(&world.vm).clone();
+        let boot_files = Some(files.to_owned());
+        let vm = world.vm.clone();
+        world.vm = vm.with_capabilities(kina_machine::Capabilities { boot_files, ..capabilities });
+    };
+    // Boot files, what a guest of theirs says, and whether they are offered before and then.
+    for (files, able, before, then) in [
+        ("one", false, false, false),
+        ("one", true, false, true),
+        ("two", true, false, true),
+        ("one", true, false, true),
+        ("one", false, true, false),
+        ("one", false, false, false),
+    ] {
+        boot(&mut world, files);
+        world.guests.have_user_namespaces(able);
+        let daemon = world.daemon_with_vm().await;
+        assert_eq!(offered(&daemon), before, "{files} {able}");
+        let pod = daemon.run_pod(vm_spec("p")).await.unwrap();
+        assert_eq!(offered(&daemon), then, "{files} {able}");
+        // Machines of an earlier configuration do not tell.
+        world.guests.have_user_namespaces(!able);
+        kill(daemon).await;
+        let daemon = world.daemon_with_vm().await;
+        assert_eq!(offered(&daemon), then, "{files} {able}");
+        daemon.remove_pod(pod.as_str()).await.unwrap();
+        kill(daemon).await;
+    }
 }
 
 /// What a change does not limit asks for nothing, though a new machine would be

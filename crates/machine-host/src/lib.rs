@@ -78,6 +78,7 @@ impl HostDriver {
                 guest_writes_logs: true,
                 resize: false,
                 own_kernel: false,
+                boot_files: None,
                 boots: Boots::Parallel,
             }),
         }

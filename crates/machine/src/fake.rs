@@ -155,6 +155,7 @@ impl FakeDriver {
                 guest_writes_logs: true,
                 resize: false,
                 own_kernel: false,
+                boot_files: None,
                 boots: Boots::Parallel,
             },
         }

@@ -56,6 +56,9 @@ pub struct Capabilities {
     /// `kina_guest_api::MACHINE_STATE_DIRECTORY`, and what only the pod uses
     /// (an emptyDir) is best kept inside.
     pub own_kernel: bool,
+    /// What machines boot: as long as it is the same text, they have the same
+    /// kernel and guest. `None` for those that a caller must ask each.
+    pub boot_files: Option<String>,
     /// Whether machines boot side by side, or one after another.
     pub boots: Boots,
 }

@@ -33,6 +33,8 @@ struct Manners {
     /// What new streams get.
     streams: Streams,
     version: Option<u32>,
+    /// Whether they say that they can have user namespaces.
+    user_namespaces: bool,
     /// Bytes of the version in words.
     boast: usize,
     /// Events without end that say nothing true.
@@ -136,6 +138,11 @@ impl FakeGuests {
         lock(&self.manners).version = Some(version);
     }
 
+    /// They say whether they can have user namespaces.
+    pub fn have_user_namespaces(&self, able: bool) {
+        lock(&self.manners).user_namespaces = able;
+    }
+
     /// New streams get no answer.
     pub fn be_silent(&self) {
         lock(&self.manners).streams = Streams::Silent;
@@ -236,9 +243,9 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Guest for FakeGuest {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
         self.may("hello").await?;
-        let (version, boast) = {
+        let (version, boast, user_namespaces) = {
             let manners = lock(&self.manners);
-            (manners.version, manners.boast)
+            (manners.version, manners.boast, manners.user_namespaces)
         };
         Ok(Response::new(v1::HelloResponse {
             protocol_version: version.unwrap_or(request.into_inner().protocol_version),
@@ -248,7 +255,7 @@ impl Guest for FakeGuest {
             architecture: "fake".to_owned(),
             pod_id: self.pod.to_string(),
             pid: 1,
-            features: Some(v1::Features::default()),
+            features: Some(v1::Features { user_namespaces, ..v1::Features::default() }),
         }))
     }
 

@@ -87,6 +87,7 @@ impl AppleDriver {
                 guest_writes_logs: false,
                 resize: false,
                 own_kernel: true,
+                boot_files: None,
                 boots: Boots::Serial,
             }),
         })

@@ -58,6 +58,9 @@ impl QemuDriver {
         } else {
             disk::template(&*node, &config.cache_directory, config.disk_bytes).await.map_err(unavailable)?
         };
+        // On a disk a machine can do more than in memory.
+        let disk = if template.is_some() { "disk" } else { "memory" };
+        let boot_files = format!("{} {disk}", boot.digest);
         let machines = Machines::new(node, config, Ready { boot, accelerator, template });
         Ok(Self {
             machines: Arc::new(machines),
@@ -68,6 +71,7 @@ impl QemuDriver {
                 guest_writes_logs: false,
                 resize: false,
                 own_kernel: true,
+                boot_files: Some(boot_files),
                 boots: Boots::Parallel,
             }),
         })

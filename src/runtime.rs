@@ -2,13 +2,14 @@
 //! request, call one of these methods, and encode the answer.
 
 mod about;
+mod images;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kina_guest_api::{ExecOutput, v1};
-use kina_image::{Credentials, Image, Images, Lease, Progress, Reference};
+use kina_image::{Images, Lease};
 use kina_machine::{Driver, NetworkAttachment};
 use kina_machine_apple::AppleConfig;
 use kina_machine_host::{HostConfig, HostDriver};
@@ -17,9 +18,8 @@ use kina_model::{
     ContainerId, ContainerSpec, ContainerState, ImageDefaults, Placement, PodId, PodSpec, PodState,
     SpecError, resolve_process,
 };
-use kina_node::{FilesystemUsage, LocalNodeConfig, Node};
+use kina_node::{LocalNodeConfig, Node};
 use kina_store::Store;
-use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
 
@@ -45,13 +45,6 @@ use crate::stats;
 /// Bytes of each output stream that an ExecSync keeps, as containerd and CRI-O
 /// do; what a probe prints beyond that is dropped.
 const EXEC_OUTPUT_LIMIT: usize = 16 << 20;
-
-/// How often what failed pulls have left is looked for.
-const COLLECT_PAUSE: Duration = Duration::from_secs(10 * 60);
-
-/// How long it stays: longer than the kubelet waits between two tries of a pull,
-/// which then finds the layers that it has brought already.
-const COLLECT_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// What a runtime is made from.
 #[derive(Clone, Debug)]
@@ -213,32 +206,8 @@ impl Runtime {
         // Not before: what it collects must not be a pod that is still to be found.
         tokio::spawn(async move { tasks.run_until_cancelled(network.monitor()).await });
         runtime.collect_images(Duration::ZERO).await;
-        let inner = Arc::downgrade(&runtime.inner);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(COLLECT_PAUSE).await;
-                // Ends with the runtime.
-                let Some(inner) = inner.upgrade() else { return };
-                Self { inner }.collect_images(COLLECT_AGE).await;
-            }
-        });
+        runtime.keep_collecting_images();
         Ok(runtime)
-    }
-
-    /// Keeps the image of a recorded container that no pod holds.
-    pub(crate) fn keep_image(&self, id: &kina_model::Digest) {
-        let mut kept = self.inner.kept_images.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend(self.inner.images.lease(id));
-    }
-
-    /// Frees what no image needs and what came into the store at least `age`
-    /// ago. A failure is logged; the next time may do better.
-    pub(crate) async fn collect_images(&self, age: Duration) {
-        match self.inner.images.gc_older(age).await {
-            Ok(freed) if freed.inodes == 0 => {}
-            Ok(freed) => tracing::info!(files = freed.inodes, bytes = freed.bytes, "collected unused layers"),
-            Err(error) => tracing::warn!(error = crate::error::chain(&error), "collect unused layers"),
-        }
     }
 
     /// Leaves the node as it is but for the cgroup of pods without a parent,
@@ -436,15 +405,6 @@ impl Runtime {
         result
     }
 
-    /// Keeps an image that is here with all its files.
-    async fn lease_image(&self, reference: &str) -> Result<Lease, Error> {
-        let missing = || Error::ImageNotFound { reference: reference.to_owned() };
-        let image = self.inner.images.resolve(reference).ok_or_else(missing)?;
-        let lease = self.inner.images.lease(&image.id).ok_or_else(missing)?;
-        self.inner.images.check(&image.id).await?;
-        Ok(lease)
-    }
-
     /// Starts a container. Starting one that runs succeeds.
     ///
     /// # Errors
@@ -555,48 +515,6 @@ impl Runtime {
         }
         let request = v1::ReopenLogRequest { id: container.to_string() };
         guest.reopen_log(request).await.map(|_| ()).map_err(|source| Error::Guest { pod, source })
-    }
-
-    /// The images.
-    #[must_use]
-    pub fn images(&self) -> &Images {
-        &self.inner.images
-    }
-
-    /// Brings an image in; see [`Images::pull`].
-    ///
-    /// # Errors
-    /// As [`Images::pull`].
-    pub async fn pull_image(
-        &self,
-        reference: &Reference,
-        credentials: Option<&Credentials>,
-        progress: watch::Sender<Progress>,
-    ) -> Result<Image, Error> {
-        let counted = self.metrics().pull(progress.subscribe());
-        let pulled = self.inner.images.pull(reference, credentials, Some(progress)).await;
-        counted.ended(pulled.is_ok());
-        Ok(pulled?)
-    }
-
-    /// Removes an image with all its names. An unknown one is removed already.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub async fn remove_image(&self, reference: &str) -> Result<(), Error> {
-        self.inner.images.remove(reference).await?;
-        Ok(())
-    }
-
-    /// What images and what containers use of their file systems.
-    ///
-    /// # Errors
-    /// When the node cannot count it.
-    pub async fn image_usage(&self) -> Result<(FilesystemUsage, FilesystemUsage), Error> {
-        let context = &self.inner.context;
-        let images = context.node.usage(&context.paths.images()).await?;
-        let containers = context.node.usage(&context.paths.pods()).await?;
-        Ok((images, containers))
     }
 
     /// The pods' network.

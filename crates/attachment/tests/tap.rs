@@ -76,7 +76,7 @@ fn carry(from: OwnedFd, to: OwnedFd, frames: Arc<AtomicUsize>) {
                 }
                 // The device is gone.
                 Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return,
-                // Down for now.
+                // The device is down, which may pass.
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => thread::yield_now(),
                 Err(_) => return,
             }

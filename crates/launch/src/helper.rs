@@ -138,12 +138,9 @@ fn run(socket: &OwnedFd, order: OwnedFd, extra: Option<OwnedFd>) -> Result<(), F
         }
     }
 
-    let mut arguments = sys::CloneArguments {
-        flags: flags | u64::try_from(libc::CLONE_PARENT).unwrap_or(0),
-        ..sys::CloneArguments::default()
-    };
+    let flags = flags | u64::try_from(libc::CLONE_PARENT).unwrap_or(0);
     // SAFETY: this process has one thread, so the child may do whatever the parent could.
-    let pid = unsafe { sys::clone3(&mut arguments) }.during(|| Operation::Clone)?;
+    let pid = unsafe { sys::clone3(flags) }.during(|| Operation::Clone)?;
     if pid != 0 {
         let message = Message::Forked { pid, warnings };
         return wire::send(socket.as_fd(), &message, None).during(|| Operation::Communicate);

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -19,8 +19,6 @@ pub(crate) const ORDER: RawFd = 4;
 pub(crate) const EXTRA: RawFd = 5;
 /// The first number that the helper closes.
 pub(crate) const FIRST_FREE: RawFd = 6;
-/// Of linux/sched.h (Linux 5.7).
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Above every fixed number.
 const PARKING: RawFd = 64;
 
@@ -80,37 +78,14 @@ pub(crate) fn spawn(
     if let Some(extra) = descriptors.extra {
         moves[5].0 = extra.as_raw_fd();
     }
-    let mut pidfd: RawFd = -1;
-    let mut clone = sys::CloneArguments {
-        flags: u64::try_from(libc::CLONE_PIDFD).unwrap_or(0),
-        pidfd: (&raw mut pidfd) as u64,
-        exit_signal: u64::try_from(libc::SIGCHLD).unwrap_or(0),
-        ..sys::CloneArguments::default()
-    };
-    if let Some(cgroup) = cgroup {
-        clone.flags |= CLONE_INTO_CGROUP;
-        clone.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
-    }
-    // SAFETY: zeroed signal sets are initialised by the calls that follow.
-    let (all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe {
-        let mut all = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        (all, std::mem::zeroed())
-    };
-    // No handler of the caller may run in the child, where it would find half a process.
-    // SAFETY: both sets are valid.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
-    // SAFETY: the child calls `become_helper` only, which makes system calls only.
-    let pid = unsafe { sys::clone3(&mut clone) };
-    if matches!(pid, Ok(0)) {
+    let child = || {
         // SAFETY: in the child; every pointer was made before the fork and is null-terminated.
         unsafe { become_helper(program, argv.as_ptr(), envp.as_ptr(), &mut moves) }
-    }
-    // SAFETY: `before` was filled in above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
-    let pid = pid?;
-    // SAFETY: the kernel opened it for the parent in clone3; nothing else owns it.
-    Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+    };
+    // SAFETY: `become_helper` makes system calls only.
+    let forked = unsafe { kina_fork::fork(0, cgroup.map(AsFd::as_fd), child) }?;
+    let pid = i32::try_from(forked.pid).map_err(io::Error::other)?;
+    Ok((pid, forked.pidfd))
 }
 
 /// Puts the descriptors in their places and executes the helper.

@@ -46,33 +46,17 @@ pub(crate) fn change_propagation(path: &CStr, flags: u64) -> io::Result<()> {
     })
 }
 
-/// The arguments of `clone3` up to Linux 5.7.
-#[repr(C)]
-#[derive(Default)]
-pub(crate) struct CloneArguments {
-    pub(crate) flags: u64,
-    pub(crate) pidfd: u64,
-    pub(crate) child_tid: u64,
-    pub(crate) parent_tid: u64,
-    pub(crate) exit_signal: u64,
-    pub(crate) stack: u64,
-    pub(crate) stack_size: u64,
-    pub(crate) tls: u64,
-    pub(crate) set_tid: u64,
-    pub(crate) set_tid_size: u64,
-    pub(crate) cgroup: u64,
-}
-
-/// `clone3` as a fork: returns 0 in the child.
+/// `clone3` as a fork with these flags: returns 0 in the child.
 ///
 /// # Safety
 /// If the process has more than one thread, the child may only make async-signal-safe calls.
-pub(crate) unsafe fn clone3(arguments: &mut CloneArguments) -> io::Result<i32> {
+pub(crate) unsafe fn clone3(flags: u64) -> io::Result<i32> {
+    // SAFETY: all zeros is a valid clone_args.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags;
     // SAFETY: the arguments are a `struct clone_args` of the size passed. Without CLONE_VM the
     // child has its own copy of the memory and the stack.
-    let pid = check(unsafe {
-        libc::syscall(libc::SYS_clone3, std::ptr::from_mut(arguments), size_of::<CloneArguments>())
-    })?;
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) })?;
     i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 

@@ -5,27 +5,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
+use kina_fork::Forked;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use crate::{Created, Error, Mapping, With, lines};
-
-/// `struct clone_args` of linux/sched.h, as of Linux 5.3.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArguments {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-}
 
 /// Makes a user namespace, and what else is asked for to be owned by it. With
 /// [`With::Network`] id 0 must be mapped: what is made belongs to it.
@@ -39,7 +26,7 @@ pub fn create(mapping: &Mapping, with: With) -> Result<Created, Error> {
     let child = Child::fork(&theirs, &ours, with).map_err(Error::Clone)?;
     drop(theirs);
     for (file, ranges) in [("uid_map", &mapping.uids), ("gid_map", &mapping.gids)] {
-        std::fs::write(format!("/proc/{}/{file}", child.pid), lines(ranges))
+        std::fs::write(format!("/proc/{}/{file}", child.0.pid), lines(ranges))
             .map_err(|source| Error::Map { file, source })?;
     }
     let take_over = |errno: Errno| Error::TakeOver(errno.into());
@@ -54,7 +41,7 @@ pub fn create(mapping: &Mapping, with: With) -> Result<Created, Error> {
         errno => return Err(Error::Unshare(io::Error::from_raw_os_error(errno))),
     }
     let open = |kind: &str| {
-        let path = format!("/proc/{}/ns/{kind}", child.pid);
+        let path = format!("/proc/{}/ns/{kind}", child.0.pid);
         File::open(path).map(OwnedFd::from).map_err(Error::TakeOver)
     };
     Ok(Created {
@@ -67,52 +54,24 @@ pub fn create(mapping: &Mapping, with: With) -> Result<Created, Error> {
 }
 
 /// The process in the new user namespace; killed and reaped when dropped.
-struct Child {
-    pid: u32,
-    pidfd: OwnedFd,
-}
+struct Child(Forked);
 
 impl Child {
     fn fork(socket: &OwnedFd, parents: &OwnedFd, with: With) -> io::Result<Self> {
-        let mut pidfd: RawFd = -1;
-        let mut arguments = CloneArguments {
-            flags: u64::from((libc::CLONE_NEWUSER | libc::CLONE_PIDFD).cast_unsigned()),
-            pidfd: (&raw mut pidfd).expose_provenance() as u64,
-            exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
-            ..CloneArguments::default()
-        };
         let (socket, parents, parent) = (socket.as_raw_fd(), parents.as_raw_fd(), std::process::id());
-        // No handler of this process may run in the child.
-        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: both sets live until the calls return; sigfillset initialises the first.
-        unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-        }
-        // SAFETY: the arguments are laid out as the kernel wants them and live until the call
-        // returns. Without CLONE_VM and a stack this is a fork: the child goes on here, on a copy
-        // of this thread's stack, and calls `live`, which only makes system calls and never returns.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>()) };
-        if pid == 0 {
-            live(socket, parents, parent, with);
-        }
-        let result = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-        // SAFETY: the kernel wrote the set before, through pthread_sigmask.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
-        result?;
-        // SAFETY: the kernel has just put a new descriptor there, which nobody else owns.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        Ok(Self { pid: u32::try_from(pid).map_err(io::Error::other)?, pidfd })
+        // SAFETY: `live` only makes system calls, and never returns.
+        let forked =
+            unsafe { kina_fork::fork(libc::CLONE_NEWUSER, None, || live(socket, parents, parent, with)) };
+        forked.map(Self)
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = rustix::process::pidfd_send_signal(&self.0.pidfd, Signal::KILL);
         // Killed: this ends. Only an interrupted wait is worth another.
         while let Err(Errno::INTR) =
-            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+            rustix::process::waitid(WaitId::PidFd(self.0.pidfd.as_fd()), WaitIdOptions::EXITED)
         {}
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Everything here blocks, and needs the rights of root.
 #![cfg(target_os = "linux")]
-#![allow(unsafe_code, reason = "clone3, an ioctl and mount_setattr have no safe wrapper")]
+#![allow(unsafe_code, reason = "a forked child, an ioctl and mount_setattr")]
 
 mod create;
 mod error;

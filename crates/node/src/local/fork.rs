@@ -9,18 +9,15 @@
 use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
 
+use kina_fork::Forked;
 use rustix::pipe::PipeFlags;
 
 use super::control_groups::Membership;
 use crate::Account;
-
-/// `CLONE_INTO_CGROUP` and `CLONE_PIDFD` of linux/sched.h.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-const CLONE_PIDFD: u64 = 0x1000;
 
 /// `CLOSE_RANGE_CLOEXEC` of linux/close_range.h (Linux 5.11).
 const CLOSE_RANGE_CLOEXEC: libc::c_int = 4;
@@ -58,29 +55,6 @@ pub(crate) enum Network {
     Empty,
 }
 
-/// A process that has been executed; to be reaped through its descriptor.
-pub(crate) struct Daemon {
-    pub(crate) pid: u32,
-    pub(crate) pidfd: OwnedFd,
-}
-
-/// `struct clone_args` of linux/sched.h.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
-}
-
 /// All that the child uses, made before it exists: it may not allocate.
 struct Prepared<'a> {
     program: &'a CStr,
@@ -113,7 +87,7 @@ fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
 ///
 /// # Errors
 /// What execve(2), or a step before it, answered.
-pub(crate) fn start(image: &Image, membership: &Membership) -> io::Result<Daemon> {
+pub(crate) fn start(image: &Image, membership: &Membership) -> io::Result<Forked> {
     let null = above(&OpenOptions::new().read(true).write(true).open("/dev/null")?)?;
     let (reading, low) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let writing = above(&low)?;
@@ -174,46 +148,9 @@ pub(crate) fn reap(pidfd: &OwnedFd) -> io::Result<Option<rustix::process::WaitId
     Ok(rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?)
 }
 
-fn clone(prepared: &Prepared<'_>, cgroup: Option<&File>) -> io::Result<Daemon> {
-    let mut pidfd: RawFd = -1;
-    let mut args = CloneArgs {
-        flags: CLONE_PIDFD,
-        pidfd: (&raw mut pidfd).expose_provenance() as u64,
-        exit_signal: u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?,
-        ..CloneArgs::default()
-    };
-    if let Some(cgroup) = cgroup {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
-    }
-    // No handler of this process may run in the child.
-    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: both sets live until the calls return; sigfillset initialises
-    // the first.
-    unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-    }
-    // SAFETY: the arguments are laid out as the kernel wants them and live
-    // until the call returns. Without CLONE_VM and a stack this is a fork: the
-    // child goes on here on a copy of this thread's stack. It calls `child`
-    // and nothing else, which never returns.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
-    if result == 0 {
-        child(prepared);
-    }
-    let failed = (result < 0).then(io::Error::last_os_error);
-    // SAFETY: pthread_sigmask initialised `before` above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    Ok(Daemon {
-        pid: u32::try_from(result).map_err(io::Error::other)?,
-        // SAFETY: CLONE_PIDFD stored a new descriptor that nothing else owns.
-        pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-    })
+fn clone(prepared: &Prepared<'_>, cgroup: Option<&File>) -> io::Result<Forked> {
+    // SAFETY: `child` makes async-signal-safe calls only, on what was made before.
+    unsafe { kina_fork::fork(0, cgroup.map(AsFd::as_fd), || child(prepared)) }
 }
 
 /// In the child: only async-signal-safe calls, on what was made before.

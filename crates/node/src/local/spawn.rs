@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kina_fork::Forked;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -107,7 +108,7 @@ pub(crate) fn start(
     let failed = |source| Error::Execute { path: daemon.path.clone(), source };
     let image = image(daemon)?;
     let membership = control_groups.create_and_open(&daemon.cgroup)?;
-    let fork::Daemon { pid, pidfd } = fork::start(&image, &membership).map_err(failed)?;
+    let Forked { pid, pidfd } = fork::start(&image, &membership).map_err(failed)?;
     // It is not reaped before this returns, so the number is its own.
     let identity = process::identity(pid)?.ok_or(Error::Interrupted { operation: "start daemon" })?;
     if let Some(adjust) = daemon.oom_score_adjust {

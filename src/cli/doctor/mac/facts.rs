@@ -36,6 +36,8 @@ impl Version {
 pub(super) enum Container {
     /// It is in no place where programs are.
     Missing,
+    /// The configuration names this file, and it is not there.
+    NotThere(PathBuf),
     /// It is there and says no version; this is what it says.
     Strange(String),
     /// It is there.

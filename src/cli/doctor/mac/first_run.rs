@@ -78,7 +78,7 @@ pub(super) const STEPS: &[Step] = &[
         command: "printf '{\"metadata\":{\"name\":\"first\",\"namespace\":\"run\",\"uid\":\"1\",\"attempt\":0},\
                   \"log_directory\":\"%s\",\"linux\":{}}' \"$WORK\" > \"$WORK/pod.json\" && \
                   crictl runp \"$WORK/pod.json\" | tee \"$WORK/pod\" && crictl pods",
-        expected: &[&["first"], &["Ready"]],
+        expected: &[&["first"], &[" Ready"]],
         otherwise: "kina service logs; kina machine ls",
     },
     Step {
@@ -119,9 +119,9 @@ pub(super) const STEPS: &[Step] = &[
     },
     Step {
         about: "the pod's end leaves nothing",
-        command: "crictl rmp -f \"$(cat \"$WORK/pod\")\" && container list --all --quiet | \
-                  grep -c \"$(cut -c1-12 \"$WORK/pod\")\"; echo left: nothing more",
-        expected: &[&["0\n"], &["left: nothing more"]],
+        command: "crictl rmp -f \"$(cat \"$WORK/pod\")\" && all=$(container list --all --quiet) && \
+                  echo \"left: $(echo \"$all\" | grep -c \"$(cut -c1-12 \"$WORK/pod\")\")\"",
+        expected: &[&["left: 0"]],
         otherwise: "kina machine ls; container list --all",
     },
     Step {
@@ -149,11 +149,15 @@ pub(in crate::cli::doctor) fn list() -> String {
     );
     for (index, step) in STEPS.iter().enumerate() {
         let _ = write!(text, "\n{}", heading(index, step));
-        let rows: Vec<String> =
-            step.expected.iter().map(|row| row.join(" or ").trim_end().to_owned()).collect();
-        let _ = write!(text, "   prints: {}\n   else:   {}\n", rows.join(", and "), step.otherwise);
+        let _ = write!(text, "   prints: {}\n   else:   {}\n", wanted(step), step.otherwise);
     }
     text.trim_end().to_owned()
+}
+
+/// What a step should print, in words.
+fn wanted(step: &Step) -> String {
+    let rows: Vec<String> = step.expected.iter().map(|row| row.join(" or ").trim().to_owned()).collect();
+    rows.join(", and ")
 }
 
 fn heading(index: usize, step: &Step) -> String {
@@ -187,12 +191,12 @@ pub(in crate::cli::doctor) async fn run(
             print_line(&format!("   {line}"));
         }
         if !said.status.success() || !is_expected(step, &said.stdout) {
-            let rows: Vec<String> = step.expected.iter().map(|row| row.join(" or ")).collect();
             bail!(
-                "step {} ({}) did not print {}; {}: {}",
+                "step {} ({}) did not print {}; {}: {}\n(what the steps before made is still there: `crictl rmp \
+                 -f POD` and `kina service uninstall` remove it)",
                 index + 1,
                 step.about,
-                rows.join(", and "),
+                wanted(step),
                 said.status,
                 step.otherwise
             );

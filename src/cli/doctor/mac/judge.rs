@@ -27,6 +27,11 @@ pub(super) fn container(found: &Container) -> Check {
             "Apple's `container` is not on this Mac",
             format!("install it from {RELEASES}, then: container system start"),
         ),
+        Container::NotThere(program) => problem(
+            NAME,
+            format!("there is no {}, which machine.apple.program names", program.display()),
+            format!("set it to where `container` is, or to nothing; {RELEASES}"),
+        ),
         Container::Strange(said) => {
             problem(NAME, format!("it tells no version: {said}"), format!("install it anew from {RELEASES}"))
         }
@@ -79,7 +84,7 @@ pub(super) enum Kernel {
 }
 
 /// Without these no container has a root, or none is confined.
-const NEEDED: [&str; 10] = [
+pub(super) const NEEDED: [&str; 10] = [
     "EROFS_FS",
     "OVERLAY_FS",
     "VIRTIO_FS",
@@ -93,13 +98,13 @@ const NEEDED: [&str; 10] = [
 ];
 
 /// Without these something that pods may ask for does not work.
-const WANTED: [&str; 5] = ["VXLAN", "VETH", "BRIDGE", "TUN", "USER_NS"];
+pub(super) const WANTED: [&str; 5] = ["VXLAN", "VETH", "BRIDGE", "TUN", "USER_NS"];
 
 /// One of these mounts layers.
-const LAYERS: [&str; 2] = ["BLK_DEV_LOOP", "EROFS_FS_BACKED_BY_FILE"];
+pub(super) const LAYERS: [&str; 2] = ["BLK_DEV_LOOP", "EROFS_FS_BACKED_BY_FILE"];
 
 /// Without these Cilium's agent does not start, or not with all that it is for.
-const CILIUM: [&str; 10] = [
+pub(super) const CILIUM: [&str; 10] = [
     "BPF_SYSCALL",
     "BPF_JIT",
     "CGROUP_BPF",

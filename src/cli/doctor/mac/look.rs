@@ -26,10 +26,13 @@ const KERNEL_LIMIT: u64 = 256 << 20;
 pub(super) async fn container(configured: &Path, search: &[PathBuf]) -> Container {
     let everywhere: Vec<PathBuf> = search.iter().cloned().chain(PLACES.map(PathBuf::from)).collect();
     let program = match configured.as_os_str().is_empty() {
-        true => find("container", &everywhere),
-        false => Some(configured.to_owned()).filter(|program| program.is_file()),
+        true => match find("container", &everywhere) {
+            Some(program) => program,
+            None => return Container::Missing,
+        },
+        false if configured.is_file() => configured.to_owned(),
+        false => return Container::NotThere(configured.to_owned()),
     };
-    let Some(program) = program else { return Container::Missing };
     let strange = |error: String| Container::Strange(format!("{}: {error}", program.display()));
     match ask(&program, &["system", "version", "--format", "json"], PATIENCE).await {
         Ok(said) if said.status.success() => match facts::versions(&said.stdout) {

@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 use tempfile::TempDir;
 
 use super::facts::{Container, Machine, Network, Service, Version};
-use super::judge::Kernel;
+use super::judge::{CILIUM, Kernel, LAYERS, NEEDED, WANTED};
 use super::routes::{Route, overlap};
 use super::*;
 use crate::cli::doctor::judge::Grade;
@@ -143,28 +143,14 @@ fn built_with(options: &[&str]) -> String {
     lines.chain(["# CONFIG_BPF_JIT is not set\nCONFIG_HZ=100\nCONFIG_XFS_FS=m\n".to_owned()]).collect()
 }
 
-const FOR_PODS: [&str; 16] = [
-    "EROFS_FS",
-    "OVERLAY_FS",
-    "VIRTIO_FS",
-    "EXT4_FS",
-    "NAMESPACES",
-    "PID_NS",
-    "NET_NS",
-    "CGROUPS",
-    "MEMCG",
-    "SECCOMP_FILTER",
-    "BLK_DEV_LOOP",
-    "VXLAN",
-    "VETH",
-    "BRIDGE",
-    "TUN",
-    "USER_NS",
-];
+/// What a kernel has that is good for pods, by the lists that are judged by.
+fn for_pods() -> Vec<&'static str> {
+    [&NEEDED[..], &LAYERS[..1], &WANTED[..]].concat()
+}
 
 #[test]
 fn a_kernel_tells_what_it_was_built_with() {
-    let text = built_with(&FOR_PODS);
+    let text = built_with(&for_pods());
     let config = kernel::embedded(&image(&text)).unwrap();
     assert_eq!(config, kernel::Config::parse(&text));
     assert_eq!(kernel::embedded(&packed("no kernel")), None);
@@ -184,9 +170,10 @@ fn what_a_kernel_can() {
         path: path.into(),
         config: config.map(|options| kernel::Config::parse(&built_with(options))),
     };
-    let without = |option: &str| FOR_PODS.iter().copied().filter(|one| *one != option).collect::<Vec<_>>();
+    let for_pods = for_pods();
+    let without = |option: &str| for_pods.iter().copied().filter(|one| *one != option).collect::<Vec<_>>();
     for (kernel, grade, finding) in [
-        (there("/k", Some(&FOR_PODS)), Grade::Ok, "has EROFS"),
+        (there("/k", Some(&for_pods)), Grade::Ok, "has EROFS"),
         (there("/k", Some(&without("EROFS_FS"))), Grade::Problem, "lacks EROFS_FS"),
         (there("/k", Some(&without("BLK_DEV_LOOP"))), Grade::Problem, "BLK_DEV_LOOP or EROFS_FS_BACKED"),
         (there("/k", Some(&without("VXLAN"))), Grade::Warning, "lacks VXLAN"),
@@ -201,12 +188,8 @@ fn what_a_kernel_can() {
         // A node with Cilium needs more, and is no condition for pods.
         assert_eq!(judge::node_kernel(&kernel).grade, Grade::Warning);
     }
-    assert!(judge::node_kernel(&there("/k", Some(&FOR_PODS))).finding.contains("BPF_JIT"));
-    let all: Vec<&str> = FOR_PODS
-        .into_iter()
-        .chain(["BPF_SYSCALL", "BPF_JIT", "CGROUP_BPF", "NET_CLS_BPF", "NET_CLS_ACT"])
-        .chain(["NET_SCH_INGRESS", "DEBUG_INFO_BTF", "CRYPTO_USER_API_HASH"])
-        .collect();
+    assert!(judge::node_kernel(&there("/k", Some(&for_pods))).finding.contains("BPF_JIT"));
+    let all = [&for_pods[..], &CILIUM[..]].concat();
     let text: String = all.iter().map(|option| format!("CONFIG_{option}=y\n")).collect();
     let config = Some(kernel::Config::parse(&text));
     assert_eq!(judge::node_kernel(&Kernel::There { path: "/k".into(), config }).grade, Grade::Ok);
@@ -217,6 +200,7 @@ fn what_versions_of_container_will_do() {
     let found = |version, service| Container::Found { program: "/c".into(), version, service };
     for (container, grade) in [
         (Container::Missing, Grade::Problem),
+        (Container::NotThere("/c".into()), Grade::Problem),
         (Container::Strange("gibberish".to_owned()), Grade::Problem),
         (found(Version(0, 9, 0), None), Grade::Problem),
         (found(Version(0, 12, 3), None), Grade::Warning),
@@ -270,7 +254,7 @@ impl Mac {
         let mac = Self(directory);
         fs::write(mac.path("kina-pod.tar"), "").unwrap();
         fs::create_dir_all(mac.path("root/kernels")).unwrap();
-        fs::write(mac.path("root/kernels/vmlinux-of-mine"), image(&built_with(&FOR_PODS))).unwrap();
+        fs::write(mac.path("root/kernels/vmlinux-of-mine"), image(&built_with(&for_pods()))).unwrap();
         std::os::unix::fs::symlink("vmlinux-of-mine", mac.path("root/kernels/default.kernel-arm64")).unwrap();
         mac
     }
@@ -326,7 +310,7 @@ async fn a_mac_with_other_things_configured() {
     assert_eq!(grade(&checks, "machines"), Grade::Warning);
     config.machine.apple.program = mac.path("nothing");
     let checks = examine(&config, &mac.search(), Path::new("/Users/you")).await;
-    assert!(checks[0].finding.contains("not on this Mac"), "{checks:?}");
+    assert!(checks[0].finding.contains("nothing, which machine.apple.program names"), "{checks:?}");
 }
 
 #[tokio::test]
@@ -367,14 +351,25 @@ async fn a_first_run_goes_through_or_says_where_it_stopped() {
     let first = [mac.0.path().to_owned()];
     first_run::run(&first, &search_path(), &socket).await.unwrap();
     let calls = fs::read_to_string(mac.path("calls")).unwrap();
+    let step =
+        |about: &str| 1 + first_run::STEPS.iter().position(|step| step.about.starts_with(about)).unwrap();
     for call in ["container run --rm", "crictl rmp -f 0123456789abcdef", "kina service uninstall"] {
         assert!(calls.contains(call), "{call}: {calls}");
     }
 
-    fs::write(mac.path("crictl.pods"), "0123  1 second ago  NotReady  second").unwrap();
+    // What stays of a pod is seen, whatever else the output ends with.
+    let left = "0123456789abcdef0123456789abcdef";
+    fs::write(mac.path("container.list.--all"), format!("{left}\n")).unwrap();
+    fs::write(mac.path("crictl.rmp.-f"), "Removed sandbox 10\n").unwrap();
     let error = first_run::run(&first, &search_path(), &socket).await.unwrap_err().to_string();
-    let number = 1 + first_run::STEPS.iter().position(|step| step.about.starts_with("a pod")).unwrap();
-    assert!(error.starts_with(&format!("step {number} ")) && error.contains("kina machine ls"), "{error}");
+    assert!(error.starts_with(&format!("step {} ", step("the pod's end"))), "{error}");
+
+    for pods in ["0123  1 second ago  Ready  second", "0123  1 second ago  NotReady  first"] {
+        fs::write(mac.path("crictl.pods"), pods).unwrap();
+        let error = first_run::run(&first, &search_path(), &socket).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("step {} ", step("a pod:"))), "{error}");
+        assert!(error.contains("kina machine ls") && error.contains("what the steps before made"), "{error}");
+    }
 }
 
 #[test]

@@ -316,6 +316,47 @@ fn images_come_and_go_by_the_command_line() {
     assert!(version.contains(&format!("(process {})", daemon.0.id())), "{version}");
 }
 
+/// `kina service install` where nothing changed restarts a daemon only if the program
+/// has become another since it was started. A stand-in plays systemd.
+#[test]
+fn a_service_whose_program_was_replaced_is_restarted() {
+    let place = Place::new();
+    let _daemon = place.start();
+    let manager = place.path("manager");
+    std::fs::create_dir(&manager).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stand-ins/systemctl");
+    std::os::unix::fs::symlink(script, manager.join("systemctl")).unwrap();
+    let config = place.path("kina.toml");
+    std::fs::write(&config, format!("run = {:?}\n", place.path("run"))).unwrap();
+    let program = place.path("kina");
+    let be = |version: &str| {
+        // Renamed into place, as installers do: the text is never that of half a script.
+        let fresh = place.path("kina.new");
+        std::fs::write(&fresh, format!("#!/bin/sh\necho '{version}'\n")).unwrap();
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(&fresh, &program).unwrap();
+    };
+    let install = || {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = kina();
+        command.args(["service", "install", "--manager", "systemd", "--unit-directory"]);
+        command.arg(manager.join("units")).arg("--config").arg(&config).arg("--program").arg(&program);
+        let output = command.env("PATH", format!("{}:{path}", manager.display())).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let calls = std::fs::read_to_string(manager.join("calls")).unwrap();
+        std::fs::remove_file(manager.join("calls")).unwrap();
+        (text(&output.stdout), calls.contains("restart kina.service"))
+    };
+    be(text(&kina().arg("--version").output().unwrap().stdout).trim());
+    let (said, restarted) = install();
+    assert!(restarted && said.contains("wrote "), "{said}");
+    let (said, restarted) = install();
+    assert!(!restarted && said.contains("runs already"), "{said}");
+    be("kina 0.0.0");
+    let (said, restarted) = install();
+    assert!(restarted && said.contains("there is "), "{said}");
+}
+
 /// What a command prints as JSON; it must end with this code.
 fn json(place: &Place, arguments: &[&str], code: i32) -> serde_json::Value {
     let output = place.ask(arguments);

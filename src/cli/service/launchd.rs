@@ -20,6 +20,8 @@ const NO_SESSION: [&str; 2] = ["Domain does not support specified action", "Coul
 pub(super) struct Launchd<'a> {
     host: &'a Host,
     launchctl: Tool,
+    /// How long a service that was told to go may take.
+    pub(super) patience: Duration,
 }
 
 impl<'a> Launchd<'a> {
@@ -31,7 +33,8 @@ impl<'a> Launchd<'a> {
                  runs `container`"
             );
         }
-        Ok(Self { host, launchctl: host.tool("launchctl", "launchd is on Macs only")? })
+        let launchctl = host.tool("launchctl", "launchd is on Macs only")?;
+        Ok(Self { host, launchctl, patience: GONE_PATIENCE })
     }
 
     fn domain(&self) -> String {
@@ -48,19 +51,21 @@ impl<'a> Launchd<'a> {
         Ok(said.status.success().then(|| agent::printed(&said.stdout)))
     }
 
-    pub(super) async fn install(&self, service: &Service) -> anyhow::Result<Vec<String>> {
+    /// Nothing is done if the same is there, loaded and not `outdated`.
+    pub(super) async fn install(&self, service: &Service, outdated: bool) -> anyhow::Result<Vec<String>> {
         let (file, log) = (agent::file(&self.host.home), agent::log(&self.host.home));
         let text = agent::render(service, &self.host.home)?;
         let loaded = self.printed().await?.is_some();
-        if loaded && std::fs::read(&file).is_ok_and(|there| there == text) {
+        if loaded && !outdated && std::fs::read(&file).is_ok_and(|there| there == text) {
             return Ok(vec![format!("{LABEL} is installed and loaded already ({})", file.display())]);
         }
-        write(&file, &text)?;
         let logs = log.parent().context("the log is in a directory")?;
         std::fs::create_dir_all(logs).with_context(|| format!("create {}", logs.display()))?;
+        // First, so that a file that is the same always means that launchd has read it.
         if loaded {
             self.unload().await?;
         }
+        write(&file, &text)?;
         // Somebody may have disabled it, and bootstrapping would then do nothing.
         self.launchctl.must(&["enable", &self.target()]).await?;
         self.bootstrap(&file).await?;
@@ -95,7 +100,7 @@ impl<'a> Launchd<'a> {
     /// launchctl does not: a service that is still going cannot be loaded.
     async fn unload(&self) -> anyhow::Result<()> {
         let said = self.launchctl.ask(&["bootout", &self.target()]).await?;
-        let deadline = Instant::now() + GONE_PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while self.printed().await?.is_some() {
             if Instant::now() >= deadline {
                 bail!("launchctl bootout {}: the service is still there; {}", self.target(), said.words());
@@ -148,7 +153,7 @@ pub(super) fn plan(host: &Host, service: &Service) -> anyhow::Result<String> {
     let text = agent::render(service, &host.home)?;
     let domain = domain(host);
     Ok(format!(
-        "# {}\n{}\n# launchctl bootout {domain}/{LABEL}   (if it is loaded)\n# launchctl enable \
+        "# launchctl bootout {domain}/{LABEL}   (if it is loaded)\n# {}\n{}\n# launchctl enable \
          {domain}/{LABEL}\n# launchctl bootstrap {domain} {}",
         file.display(),
         String::from_utf8_lossy(&text).trim_end(),

@@ -28,6 +28,12 @@ use systemd::Systemd;
 /// daemon that stops (30 s) and one that starts (300 s).
 const TOOL_DEADLINE: Duration = Duration::from_secs(360);
 
+/// How long a program may take to say its version, and a daemon that is not waited for.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the last look may take, however little patience is left.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
 /// Between two looks whether the daemon answers.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -200,14 +206,16 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                     });
                     return Ok(());
                 }
+                let socket = config.socket_path();
+                let outdated = outdated(&socket, &service.program).await;
                 let lines = match manager {
-                    Manager::Launchd => Launchd::new(&host)?.install(&service).await?,
+                    Manager::Launchd => Launchd::new(&host)?.install(&service, outdated).await?,
                     Manager::Systemd => {
-                        Systemd::new(&host, &unit_directory)?.install(&host, &service).await?
+                        Systemd::new(&host, &unit_directory)?.install(&host, &service, outdated).await?
                     }
                 };
                 lines.iter().for_each(|line| print_line(line));
-                let version = first_answer(&config.socket_path(), Duration::from_secs(install.wait)).await?;
+                let version = first_answer(&socket, Duration::from_secs(install.wait)).await?;
                 version.iter().for_each(|version| print_line(&format!("kina {version} answers")));
                 Ok(())
             }
@@ -228,7 +236,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                     Manager::Systemd => Systemd::new(&host, &unit_directory)?.status().await?,
                 };
                 let socket = daemon.path()?;
-                let answer = version(&socket).await;
+                let answer = version(&socket, ANSWER_DEADLINE).await;
                 let mut value = serde_json::to_value(&status)?;
                 value["socket"] = socket.display().to_string().into();
                 value["daemon"] = answer.clone().ok().into();
@@ -262,12 +270,27 @@ fn lasting(program: &Path) -> PathBuf {
     link.filter(|link| link.is_file()).unwrap_or_else(|| program.to_owned())
 }
 
-/// The version of the daemon on a socket, or why there is none.
-async fn version(socket: &Path) -> Result<String, String> {
-    let mut client = Client::connect(socket).await.map_err(|error| error.to_string())?;
-    match client.admin.info(InfoRequest {}).await {
-        Ok(answer) => Ok(answer.into_inner().version),
-        Err(status) => Err(status.message().to_owned()),
+/// The version of the daemon on a socket, or why there is none. One that starts
+/// takes a connection before it answers.
+async fn version(socket: &Path, deadline: Duration) -> Result<String, String> {
+    let ask = async {
+        let mut client = Client::connect(socket).await.map_err(|error| error.to_string())?;
+        match client.admin.info(InfoRequest {}).await {
+            Ok(answer) => Ok(answer.into_inner().version),
+            Err(status) => Err(status.message().to_owned()),
+        }
+    };
+    let late = |_| Err(format!("what listens on {} does not answer", socket.display()));
+    tokio::time::timeout(deadline, ask).await.unwrap_or_else(late)
+}
+
+/// Whether the daemon that runs is of another version than the program that shall:
+/// the file was replaced under it. What cannot be told is no reason to restart one.
+async fn outdated(socket: &Path, program: &Path) -> bool {
+    let Ok(running) = version(socket, ANSWER_DEADLINE).await else { return false };
+    match program::ask(program, &["--version"], ANSWER_DEADLINE).await {
+        Ok(said) if said.status.success() => said.stdout.trim() != format!("kina {running}"),
+        _ => false,
     }
 }
 
@@ -278,7 +301,8 @@ async fn first_answer(socket: &Path, patience: Duration) -> anyhow::Result<Optio
     }
     let deadline = Instant::now() + patience;
     loop {
-        match version(socket).await {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match version(socket, left.max(LAST_LOOK)).await {
             Ok(version) => return Ok(Some(version)),
             Err(reason) if Instant::now() >= deadline => {
                 bail!(

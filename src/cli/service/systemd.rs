@@ -28,7 +28,13 @@ impl Systemd {
         Ok(unit::shown(&said.stdout))
     }
 
-    pub(super) async fn install(&self, host: &Host, service: &Service) -> anyhow::Result<Vec<String>> {
+    /// A daemon that runs by the same unit is left alone, unless it is `outdated`.
+    pub(super) async fn install(
+        &self,
+        host: &Host,
+        service: &Service,
+        outdated: bool,
+    ) -> anyhow::Result<Vec<String>> {
         if host.user != 0 {
             bail!("only root may install a service of the system: sudo kina service install");
         }
@@ -39,13 +45,13 @@ impl Systemd {
         }
         self.systemctl.must(&["daemon-reload"]).await?;
         self.systemctl.must(&["enable", UNIT]).await?;
-        if same && self.shown().await?.active == "active" {
+        if same && !outdated && self.shown().await?.active == "active" {
             return Ok(vec![format!("{UNIT} is installed and runs already ({})", self.file.display())]);
         }
         // It returns when the daemon serves.
         self.systemctl.must(&["restart", UNIT]).await?;
         Ok(vec![
-            format!("wrote {}", self.file.display()),
+            format!("{} {}", if same { "there is" } else { "wrote" }, self.file.display()),
             format!("started {UNIT}: it serves, and starts at every boot"),
             "its log: kina service logs".to_owned(),
         ])

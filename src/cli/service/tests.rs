@@ -201,7 +201,7 @@ async fn launchd_installs_and_removes_and_both_again() {
     let service = configured();
     let file = agent::file(&stage.host.home);
     let load = ["enable gui/501/kina.daemon".to_owned(), format!("bootstrap gui/501 {}", file.display())];
-    let said = launchd.install(&service).await.unwrap();
+    let said = launchd.install(&service, false).await.unwrap();
     assert!(said[0].starts_with("wrote "), "{said:?}");
     assert_eq!(stage.calls(), load);
     assert_eq!(fs::read(&file).unwrap(), agent::render(&service, &stage.host.home).unwrap());
@@ -211,23 +211,43 @@ async fn launchd_installs_and_removes_and_both_again() {
     assert_eq!(status.program.as_deref(), Some(service.program.as_path()));
 
     // The same again changes nothing.
-    assert!(launchd.install(&service).await.unwrap()[0].contains("already"));
+    assert!(launchd.install(&service, false).await.unwrap()[0].contains("already"));
     assert_eq!(stage.calls(), [""; 0]);
 
+    // The same file with another program in it is started anew.
+    launchd.install(&service, true).await.unwrap();
+    assert_eq!(stage.calls(), [&["bootout gui/501/kina.daemon".to_owned()], &load[..]].concat());
+
     // Another one takes its place once the first is gone.
-    launchd.install(&on("/usr/local/bin/kina")).await.unwrap();
+    launchd.install(&on("/usr/local/bin/kina"), false).await.unwrap();
     assert_eq!(stage.calls()[0], "bootout gui/501/kina.daemon");
     assert_eq!(agent::program(&fs::read(&file).unwrap()).unwrap(), Path::new("/usr/local/bin/kina"));
 
     // Installed and not loaded, as after a bootout by hand.
     fs::remove_file(stage.path("loaded")).unwrap();
     assert_eq!(launchd.status().await.unwrap().state, "installed, and not loaded");
-    launchd.install(&on("/usr/local/bin/kina")).await.unwrap();
+    launchd.install(&on("/usr/local/bin/kina"), false).await.unwrap();
     assert_eq!(stage.calls(), load);
 
     assert_eq!(launchd.uninstall().await.unwrap().len(), 2);
     assert!(!file.exists() && !stage.path("loaded").exists());
     assert!(launchd.uninstall().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_go_is_not_taken_for_the_new_one() {
+    let stage = Stage::new("launchctl", 501);
+    let mut launchd = Launchd::new(&stage.host).unwrap();
+    launchd.install(&on("/old"), false).await.unwrap();
+    launchd.patience = Duration::ZERO;
+    for _ in 0..2 {
+        // It stays, however often it is told.
+        fs::remove_file(stage.path("going")).ok();
+        let error = launchd.install(&on("/new"), false).await.unwrap_err().to_string();
+        assert!(error.contains("the service is still there"), "{error}");
+    }
+    let there = fs::read(agent::file(&stage.host.home)).unwrap();
+    assert_eq!(agent::program(&there).unwrap(), Path::new("/old"));
 }
 
 #[tokio::test]
@@ -239,7 +259,7 @@ async fn launchd_s_refusals_are_explained() {
         ("Bootstrap failed: 5: Input/output error", "launchctl print gui/501/kina.daemon"),
     ] {
         fs::write(stage.path("refusal"), refusal).unwrap();
-        let error = launchd.install(&configured()).await.unwrap_err().to_string();
+        let error = launchd.install(&configured(), false).await.unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains(refusal), "{error}");
     }
     let root = Host { user: 0, ..stage.host.clone() };
@@ -256,7 +276,7 @@ async fn systemd_installs_and_removes_and_both_again() {
 
     let service = on("/usr/bin/kina");
     let file = stage.path("units").join(UNIT);
-    systemd.install(&stage.host, &service).await.unwrap();
+    systemd.install(&stage.host, &service, false).await.unwrap();
     assert_eq!(stage.calls(), ["daemon-reload", "enable kina.service", "restart kina.service"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), unit::render(&service).unwrap());
     let status = systemd.status().await.unwrap();
@@ -265,10 +285,13 @@ async fn systemd_installs_and_removes_and_both_again() {
     assert_eq!(status.file.as_deref(), Some(file.as_path()));
 
     // The same again does not restart the daemon; another one does.
-    assert!(systemd.install(&stage.host, &service).await.unwrap()[0].contains("already"));
+    assert!(systemd.install(&stage.host, &service, false).await.unwrap()[0].contains("already"));
     assert_eq!(stage.calls(), ["daemon-reload", "enable kina.service"]);
-    systemd.install(&stage.host, &configured()).await.unwrap();
-    assert_eq!(stage.calls().last().unwrap(), "restart kina.service");
+    for (service, outdated, said) in [(&service, true, "there is "), (&configured(), false, "wrote ")] {
+        let lines = systemd.install(&stage.host, service, outdated).await.unwrap();
+        assert!(lines[0].starts_with(said), "{lines:?}");
+        assert_eq!(stage.calls().last().unwrap(), "restart kina.service");
+    }
 
     assert_eq!(systemd.uninstall(&stage.host).await.unwrap().len(), 2);
     assert_eq!(stage.calls(), ["disable --now kina.service", "daemon-reload", "reset-failed kina.service"]);
@@ -282,7 +305,7 @@ async fn systemd_s_refusals_are_explained() {
     let stage = Stage::new("systemctl", 0);
     let systemd = Systemd::new(&stage.host, &stage.path("units")).unwrap();
     fs::write(stage.path("refusal"), "Job for kina.service failed.").unwrap();
-    let error = systemd.install(&stage.host, &on("/p")).await.unwrap_err().to_string();
+    let error = systemd.install(&stage.host, &on("/p"), false).await.unwrap_err().to_string();
     assert!(error.starts_with("systemctl restart kina.service"), "{error}");
     assert!(error.contains("Job for kina.service failed."), "{error}");
     fs::remove_file(stage.path("units").join(UNIT)).unwrap();
@@ -293,7 +316,7 @@ async fn systemd_s_refusals_are_explained() {
     assert_eq!(systemd.status().await.unwrap().last_exit.as_deref(), Some("64 (exit-code)"));
 
     let user = Host { user: 1000, ..stage.host.clone() };
-    for refused in [systemd.install(&user, &on("/p")).await, systemd.uninstall(&user).await] {
+    for refused in [systemd.install(&user, &on("/p"), false).await, systemd.uninstall(&user).await] {
         assert!(refused.unwrap_err().to_string().contains("only root"));
     }
     let nowhere = Host { search: Vec::new(), ..stage.host.clone() };
@@ -308,13 +331,23 @@ async fn a_daemon_that_does_not_come_is_told_of() {
     let error = first_answer(&socket, Duration::from_millis(1)).await.unwrap_err().to_string();
     assert!(error.contains("kina service logs") && error.contains("no kina answers"), "{error}");
     assert_eq!(first_answer(&socket, Duration::ZERO).await.unwrap(), None);
+    // One that takes connections and says nothing.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let error = first_answer(&socket, Duration::from_millis(50)).await.unwrap_err().to_string();
+    assert!(error.contains("does not answer"), "{error}");
+}
+
+#[tokio::test]
+async fn without_an_answer_no_daemon_is_outdated() {
+    let directory = tempfile::tempdir().unwrap();
+    assert!(!outdated(&directory.path().join("s"), Path::new("/bin/false")).await);
 }
 
 #[test]
 fn what_would_be_done_is_said() {
     let host = Host { user: 501, home: HOME.into(), search: Vec::new() };
     let text = launchd::plan(&host, &configured()).unwrap();
-    assert!(text.starts_with("# /Users/you/Library/LaunchAgents/kina.daemon.plist\n<?xml"), "{text}");
+    assert!(text.contains("\n# /Users/you/Library/LaunchAgents/kina.daemon.plist\n<?xml"), "{text}");
     assert!(text.ends_with("bootstrap gui/501 /Users/you/Library/LaunchAgents/kina.daemon.plist"), "{text}");
     let text = systemd::plan(Path::new("/d"), &configured()).unwrap();
     assert!(text.starts_with("# /d/kina.service\n"), "{text}");

@@ -27,8 +27,20 @@ impl Processor {
         }
     }
 
+    /// All that guests are built for, this machine's first.
+    pub(crate) const ALL: [Self; 2] =
+        if matches!(Self::HERE, Self::Arm) { [Self::Arm, Self::X86] } else { [Self::X86, Self::Arm] };
+
+    /// As images of containers call it.
+    pub(crate) fn oci_name(self) -> &'static str {
+        match self {
+            Self::X86 => "amd64",
+            Self::Arm => "arm64",
+        }
+    }
+
     fn parse(name: &str) -> Option<Self> {
-        [Self::X86, Self::Arm].into_iter().find(|processor| processor.name() == name)
+        Self::ALL.into_iter().find(|processor| processor.name() == name)
     }
 
     /// The Rust target. The C library is linked statically, so any Linux can run it.
@@ -51,7 +63,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
             .with_context(|| format!("--target: no guest for `{name}`; there is x86_64 and aarch64"))?,
         _ => bail!("`guest` takes `--target x86_64|aarch64` or nothing, got `{}`", arguments.join(" ")),
     };
-    let groups: &[&setup::Group] = if processor == Processor::Arm { &[&setup::ARM64] } else { &[] };
+    let other = processor == Processor::Arm && processor != Processor::HERE;
+    let groups: &[&setup::Group] = if other { &[&setup::ARM64_COMPILER] } else { &[] };
     setup::install(workspace, groups)?;
     match build_for(workspace, processor)? {
         Some(path) => println!("{}", path.display()),
@@ -120,6 +133,7 @@ mod tests {
     fn processors_by_name() {
         assert_eq!(Processor::parse("aarch64"), Some(Processor::Arm));
         assert_eq!(Processor::parse("arm64"), None);
+        assert_eq!(Processor::ALL[0], Processor::HERE);
         assert_eq!(Processor::Arm.compiler(), "aarch64-linux-gnu-gcc");
         let error = run(&Workspace::at(std::path::Path::new("/w")), &["--target".into(), "mips".into()]);
         assert!(error.unwrap_err().to_string().contains("x86_64 and aarch64"));

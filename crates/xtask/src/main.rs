@@ -63,7 +63,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "setup",
-        arguments: "[demo|test|bench|macos|arm64]...",
+        arguments: "[demo|test|bench|macos|arm64-compiler|arm64-machine]...",
         about: "Install what the named tasks need, and nothing that is there already",
         run: setup::run,
     },
@@ -76,7 +76,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "pod-image",
         arguments: "",
-        about: "Make the image that Apple's container boots machines from, and print its path",
+        about: "Make the image that Apple's container boots machines from, of the guests built, and print its path",
         run: pod_image::run,
     },
     Task {

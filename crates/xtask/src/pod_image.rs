@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::guest::Processor;
 use crate::shell::Workspace;
 use crate::{guest, setup};
 
@@ -18,14 +19,6 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-
-/// This machine's architecture, and the other with its Rust target.
-const OWN: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-const OTHER: (&str, &str) = if cfg!(target_arch = "aarch64") {
-    ("amd64", "x86_64-unknown-linux-gnu")
-} else {
-    ("arm64", "aarch64-unknown-linux-gnu")
-};
 
 /// Names in this are found on no registry.
 const REPOSITORY: &str = "localhost/kina-pod";
@@ -47,10 +40,17 @@ const DIRECTORIES: [(&str, u32); 11] = [
     ("var", 0o755),
 ];
 
-/// A guest and what it runs on, in the words of the OCI.
+/// A guest and what it runs on.
 struct Guest {
-    architecture: &'static str,
+    processor: Processor,
     content: Vec<u8>,
+}
+
+impl Guest {
+    fn read(processor: Processor, path: &Path) -> Result<Self> {
+        let content = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        Ok(Self { processor, content })
+    }
 }
 
 /// The command: build, and print the path on standard output.
@@ -71,23 +71,34 @@ pub(crate) fn path(workspace: &Workspace) -> PathBuf {
 /// Makes the image of this machine's architecture, and of the other if its guest has
 /// been built.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
-    let mut guests = vec![Guest { architecture: OWN, content: read(&guest::build(workspace)?)? }];
-    let (architecture, target) = OTHER;
-    let other = workspace.target("guest").join(target).join("guest/kina-guest");
-    if other.exists() {
-        guests.push(Guest { architecture, content: read(&other)? });
+    let [own, other] = Processor::ALL;
+    let mut guests = vec![Guest::read(own, &guest::build(workspace)?)?];
+    let built = guest::path_for(workspace, other);
+    if built.exists() {
+        guests.push(Guest::read(other, &built)?);
     } else {
-        eprintln!("note: the image has no guest for {architecture}: {} is not there", other.display());
+        eprintln!("note: the image has no guest for {}: {} is not there", other.name(), built.display());
     }
     let path = path(workspace);
     fs::write(&path, pack(&guests)?).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
 }
 
+/// Makes the image of a Mac's machines from their guest, below `folder`.
+pub(crate) fn build_for_mac(guest: &Path, folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("kina-pod.tar");
+    let image = pack(&[Guest::read(Processor::Arm, guest)?])?;
+    fs::write(&path, image).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
+
 fn digest(content: &[u8]) -> String {
-    let hex: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", sha256(content))
+}
+
+/// The SHA-256 of a content, in hexadecimal digits.
+pub(crate) fn sha256(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn descriptor(media_type: &str, content: &[u8]) -> Value {
@@ -100,7 +111,7 @@ fn pack(guests: &[Guest]) -> Result<Vec<u8>> {
     for guest in guests {
         let layer = layer(guest)?;
         let config = json!({
-            "architecture": guest.architecture,
+            "architecture": guest.processor.oci_name(),
             "os": "linux",
             "config": { "Entrypoint": ["/kina-guest"], "WorkingDir": "/" },
             "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
@@ -114,7 +125,7 @@ fn pack(guests: &[Guest]) -> Result<Vec<u8>> {
         });
         let manifest = manifest.to_string().into_bytes();
         let mut entry = descriptor(MANIFEST, &manifest);
-        entry["platform"] = json!({ "architecture": guest.architecture, "os": "linux" });
+        entry["platform"] = json!({ "architecture": guest.processor.oci_name(), "os": "linux" });
         manifests.push(entry);
         blobs.extend([layer, config, manifest]);
     }
@@ -187,8 +198,8 @@ mod tests {
 
     #[test]
     fn every_part_is_where_its_digest_says() {
-        let guests = [("arm64", "arm"), ("amd64", "intel")]
-            .map(|(architecture, content)| Guest { architecture, content: content.as_bytes().to_vec() });
+        let guests = [(Processor::Arm, "arm"), (Processor::X86, "intel")]
+            .map(|(processor, content)| Guest { processor, content: content.as_bytes().to_vec() });
         let archive = pack(&guests).unwrap();
         assert_eq!(archive, pack(&guests).unwrap());
         let files = files(&archive);
@@ -204,9 +215,9 @@ mod tests {
         let name = entry["annotations"]["com.apple.containerization.image.name"].as_str().unwrap();
         let digits = &entry["digest"].as_str().unwrap()["sha256:".len()..][..TAG_DIGITS];
         assert_eq!(name, format!("localhost/kina-pod:{digits}"));
-        for (number, guest) in guests.iter().enumerate() {
+        for (number, (guest, name)) in guests.iter().zip(["arm64", "amd64"]).enumerate() {
             let manifest = &json(&blob(entry))["manifests"][number];
-            assert_eq!(manifest["platform"]["architecture"], guest.architecture);
+            assert_eq!(manifest["platform"]["architecture"], name);
             let manifest = json(&blob(manifest));
             let config = json(&blob(&manifest["config"]));
             assert_eq!(config["config"]["Entrypoint"], json!(["/kina-guest"]));

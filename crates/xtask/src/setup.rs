@@ -93,24 +93,27 @@ pub(crate) const MACOS: Group = Group {
     arm64_kernel: false,
 };
 
-/// For the guest of arm64 machines, on another one: its C library and linker, and an
-/// emulated machine to boot it in.
-pub(crate) const ARM64: Group = Group {
-    name: "arm64",
-    packages: &[
-        "debian-archive-keyring",
-        "gcc-aarch64-linux-gnu",
-        "kmod",
-        "libc6-dev-arm64-cross",
-        "qemu-system-arm",
-    ],
+/// To compile the guest of arm64 machines on another one: its C library and linker.
+pub(crate) const ARM64_COMPILER: Group = Group {
+    name: "arm64-compiler",
+    packages: &["debian-archive-keyring", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+    wheels: &[],
+    crates: &[],
+    kernel: false,
+    arm64_kernel: false,
+};
+
+/// For an emulated arm64 machine to boot it in.
+pub(crate) const ARM64_MACHINE: Group = Group {
+    name: "arm64-machine",
+    packages: &["debian-archive-keyring", "kmod", "qemu-system-arm"],
     wheels: &[],
     crates: &[],
     kernel: false,
     arm64_kernel: true,
 };
 
-const GROUPS: &[Group] = &[DEMO, TEST, BENCH, MACOS, ARM64];
+const GROUPS: &[Group] = &[DEMO, TEST, BENCH, MACOS, ARM64_COMPILER, ARM64_MACHINE];
 
 /// Packages that come with a service of this name, which is never wanted running.
 const SERVICES: &[&str] = &["docker-registry", "containerd"];
@@ -118,7 +121,7 @@ const SERVICES: &[&str] = &["docker-registry", "containerd"];
 /// The command: the groups named, or those of the two main tasks.
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
-        return install(workspace, &[&DEMO, &TEST, &MACOS, &ARM64]);
+        return install(workspace, &[&DEMO, &TEST, &MACOS, &ARM64_COMPILER, &ARM64_MACHINE]);
     }
     let mut groups = Vec::new();
     for argument in arguments {

@@ -8,7 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::shell::{output, run};
+use crate::pod_image::sha256;
+use crate::shell::run;
 
 /// A file of an archive.
 #[derive(Clone, Debug)]
@@ -77,9 +78,8 @@ pub(super) fn tarball(tree: &Tree, name: &str, time: u64, folder: &Path) -> Resu
 
 /// The SHA-256 of a file, in hexadecimal digits.
 pub(super) fn digest(file: &Path) -> Result<String> {
-    let line = output(Command::new("sha256sum").arg("--").arg(file))?;
-    let digest = line.split_whitespace().next().context("sha256sum says nothing")?;
-    Ok(digest.trim_start_matches('\\').to_owned())
+    let content = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    Ok(sha256(&content))
 }
 
 /// What `sha256sum --check` reads, by name.
@@ -97,6 +97,7 @@ pub(super) fn sums(files: &[PathBuf]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shell::output;
 
     /// A tree whose files were made at other times, in another order and by another
     /// umask each time.

@@ -33,8 +33,16 @@ const NAME: &str = "kina";
 /// The Rust target of the archive for Linux.
 const LINUX: &str = "x86_64-unknown-linux-gnu";
 
-/// Documents that go with every archive, from the root of the tree.
-const DOCUMENTS: &[&str] = &["LICENSE", "README.md", "CHANGELOG.md"];
+/// Documents that go with every archive, and what they show, from the root of the tree.
+const DOCUMENTS: &[&str] = &[
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "launchd/kina.daemon.plist",
+    "launchd/kina.service",
+];
 
 /// Permissions of programs, and of everything else.
 const PROGRAM: u32 = 0o755;
@@ -67,6 +75,9 @@ impl Options {
         if let Some(odd) = options.skip.iter().find(|name| !matches!(name.as_str(), "linux" | "macos")) {
             bail!("--skip: nothing is called `{odd}`; there is linux and macos");
         }
+        if ["linux", "macos"].iter().all(|name| options.skip.iter().any(|skipped| skipped == name)) {
+            bail!("--skip: nothing is left to make");
+        }
         if let Some(url) = options.url.as_ref().filter(|url| !url.starts_with("https://")) {
             bail!("--url: {url} does not begin with https://");
         }
@@ -97,21 +108,24 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     if !debian::present() {
         bail!("packages are made on Debian: what they are made with comes from its archive");
     }
+    if Processor::HERE != Processor::X86 {
+        bail!("packages are made on x86_64: the archive for Linux has this machine's programs");
+    }
     let wanted = |name: &str| !options.skip.iter().any(|skipped| skipped == name);
-    let mut groups = vec![&setup::ARM64];
-    groups.extend(wanted("macos").then_some(&setup::MACOS));
-    setup::install(workspace, &groups)?;
+    let groups: &[&setup::Group] =
+        if wanted("macos") { &[&setup::ARM64_COMPILER, &setup::MACOS] } else { &[] };
+    setup::install(workspace, groups)?;
 
     let folder = workspace.target("package");
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
     }
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let release = Release { version: version(workspace)?, time: time(workspace)?, folder };
-    let arm = guest::build_for(workspace, Processor::Arm)?.context(rust_source::MISSING)?;
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let release = Release { version, time: time(workspace)?, folder };
     let mut made = Vec::new();
     if wanted("linux") {
-        made.extend(linux(workspace, &options, &release, &arm)?);
+        made.extend(linux(workspace, &options, &release)?);
     }
     if wanted("macos") {
         made.extend(mac(workspace, &options, &release)?);
@@ -120,16 +134,6 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     fs::write(release.folder.join("SHA256SUMS"), &sums).context("write SHA256SUMS")?;
     print!("{sums}");
     Ok(())
-}
-
-/// The version in the root manifest.
-fn version(workspace: &Workspace) -> Result<String> {
-    let manifest = workspace.root().join("Cargo.toml");
-    let text = fs::read_to_string(&manifest).with_context(|| format!("read {}", manifest.display()))?;
-    let section = text.split_once("[workspace.package]").map(|(_, rest)| rest);
-    let line = section.and_then(|rest| rest.lines().find_map(|line| line.strip_prefix("version = \"")));
-    let version = line.and_then(|rest| rest.split('"').next());
-    version.map(str::to_owned).with_context(|| format!("{} has no version", manifest.display()))
 }
 
 /// The time that all entries have.
@@ -143,7 +147,7 @@ fn time(workspace: &Workspace) -> Result<u64> {
     text.trim().parse().with_context(|| format!("`{}` is no time in seconds", text.trim()))
 }
 
-fn linux(workspace: &Workspace, options: &Options, release: &Release, arm: &Path) -> Result<Vec<PathBuf>> {
+fn linux(workspace: &Workspace, options: &Options, release: &Release) -> Result<Vec<PathBuf>> {
     run_command(workspace.cargo().args([
         "build",
         "--quiet",
@@ -164,7 +168,6 @@ fn linux(workspace: &Workspace, options: &Options, release: &Release, arm: &Path
         Entry::new("bin/kina", PROGRAM, built.join(NAME)),
         Entry::new("libexec/kina/kina-vsock", PROGRAM, built.join("kina-vsock")),
         Entry::new("libexec/kina/kina-guest", PROGRAM, guest::build(workspace)?),
-        Entry::new("libexec/kina/kina-guest-aarch64", PROGRAM, arm.to_owned()),
         Entry::new("share/kina/kina.service", FILE, workspace.root().join("launchd/kina.service")),
     ]);
     let archive = tarball(&tree, release, LINUX)?;
@@ -172,17 +175,18 @@ fn linux(workspace: &Workspace, options: &Options, release: &Release, arm: &Path
     Ok(vec![archive, package])
 }
 
-/// Machines on a Mac boot the image, which has the guest in it: that for arm64 was
-/// built before.
+/// Machines on a Mac boot the image, which has their guest in it.
 fn mac(workspace: &Workspace, options: &Options, release: &Release) -> Result<Vec<PathBuf>> {
     let Some(program) = macos::build(workspace, options.profile(), options.folder())? else {
         bail!("{}", rust_source::MISSING);
     };
+    let guest = guest::build_for(workspace, Processor::Arm)?.context(rust_source::MISSING)?;
+    let image = pod_image::build_for_mac(&guest, &workspace.target("macos"))?;
     let mut tree = documents(workspace)?;
     let agent = "share/kina/kina.daemon.plist";
     tree.extend([
         Entry::new("bin/kina", PROGRAM, program),
-        Entry::new("libexec/kina/kina-pod.tar", FILE, pod_image::build(workspace)?),
+        Entry::new("libexec/kina/kina-pod.tar", FILE, image),
         Entry::new(agent, FILE, workspace.root().join("launchd/kina.daemon.plist")),
     ]);
     let archive = tarball(&tree, release, macos::TARGET)?;
@@ -199,7 +203,7 @@ fn tarball(tree: &Tree, release: &Release, target: &str) -> Result<PathBuf> {
     archive::tarball(tree, &name, release.time, &release.folder)
 }
 
-/// The documentation, links between its pages included.
+/// The documentation, placed so that links between its pages hold.
 fn documents(workspace: &Workspace) -> Result<Tree> {
     let root = workspace.root();
     let mut tree = Tree::default();
@@ -230,6 +234,7 @@ mod tests {
         assert_eq!(options.skip, ["macos"]);
         for (words, expected) in [
             (["--skip", "windows"], "`windows`"),
+            (["--skip", "macos,linux"], "nothing is left"),
             (["--url", "http://h"], "https://"),
             (["--dev", "--url"], "needs a value"),
             (["--dev", "--fast"], "`--fast`"),
@@ -240,17 +245,32 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_the_workspace_s() {
-        let workspace = Workspace::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
-        assert_eq!(version(&workspace).unwrap(), env!("CARGO_PKG_VERSION"));
-    }
-
-    #[test]
     fn the_documentation_is_there_with_its_pages() {
         let workspace = Workspace::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
         let tree = documents(&workspace).unwrap();
         for path in ["share/doc/kina/LICENSE", "share/doc/kina/docs/service.md"] {
             assert!(tree.entries().any(|entry| entry.path == path), "{path}");
         }
+    }
+
+    #[test]
+    fn links_between_pages_hold_in_an_archive() {
+        let workspace = Workspace::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+        let directory = tempfile::tempdir().unwrap();
+        let tree = documents(&workspace).unwrap();
+        tree.lay_out(directory.path()).unwrap();
+        let mut links = 0;
+        for page in tree.entries().filter(|entry| entry.path.ends_with(".md")) {
+            let page = directory.path().join(&page.path);
+            let text = fs::read_to_string(&page).unwrap();
+            for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+                if !link.is_empty() && !link.contains(':') {
+                    links += 1;
+                    let to = page.parent().unwrap().join(link);
+                    assert!(to.exists(), "{}: {link}", page.display());
+                }
+            }
+        }
+        assert!(links > 20, "{links}");
     }
 }

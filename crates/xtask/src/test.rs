@@ -75,7 +75,9 @@ fn perform(
         "setup" => {
             // The tools of a step that is left out are not missed.
             let mut groups = vec![&setup::TEST];
-            groups.extend(selection.steps.contains(&"arm64").then_some(&setup::ARM64));
+            if selection.steps.contains(&"arm64") {
+                groups.extend([&setup::ARM64_COMPILER, &setup::ARM64_MACHINE]);
+            }
             groups.extend(selection.steps.contains(&"macos").then_some(&setup::MACOS));
             setup::install(workspace, &groups)?;
         }
@@ -113,13 +115,27 @@ fn perform(
     Ok(Outcome::Done)
 }
 
-/// Cargo for a step. CI builds once, so incremental files would only cost time.
+/// Cargo for a step.
 fn cargo(workspace: &Workspace) -> Command {
     let mut command = workspace.cargo();
+    build_once(&mut command);
+    command
+}
+
+/// The test runner, with all that tests look for.
+fn nextest(workspace: &Workspace) -> Result<Command> {
+    let mut command = tools::wheel_command(workspace, &tools::NEXTEST)?;
+    build_once(&mut command);
+    command.env("KINA_GUEST", guest::path(workspace)).envs(setup::environment(workspace));
+    command.args(["nextest", "run", "--workspace", "--cargo-quiet"]);
+    Ok(command)
+}
+
+/// CI builds once, so incremental files would only cost time.
+fn build_once(command: &mut Command) {
     if std::env::var_os("CI").is_some() {
         command.env("CARGO_INCREMENTAL", "0");
     }
-    command
 }
 
 fn deny(workspace: &Workspace, checks: &[&str]) -> Result<()> {
@@ -133,14 +149,8 @@ fn tests(workspace: &Workspace, selection: &Selection, summary: &mut Option<Stri
     if !guest.exists() {
         eprintln!("note: there is no {}: tests that run it will fail", guest.display());
     }
-    let mut command = tools::wheel_command(workspace, &tools::NEXTEST)?;
-    if std::env::var_os("CI").is_some() {
-        command.env("CARGO_INCREMENTAL", "0");
-    }
-    command.env("KINA_GUEST", &guest).envs(setup::environment(workspace));
     run_watching(
-        command
-            .args(["nextest", "run", "--workspace", "--cargo-quiet"])
+        nextest(workspace)?
             .args(["--color", if coloured() { "always" } else { "never" }])
             .args(&selection.filters),
         |line| {
@@ -163,17 +173,7 @@ fn arm64(workspace: &Workspace) -> Result<Outcome> {
     if guest::build_for(workspace, guest::Processor::Arm)?.is_none() {
         return Ok(Outcome::Skipped(format!("{}: no guest for arm64", rust_source::MISSING)));
     }
-    let mut command = tools::wheel_command(workspace, &tools::NEXTEST)?;
-    if std::env::var_os("CI").is_some() {
-        command.env("CARGO_INCREMENTAL", "0");
-    }
-    run_command(
-        command
-            .envs(setup::environment(workspace))
-            .env("KINA_GUEST", guest::path(workspace))
-            .args(["nextest", "run", "--workspace", "--cargo-quiet", "--run-ignored", "only"])
-            .args(["-E", "binary(vm) and test(arm64)"]),
-    )?;
+    run_command(nextest(workspace)?.args(["--run-ignored", "only", "-E", "binary(vm) and test(arm64)"]))?;
     Ok(Outcome::Done)
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use kina_machine_qemu::Vsock;
+
 use crate::cli::text::bytes;
 use crate::elf::Verdict;
 
@@ -284,13 +286,21 @@ pub(super) fn kvm(device: Device) -> Check {
     }
 }
 
-pub(super) fn vsock(device: Device) -> Check {
+/// `device` is the kernel's, `streams` what is configured.
+pub(super) fn vsock(device: Device, streams: Vsock) -> Check {
     const NAME: &str = "vsock";
-    match device {
-        Device::Opens => ok(NAME, "/dev/vhost-vsock opens"),
-        Device::Refused | Device::Missing => {
-            ok(NAME, "/dev/vhost-vsock is not to be had; virtual machines will use a vsock in user space")
+    match (streams, device) {
+        (Vsock::Kina, _) => ok(NAME, "by kina-vsock"),
+        (Vsock::Kernel | Vsock::Auto, Device::Opens) => ok(NAME, "/dev/vhost-vsock opens"),
+        (Vsock::Auto, Device::Refused | Device::Missing) => {
+            ok(NAME, "by kina-vsock: /dev/vhost-vsock does not open")
         }
+        (Vsock::Kernel, Device::Refused | Device::Missing) => warning(
+            NAME,
+            "/dev/vhost-vsock does not open",
+            "modprobe vhost_vsock, or set machine.qemu.streams to \"kina\"; without it pods with runtime \
+             handler \"vm\" fail",
+        ),
     }
 }
 
@@ -360,7 +370,8 @@ pub(super) fn cni(files: &[String], directory: &str) -> Check {
         return warning(
             "CNI",
             format!("no configuration in {directory}"),
-            "nothing needs one yet: this version gives pods the node's network or loopback",
+            "install a network plugin's, or set network.config_directory; until then pods have loopback only \
+             and the kubelet starts none but those of the node's network (docs/network.md)",
         );
     }
     ok("CNI", format!("{} in {directory}", files.join(", ")))
@@ -438,6 +449,18 @@ mod tests {
             ("unknown", Problem),
         ] {
             assert_eq!(kernel(release).grade, grade, "{release}");
+        }
+    }
+
+    #[test]
+    fn streams_of_machines() {
+        for (streams, device, grade) in [
+            (Vsock::Kina, Device::Missing, Good),
+            (Vsock::Auto, Device::Refused, Good),
+            (Vsock::Kernel, Device::Opens, Good),
+            (Vsock::Kernel, Device::Refused, Warning),
+        ] {
+            assert_eq!(vsock(device, streams).grade, grade, "{streams:?} {device:?}");
         }
     }
 
@@ -527,7 +550,7 @@ mod tests {
         assert_eq!(check.grade, Warning);
         assert!(serves(&[check]));
         for device in [Device::Opens, Device::Refused, Device::Missing] {
-            assert!(serves(&[kvm(device), vsock(device), tun(device), cni(&[], "/d")]));
+            assert!(serves(&[kvm(device), vsock(device, Vsock::Kernel), tun(device), cni(&[], "/d")]));
         }
         assert!(!serves(&[overlay(false)]));
     }

@@ -12,9 +12,6 @@ use super::{print_line, socket};
 use crate::config::{Config, Locations, home};
 use judge::{Check, Grade, serves};
 
-/// Where network configurations are, for the kubelet and all others.
-const CNI: &str = "/etc/cni/net.d";
-
 /// Columns before a finding.
 const INDENT: usize = 30;
 
@@ -47,7 +44,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if arguments.first_run {
             return first_run(arguments).await;
         }
-        let checks = examine(arguments.config.as_deref()).await;
+        let checks = examine(std::env::consts::OS, arguments.config.as_deref()).await;
         if arguments.json {
             print_line(&serde_json::to_string_pretty(&checks)?);
         } else {
@@ -69,7 +66,8 @@ async fn first_run(arguments: &Arguments) -> anyhow::Result<()> {
     mac::first_run::run(&beside, &search_path(), &socket).await
 }
 
-async fn examine(file: Option<&Path>) -> Vec<Check> {
+/// `system` is an operating system's name in [`std::env::consts::OS`].
+async fn examine(system: &str, file: Option<&Path>) -> Vec<Check> {
     let loaded = Config::load(file).and_then(|config| config.check().map(|()| config));
     let named = file.map_or_else(|| Locations::here().config, Path::to_owned);
     let shown = if named.exists() { named.display().to_string() } else { "the defaults".to_owned() };
@@ -79,7 +77,7 @@ async fn examine(file: Option<&Path>) -> Vec<Check> {
     };
     let release = probe::release();
     let mut checks = vec![judge::configuration(error.as_deref(), &shown)];
-    match std::env::consts::OS {
+    match system {
         "linux" => checks.extend(linux(&config, &release)),
         _ => {
             checks.push(judge::darwin(&release, std::env::consts::ARCH));
@@ -89,7 +87,6 @@ async fn examine(file: Option<&Path>) -> Vec<Check> {
     let root = config.root.display().to_string();
     let socket = config.socket_path();
     checks.extend([
-        judge::guest(probe::guest(&config)),
         judge::registries(&probe::registries(&config)),
         judge::disk(probe::disk(&config.root), &root),
         judge::open_files(probe::open_files()),
@@ -101,6 +98,7 @@ async fn examine(file: Option<&Path>) -> Vec<Check> {
 /// What only Linux has.
 fn linux(config: &Config, release: &str) -> Vec<Check> {
     let root = config.root.display().to_string();
+    let networks = &config.network.config_directory;
     vec![
         judge::kernel(release),
         judge::root(rustix::process::geteuid().as_raw()),
@@ -114,9 +112,11 @@ fn linux(config: &Config, release: &str) -> Vec<Check> {
         judge::upper(&probe::file_system_of(&config.root), &root),
         judge::machines(probe::machine_programs(config).as_deref()),
         judge::kvm(probe::device("/dev/kvm")),
-        judge::vsock(probe::device("/dev/vhost-vsock")),
+        judge::vsock(probe::device("/dev/vhost-vsock"), config.machine.qemu.streams),
         judge::tun(probe::device("/dev/net/tun")),
-        judge::cni(&probe::cni(Path::new(CNI)), CNI),
+        judge::cni(&probe::cni(networks), &networks.display().to_string()),
+        // A Mac's machines have theirs in their image.
+        judge::guest(probe::guest(config)),
     ]
 }
 
@@ -170,8 +170,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_configuration_is_a_problem_and_the_rest_is_looked_at() {
-        let checks = examine(Some(Path::new("/nowhere/kina.toml"))).await;
+        let checks = examine("linux", Some(Path::new("/nowhere/kina.toml"))).await;
         assert_eq!(checks[0].grade, Grade::Problem);
         assert!(checks.len() > 4);
+    }
+
+    #[tokio::test]
+    async fn what_is_looked_at_is_what_the_system_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("kina.toml");
+        let networks = directory.path().join("net.d");
+        std::fs::write(&file, format!("[network]\nconfig_directory = {networks:?}\n")).unwrap();
+        for (system, there, not) in
+            [("linux", "guest", "machines' image"), ("macos", "machines' image", "guest")]
+        {
+            let checks = examine(system, Some(&file)).await;
+            let named = |name: &str| checks.iter().find(|check| check.name == name);
+            assert!(named(there).is_some() && named(not).is_none(), "{system}: {checks:?}");
+            if let Some(check) = named("CNI") {
+                assert!(check.finding.contains(&networks.display().to_string()), "{check:?}");
+            }
+        }
     }
 }

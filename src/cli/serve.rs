@@ -167,10 +167,13 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     let _ = stop.send(());
     runtime.end_streams();
     drop(metrics);
-    // Their clients see the connection end; commands end with it, pods do not.
-    streaming.stop().await;
+    let ended = async {
+        // Their clients see the connection end; commands end with it, pods do not.
+        streaming.stop().await;
+        served.await
+    };
     tokio::select! {
-        result = tokio::time::timeout(DRAIN, served) => match result {
+        result = tokio::time::timeout(DRAIN, ended) => match result {
             Ok(served) => served??,
             Err(_) => warn!("calls were still under way after {DRAIN:?}"),
         },

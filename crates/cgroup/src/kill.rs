@@ -170,13 +170,13 @@ fn kill_unified(directory: &Path, deadline: Duration) -> Result<(), Error> {
     }
 }
 
-/// Reads a `key 0|1` line.
 /// Whether a file of a group could not be had because somebody removed the group: its name is
 /// gone, or it is on its way out, which any step with the file may find.
 fn is_gone(error: &std::io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
+/// Reads a `key 0|1` line.
 fn flag(path: &Path, key: &str) -> Result<bool, Error> {
     Ok(read(path)?
         .lines()

@@ -80,6 +80,17 @@ const DEADLY: &[libc::c_long] = &[
     libc::SYS_syslog,
 ];
 
+/// Flags of clone(2) that make namespaces.
+const NAMESPACES: &[libc::c_int] = &[
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWUTS,
+];
+
 /// Becomes `user`, with the group of the same number and no other (without one it
 /// stays who it is); gives up all capabilities and the way to new ones; and dies of
 /// system calls that run programs, look into other processes, change mounts or
@@ -111,18 +122,38 @@ pub fn confine(user: Option<u32>) -> Result<(), Error> {
     let none = CapabilitySet::empty();
     let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
     step("give up capabilities", rustix::thread::set_capabilities(None, none))?;
-    seccompiler::apply_filter(&filter()?).map_err(|source| Error::Apply { source })
+    for filter in [deadly(), missing()] {
+        let filter = filter.map_err(|source| Error::Filter { source })?;
+        seccompiler::apply_filter(&filter).map_err(|source| Error::Apply { source })?;
+    }
+    Ok(())
 }
 
-fn filter() -> Result<BpfProgram, Error> {
-    let failed = |source| Error::Filter { source };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
+/// By the number of the system call: it is met where one of the rules holds, or always without.
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Ends the process.
+fn deadly() -> Result<BpfProgram, BackendError> {
+    let first = |operator, value| {
+        SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)?])
+    };
+    let mut rules: Rules = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
     let unix = u64::from(libc::AF_UNIX.unsigned_abs());
-    let foreign =
-        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, unix).map_err(failed)?;
-    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![foreign]).map_err(failed)?]);
-    let architecture = std::env::consts::ARCH.try_into().map_err(failed)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::KillProcess, architecture)
-        .map_err(failed)?;
-    filter.try_into().map_err(failed)
+    rules.insert(libc::SYS_socket, vec![first(SeccompCmpOp::Ne, unix)?]);
+    let flags = NAMESPACES.iter().map(|flag| u64::from(flag.unsigned_abs()));
+    let cloning: Result<_, _> = flags.map(|flag| first(SeccompCmpOp::MaskedEq(flag), flag)).collect();
+    rules.insert(libc::SYS_clone, cloning?);
+    compile(rules, SeccompAction::KillProcess)
+}
+
+/// What the kernel seems not to have: its flags are in memory, where a filter cannot
+/// see them. C libraries make their threads by clone(2) then.
+fn missing() -> Result<BpfProgram, BackendError> {
+    let rules = Rules::from([(libc::SYS_clone3, Vec::new())]);
+    compile(rules, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()))
+}
+
+fn compile(rules: Rules, action: SeccompAction) -> Result<BpfProgram, BackendError> {
+    let architecture = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, SeccompAction::Allow, action, architecture)?.try_into()
 }

@@ -28,11 +28,20 @@ fn status(name: &str) -> String {
     line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// The error of a system call with this argument and nothing else.
+fn call(number: libc::c_long, argument: libc::c_int) -> std::io::Error {
+    #[allow(unsafe_code, reason = "calls that are refused")]
+    // SAFETY: neither call reads memory, as no pointer is given to either; a child would only end.
+    let result = unsafe { libc::syscall(number, libc::c_long::from(argument), 0, 0, 0, 0) };
+    assert_eq!(result, -1);
+    std::io::Error::last_os_error()
+}
+
 #[test]
 fn what_is_left() {
     let Ok(case) = std::env::var(CASE) else {
         assert!(child("work").success());
-        for deadly in ["execute", "internet", "namespace"] {
+        for deadly in ["execute", "internet", "namespace", "clone"] {
             assert_eq!(child(deadly).signal(), Some(SIGSYS), "{deadly}");
         }
         return;
@@ -55,6 +64,8 @@ fn what_is_left() {
             let (mut one, _other) = UnixStream::pair().unwrap();
             one.write_all(b"x").unwrap();
             std::thread::spawn(|| assert_eq!(status("CapBnd"), "0000000000000000")).join().unwrap();
+            // Which flags it is called with cannot be seen.
+            assert_eq!(call(libc::SYS_clone3, 0).raw_os_error(), Some(libc::ENOSYS));
         }
         "execute" => drop(Command::new("/bin/true").exec()),
         "internet" => drop(UdpSocket::bind("127.0.0.1:0")),
@@ -64,6 +75,7 @@ fn what_is_left() {
             // SAFETY: nothing comes after it.
             let _ended = unsafe { rustix::thread::unshare_unsafe(flags) };
         }
+        "clone" => drop(call(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD)),
         other => panic!("{other}"),
     }
 }

@@ -265,6 +265,19 @@ mod vm {
         fs::rename(at("dir/new"), at("dir/..data")).unwrap();
         assert_eq!(fs::read_link(directory.join("..data")).unwrap(), Path::new("../v2"));
 
+        // What leads to the volumes cannot be changed: a link there would lead the node's next mount out.
+        let tree = PathBuf::from(format!("/proc/{virtiofsd}/root"));
+        let of_container = tree.join("volumes").join(container.as_str());
+        for refused in [
+            fs::rename(&of_container, tree.join("volumes/moved")),
+            fs::rename(tree.join("volumes"), tree.join("moved")),
+            fs::create_dir(tree.join("new")),
+            std::os::unix::fs::symlink("/etc", tree.join("volumes/link")),
+            std::os::unix::fs::symlink("/etc", of_container.join("link")),
+        ] {
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+        }
+
         for (name, what) in
             [("block", "a block device"), ("character", "a character device"), ("socket", "a socket")]
         {

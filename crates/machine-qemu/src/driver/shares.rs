@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! <storage>/layers/<name>              hard links of the pod's layer images
-//! <machine>/share/layers               that directory, read-only
+//! <machine>/frame                      what is mounted on: empty files and directories
+//! <machine>/share                      the frame, read-only: what the machine sees
+//! <machine>/share/layers               the hard links, read-only
 //! <machine>/share/volumes/<container>/<share>   the volumes of its containers
 //! ```
 //!
 //! The tree is a mount of its own, to which nothing spreads from it and back.
 //! The layers are mounted read-only, since other pods have the same files: what
-//! the guest's root asks for there, the node's kernel refuses to virtiofsd.
+//! the guest's root asks for there, the node's kernel refuses to virtiofsd. So is the
+//! frame: who could put a symbolic link into it would lead the node's next mount out of
+//! the tree.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use kina_machine::Share;
 use kina_model::ContainerId;
-use kina_node::{Bind, Error as NodeError, Node};
+use kina_node::{Bind, Error as NodeError, Node, PathKind};
 use sha2::{Digest, Sha256};
 
 /// Where the guest sees the tree.
@@ -31,13 +35,20 @@ pub(super) struct Tree<'a> {
     node: &'a dyn Node,
     /// The tree's root on the node.
     root: PathBuf,
+    /// The same, to be changed.
+    frame: PathBuf,
     /// The hard links.
     layers: PathBuf,
 }
 
 impl<'a> Tree<'a> {
     pub(super) fn new(node: &'a dyn Node, directory: &Path, storage: &Path) -> Self {
-        Self { node, root: directory.join("share"), layers: storage.join("layers") }
+        Self {
+            node,
+            root: directory.join("share"),
+            frame: directory.join("frame"),
+            layers: storage.join("layers"),
+        }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -46,25 +57,16 @@ impl<'a> Tree<'a> {
 
     /// Makes the empty tree; again is free.
     pub(super) async fn create(&self) -> Result<(), NodeError> {
-        self.node.create_directory(&self.root, 0o755).await?;
+        for name in ["layers", "volumes"] {
+            self.node.create_directory(&self.frame.join(name), 0o755).await?;
+        }
         self.node.create_directory(&self.layers, 0o755).await?;
-        let itself = Bind {
-            source: self.root.clone(),
-            target: self.root.clone(),
-            readonly: false,
-            readonly_below: false,
-            recursive: false,
-        };
-        self.node.bind(&itself).await?;
-        self.node.create_directory(&self.root.join("volumes"), 0o755).await?;
-        let layers = Bind {
-            source: self.layers.clone(),
-            target: self.root.join("layers"),
-            readonly: true,
-            readonly_below: true,
-            recursive: false,
-        };
-        self.node.bind(&layers).await
+        for (source, target) in [(&self.frame, self.root.clone()), (&self.layers, self.root.join("layers"))] {
+            let source = source.clone();
+            let bind = Bind { source, target, readonly: true, readonly_below: true, recursive: false };
+            self.node.bind(&bind).await?;
+        }
+        Ok(())
     }
 
     /// Shows a layer image, and returns where the guest sees it.
@@ -100,12 +102,11 @@ impl<'a> Tree<'a> {
 
     /// Shows a volume of a container, and returns where the guest sees it.
     pub(super) async fn volume(&self, container: &ContainerId, share: &Share) -> Result<PathBuf, NodeError> {
-        let directory = self.volumes(container);
-        self.node.create_directory(&directory, 0o755).await?;
         let name = name(share);
+        self.make_place(container, &name, &share.source).await?;
         let bind = Bind {
             source: share.source.clone(),
-            target: directory.join(&name),
+            target: volumes(&self.root, container).join(&name),
             readonly: share.readonly,
             readonly_below: share.readonly_below,
             recursive: true,
@@ -114,22 +115,40 @@ impl<'a> Tree<'a> {
         Ok(Path::new(IN_GUEST).join("volumes").join(container.as_str()).join(name))
     }
 
+    /// Makes what a volume is mounted on. Where it cannot be mounted there is nothing to make.
+    async fn make_place(&self, container: &ContainerId, name: &str, source: &Path) -> Result<(), NodeError> {
+        let directory = volumes(&self.frame, container);
+        self.node.create_directory(&directory, 0o755).await?;
+        let place = directory.join(name);
+        match self.node.inspect_path(source).await?.kind {
+            PathKind::Directory => self.node.create_directory(&place, 0o755).await,
+            PathKind::File => {
+                if self.node.exists(&place).await? {
+                    return Ok(());
+                }
+                self.node.write_file(&place, &[], 0o600).await
+            }
+            PathKind::Socket | PathKind::Pipe | PathKind::BlockDevice | PathKind::CharacterDevice => Ok(()),
+        }
+    }
+
     /// Takes the volumes of a container back.
     pub(super) async fn unshare(&self, container: &ContainerId) -> Result<(), NodeError> {
-        let directory = self.volumes(container);
-        self.node.unbind(&directory).await?;
-        self.node.remove_tree(&directory).await
+        self.node.unbind(&volumes(&self.root, container)).await?;
+        self.node.remove_tree(&volumes(&self.frame, container)).await
     }
 
     /// Removes the tree with all that is mounted in it. The links stay.
     pub(super) async fn remove(&self) -> Result<(), NodeError> {
         self.node.unbind(&self.root).await?;
-        self.node.remove_tree(&self.root).await
+        self.node.remove_tree(&self.root).await?;
+        self.node.remove_tree(&self.frame).await
     }
+}
 
-    fn volumes(&self, container: &ContainerId) -> PathBuf {
-        self.root.join("volumes").join(container.as_str())
-    }
+/// Where the volumes of a container are in a tree.
+fn volumes(tree: &Path, container: &ContainerId) -> PathBuf {
+    tree.join("volumes").join(container.as_str())
 }
 
 /// The same share has the same name.

@@ -117,44 +117,58 @@ struct Guests {
     runtime: Runtime,
 }
 
+impl Guests {
+    /// Counts a session while it goes on, and how it ends.
+    async fn counted<T>(
+        &self,
+        kind: &'static str,
+        session: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, BackendError> {
+        let counted = self.runtime.metrics().session(kind);
+        let result = session.await;
+        counted.ended(result.is_ok());
+        Ok(result?)
+    }
+}
+
 #[async_trait]
 impl Backend for Guests {
     async fn exec(&self, exec: &Exec, io: SessionIo) -> Result<i32, BackendError> {
-        let counted = self.runtime.metrics().session("exec");
-        let (container, pod, guest) = self.runtime.running(&exec.container, EXEC)?;
-        let start = v1::ExecStart {
-            container_id: container.to_string(),
-            args: exec.command.clone(),
-            terminal: exec.streams.tty,
-            stdin: exec.streams.stdin,
-            // The client says it, and whatever it becomes, once it is there.
-            size: None,
-            timeout_millis: 0,
+        let session = async {
+            let (container, pod, guest) = self.runtime.running(&exec.container, EXEC)?;
+            let start = v1::ExecStart {
+                container_id: container.to_string(),
+                args: exec.command.clone(),
+                terminal: exec.streams.tty,
+                stdin: exec.streams.stdin,
+                // The client says it, and whatever it becomes, once it is there.
+                size: None,
+                timeout_millis: 0,
+            };
+            let code = async { session::exec(guest.exec(start).await?, io).await };
+            code.await.map_err(|source| Error::Guest { pod, source })
         };
-        let code = async { session::exec(guest.exec(start).await?, io).await };
-        let code = code.await;
-        counted.ended(code.is_ok());
-        Ok(code.map_err(|source| Error::Guest { pod, source })?)
+        self.counted("exec", session).await
     }
 
     async fn attach(&self, attach: &Attach, io: SessionIo) -> Result<(), BackendError> {
-        let counted = self.runtime.metrics().session("attach");
-        let (container, pod, guest) = self.runtime.running(&attach.container, ATTACH)?;
-        let Streams { stdin, stdout, stderr, tty: _ } = attach.streams;
-        let start =
-            v1::AttachStart { container_id: container.to_string(), stdin, stdout, stderr, size: None };
-        let end = async { session::attach(guest.attach(start).await?, io).await };
-        let end = end.await;
-        counted.ended(end.is_ok());
-        Ok(end.map_err(|source| Error::Guest { pod, source })?)
+        let session = async {
+            let (container, pod, guest) = self.runtime.running(&attach.container, ATTACH)?;
+            let Streams { stdin, stdout, stderr, tty: _ } = attach.streams;
+            let start =
+                v1::AttachStart { container_id: container.to_string(), stdin, stdout, stderr, size: None };
+            let end = async { session::attach(guest.attach(start).await?, io).await };
+            end.await.map_err(|source| Error::Guest { pod, source })
+        };
+        self.counted("attach", session).await
     }
 
     async fn port_forward(&self, pod: &str, port: u16, stream: ByteStream) -> Result<(), BackendError> {
-        let counted = self.runtime.metrics().session("port-forward");
-        let (pod, guest) = self.runtime.ready(pod, FORWARD)?;
-        let end = async { forward::run(guest.port_forward(port).await?, stream).await };
-        let end = end.await;
-        counted.ended(end.is_ok());
-        Ok(end.map_err(|source| Error::Guest { pod, source })?)
+        let session = async {
+            let (pod, guest) = self.runtime.ready(pod, FORWARD)?;
+            let end = async { forward::run(guest.port_forward(port).await?, stream).await };
+            end.await.map_err(|source| Error::Guest { pod, source })
+        };
+        self.counted("port-forward", session).await
     }
 }

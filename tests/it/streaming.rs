@@ -236,6 +236,8 @@ async fn what_is_refused() {
     let _stdout = open(&connection, "stdout").await;
     let outcome = text(error).await;
     assert!(outcome.contains("cannot run a command in it"), "{outcome}");
+    let failed = "kina_streaming_sessions_ended_total{kind=\"exec\",result=\"failed\"}";
+    assert_eq!(daemon.metric(failed).await, 1.0);
     drop((connection, cri));
     daemon.leave_nothing().await;
 }

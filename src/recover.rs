@@ -2,7 +2,7 @@
 //! records, looks at what is there, and adopts or cleans. The decisions are the
 //! model's ([`PodState::recover`], [`ContainerState::recover`]).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use kina_store::{Batch, Store};
 use tracing::{info, warn};
 
 use crate::error::{Error, chain};
-use crate::pod::context::now;
+use crate::pod::context::{CGROUP_DEADLINE, now};
 use crate::pod::logs::LogRecord;
 use crate::pod::record::{ContainerRecord, PodRecord};
 use crate::pod::{PodHandle, Recovered, RecoveredContainer, connect_guest};
@@ -291,7 +291,7 @@ fn end_held_back(seen: Option<Seen>) -> (Option<Seen>, Option<ContainerEvent>) {
     }
 }
 
-/// Machines, networks and directories of pods that have no record.
+/// Machines, networks, processes and directories of pods that have no record.
 /// There are none unless the record file was lost.
 async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), Error> {
     let context = runtime.context();
@@ -304,20 +304,31 @@ async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), 
             }
         }
     }
-    context.network.tunnels().release_unknown(known).await?;
-    context.network.detach_unknown(known).await?;
-    for pod in context.node.network_namespaces().await? {
-        if !known.contains(&pod) {
-            warn!(%pod, "removing a network namespace without a record");
-            context.node.remove_network_namespace(&pod).await?;
+    // Their own records of machines may be lost, too, or there is no such driver any more.
+    let namespaces = context.node.network_namespaces().await?;
+    let namespaces: BTreeSet<PodId> = namespaces.into_iter().filter(|pod| !known.contains(pod)).collect();
+    let mut strangers = namespaces.clone();
+    for directory in [context.paths.pods(), context.paths.run_pods()] {
+        let names = context.node.list_directory(&directory).await?;
+        let pods = names.iter().filter_map(|name| name.parse().ok());
+        strangers.extend(pods.filter(|pod| !known.contains(pod)));
+    }
+    for pod in &strangers {
+        if let Some(cgroup) = kina_node::find_cgroup(&*context.node, pod).await? {
+            warn!(%pod, cgroup, "ending the processes of a pod without a record");
+            context.node.kill_cgroup(&cgroup, CGROUP_DEADLINE).await?;
         }
     }
-    for directory in [context.paths.pods(), context.paths.run_pods()] {
-        for name in context.node.list_directory(&directory).await? {
-            if name.parse::<PodId>().is_ok_and(|pod| !known.contains(&pod)) {
-                warn!(pod = name, "removing a directory without a record");
-                context.remove_directory(&directory.join(name)).await?;
-            }
+    context.network.tunnels().release_unknown(known).await?;
+    context.network.detach_unknown(known).await?;
+    for pod in namespaces {
+        warn!(%pod, "removing a network namespace without a record");
+        context.node.remove_network_namespace(&pod).await?;
+    }
+    for pod in strangers {
+        warn!(%pod, "removing what lies in the directories of a pod without a record");
+        for directory in [context.paths.run_pod(&pod), context.paths.pod(&pod)] {
+            context.remove_directory(&directory).await?;
         }
     }
     Ok(())

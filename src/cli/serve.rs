@@ -94,12 +94,19 @@ impl Arguments {
     }
 }
 
+/// Makes a directory, and where it really is: the kernel tells of mounts below it by
+/// that path only.
+fn real_directory(path: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
+    path.canonicalize().with_context(|| format!("find out where {} is", path.display()))
+}
+
 /// Runs the daemon until it is told to stop.
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.config()?;
-    let runtime_config = config.runtime()?;
+    let mut config = arguments.config()?;
     crate::telemetry::start(&config.log)?;
-    std::fs::create_dir_all(&config.run).with_context(|| format!("create {}", config.run.display()))?;
+    config.run = real_directory(&config.run)?;
+    let runtime_config = config.runtime()?;
     let _lock = lock(&config.run.join("kina.lock"))?;
     let executor = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = executor.block_on(serve(&config, runtime_config));

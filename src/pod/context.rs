@@ -162,6 +162,9 @@ pub fn pod_cgroup(parent: &str, pod: &PodId) -> String {
     format!("{}/kina-{pod}", parent.trim_end_matches('/'))
 }
 
+/// How long killed processes may take to be gone.
+pub(crate) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Where a log file lies, and the directory that must exist for it.
 #[must_use]
 pub fn log_path(directory: Option<&Path>, file: &str) -> Option<PathBuf> {

@@ -16,7 +16,7 @@ use kina_store::Batch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::context::{Context, pod_cgroup};
+use super::context::{CGROUP_DEADLINE, Context, pod_cgroup};
 use super::guest_request;
 use super::logs::LogRecord;
 use super::record::{ContainerRecord, PodRecord};
@@ -394,6 +394,3 @@ const SHUTDOWN_MARGIN: Duration = Duration::from_secs(1);
 
 /// How long a machine may take to end after its guest has agreed to.
 const MACHINE_GRACE: Duration = Duration::from_secs(2);
-
-/// How long killed processes may take to be gone.
-const CGROUP_DEADLINE: Duration = Duration::from_secs(10);

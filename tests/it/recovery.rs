@@ -200,6 +200,47 @@ async fn what_no_record_explains_is_removed() {
     daemon.leave_nothing().await;
 }
 
+/// Somebody removes the daemon's directories while pods run, as far as mounts in them
+/// let him: the drivers' records of machines are gone, too.
+#[tokio::test]
+async fn what_is_left_of_removed_directories_is_removed() {
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    cri.run(&pod, script("one", FOREVER)).await;
+    assert_ne!(daemon.place.processes(&pod), [0; 0]);
+    daemon.kill9().await;
+    let config = daemon.place.config();
+    let mut remove = std::process::Command::new("rm");
+    remove.arg("-rf").args([&config.root, &config.run.join("pods")]).stderr(std::process::Stdio::null());
+    remove.status().unwrap();
+    daemon.start_again(Options::default()).await;
+    let cri = daemon.cri();
+    assert_eq!(cri.pods(None).await, []);
+    daemon.place.wait_clean(Some(daemon.pid())).await;
+    assert_eq!(daemon.place.pod_directories(), [""; 0]);
+    daemon.leave_nothing().await;
+}
+
+/// The kernel knows mounts by where they really are.
+#[tokio::test]
+async fn the_run_directory_may_be_reached_by_a_symbolic_link() {
+    let mut daemon = Daemon::start().await;
+    daemon.stop().await;
+    let run = daemon.place.config().run.clone();
+    let real = run.with_file_name("real");
+    std::fs::rename(&run, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &run).unwrap();
+    daemon.start_again(Options::default()).await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let one = cri.run(&pod, script("one", FOREVER)).await;
+    cri.sh(&one, "true").await;
+    daemon.leave_nothing().await;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(real.to_str().unwrap()), "{mounts}");
+}
+
 #[tokio::test]
 async fn a_guest_outlives_daemons_that_never_came_up() {
     let mut daemon = Daemon::start().await;
@@ -229,6 +270,8 @@ also_in_vm! {
     a_reboot_ends_all_pods,
     a_second_daemon_is_refused_and_harms_nothing,
     what_no_record_explains_is_removed,
+    what_is_left_of_removed_directories_is_removed,
+    the_run_directory_may_be_reached_by_a_symbolic_link,
 }
 
 also_in_apple! {

@@ -11,6 +11,7 @@ use kina_machine::{
 use kina_model::PodId;
 use kina_node::{
     Error as NodeError, GuestProgram, MAX_SOCKET_PATH, MachineRecords, Node, ProcessIdentity, Recorded,
+    find_cgroup,
 };
 use tracing::warn;
 
@@ -86,7 +87,7 @@ impl Machines {
             Recorded::Whole(record) => Ok(Some(record)),
             Recorded::Damaged(reason) => {
                 warn!(pod_id = %pod, reason, "a machine counts as ended");
-                let cgroup = self.records.find_cgroup(pod).await.map_err(failed)?;
+                let cgroup = find_cgroup(&*self.node, pod).await.map_err(failed)?;
                 let cgroup = cgroup.unwrap_or_else(|| format!("/{pod}"));
                 Ok(Some(Record { cgroup, netns: None, boot_id: String::new(), phase: Phase::Stopped }))
             }

@@ -54,7 +54,9 @@ pub enum Error {
         kind: &'static str,
     },
     /// A tree that was to be removed has something mounted in it.
-    #[error("{path} is a mount point inside a tree that is to be removed")]
+    #[error(
+        "{path} is a mount point inside a tree that is to be removed; unmount it (umount --recursive {path})"
+    )]
     MountInside {
         /// The mount point.
         path: PathBuf,

@@ -33,7 +33,7 @@ pub use error::Error;
 pub use local::LocalNode;
 pub use path_facts::{MountFacts, PathFacts, PathKind};
 pub use probe::{NetworkProbe, ProbeKind, ProbeStep};
-pub use records::{MachineRecords, Recorded};
+pub use records::{MachineRecords, Recorded, find_cgroup};
 pub use temporary::temporary_age;
 
 /// Longest path of a unix socket in bytes: `sun_path` holds 108 with its end mark.

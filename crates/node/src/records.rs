@@ -90,24 +90,24 @@ impl<R: Serialize + DeserializeOwned> MachineRecords<R> {
         let names = self.node.list_directory(&self.pods_directory).await?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
+}
 
-    /// The cgroup of a pod whose record does not tell any more: the first from the
-    /// root on whose name ends with the pod's id, which is no other's. None when
-    /// nothing of it runs.
-    ///
-    /// # Errors
-    /// When cgroups cannot be listed, or there are too many.
-    pub async fn find_cgroup(&self, pod: &PodId) -> Result<Option<String>, Error> {
-        let mut parents = VecDeque::from(["/".to_owned()]);
-        let mut left = MOST_CGROUPS;
-        while let Some(parent) = parents.pop_front() {
-            let children = self.node.cgroups(&parent, "").await?;
-            if let Some(found) = children.iter().find(|path| path.ends_with(pod.as_str())) {
-                return Ok(Some(found.clone()));
-            }
-            left = left.checked_sub(children.len()).ok_or(Error::Cgroups { limit: MOST_CGROUPS })?;
-            parents.extend(children);
+/// The cgroup of a pod of which no record tells any more: the first from the root on
+/// whose name ends with the pod's id, which is no other's. None when nothing of it
+/// runs.
+///
+/// # Errors
+/// When cgroups cannot be listed, or there are too many.
+pub async fn find_cgroup(node: &dyn Node, pod: &PodId) -> Result<Option<String>, Error> {
+    let mut parents = VecDeque::from(["/".to_owned()]);
+    let mut left = MOST_CGROUPS;
+    while let Some(parent) = parents.pop_front() {
+        let children = node.cgroups(&parent, "").await?;
+        if let Some(found) = children.iter().find(|path| path.ends_with(pod.as_str())) {
+            return Ok(Some(found.clone()));
         }
-        Ok(None)
+        left = left.checked_sub(children.len()).ok_or(Error::Cgroups { limit: MOST_CGROUPS })?;
+        parents.extend(children);
     }
+    Ok(None)
 }

@@ -12,7 +12,7 @@ use kina_machine::{
     Turns,
 };
 use kina_model::{ContainerId, PodId};
-use kina_node::{Error as NodeError, MachineRecords, Node, ProcessIdentity, Recorded};
+use kina_node::{Error as NodeError, MachineRecords, Node, ProcessIdentity, Recorded, find_cgroup};
 use kina_vsock::Address;
 use tokio::sync::Semaphore;
 use tracing::warn;
@@ -137,7 +137,7 @@ impl Machines {
             Recorded::Whole(record) => Ok(Some(record)),
             Recorded::Damaged(reason) => {
                 warn!(pod_id = %pod, reason, "a machine counts as ended");
-                let cgroup = self.records.find_cgroup(pod).await.map_err(failed)?;
+                let cgroup = find_cgroup(&*self.node, pod).await.map_err(failed)?;
                 Ok(Some(Record {
                     cgroup: cgroup.unwrap_or_else(|| format!("/{pod}")),
                     storage_directory: self.directory(pod),

@@ -10,6 +10,7 @@ mod bare;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+mod files;
 #[cfg(target_os = "linux")]
 mod local;
 mod path_facts;

@@ -1,5 +1,7 @@
 //! What is at a path of the node.
 
+use std::fs::Metadata;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
 /// What is at a path, symbolic links followed.
@@ -39,6 +41,21 @@ pub enum PathKind {
     BlockDevice,
     /// A character device.
     CharacterDevice,
+}
+
+/// What it is that these are of; `None` for something else than there is a name for.
+pub(crate) fn kind_of(found: &Metadata) -> Option<PathKind> {
+    let kind = found.file_type();
+    [
+        (kind.is_dir(), PathKind::Directory),
+        (kind.is_file(), PathKind::File),
+        (kind.is_socket(), PathKind::Socket),
+        (kind.is_fifo(), PathKind::Pipe),
+        (kind.is_block_device(), PathKind::BlockDevice),
+        (kind.is_char_device(), PathKind::CharacterDevice),
+    ]
+    .into_iter()
+    .find_map(|(is, kind)| is.then_some(kind))
 }
 
 /// A mounted file system.

@@ -56,7 +56,7 @@ mod tests {
         let Some(directory) = std::env::var_os(DIRECTORY) else { return };
         let content = vec![1; 16 << 20];
         loop {
-            crate::local::files::write_file(&Path::new(&directory).join("file"), &content, 0o600).unwrap();
+            crate::files::write_file(&Path::new(&directory).join("file"), &content, 0o600).unwrap();
         }
     }
 

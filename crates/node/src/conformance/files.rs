@@ -49,7 +49,14 @@ pub async fn files_are_read_and_replaced(subject: &dyn Subject) {
     assert!(refused("inspect", node.inspect_path(&root.join("none")).await).is_not_found());
     let begin = Instant::now();
     refused("read of a pipe", node.read_file(&root.join("pipe"), 10).await);
+    refused("read of a pipe's end", node.read_end(&root.join("pipe"), 10).await);
     assert!(begin.elapsed() < DEADLINE, "reading a pipe waits for its writer");
+
+    for _ in 0..2 {
+        ok("link", node.hard_link(&file, &root.join("second")).await);
+    }
+    refused("a link onto another file", node.hard_link(&file, &root.join("pipe")).await);
+    assert_eq!(ok("read", node.read_file(&root.join("second"), 6).await), b"second");
 
     refused("write into nothing", node.write_file(&root.join("none/file"), b"", 0o600).await);
     refused("directory on a file", node.create_directory(&file, 0o700).await);

@@ -2,8 +2,8 @@
 //! one later. A node's tests give it a [`Subject`] and call [`all`]; a broken
 //! rule panics with its name.
 //!
-//! Paths are the node's own; the suite looks at them through the node only. The
-//! node has `/bin/sh` with the usual tools, `nsenter` among them.
+//! Paths are the node's own; the suite looks at them through the node only
+//! ([`Subject::programs`]). The node has `/bin/sh` with the usual tools, `nsenter` among them.
 
 mod effects;
 mod files;
@@ -29,6 +29,12 @@ pub use files::{
 pub trait Subject: Send + Sync {
     /// The node.
     fn node(&self) -> &dyn Node;
+
+    /// What runs the programs by which the suite looks at the node: another node in
+    /// the same place, for one that runs none.
+    fn programs(&self) -> &dyn Node {
+        self.node()
+    }
 
     /// A directory on the node that exists and is the suite's own; its path is
     /// at most 50 bytes long.
@@ -115,7 +121,7 @@ fn shell(script: &str) -> Program {
 }
 
 async fn run(subject: &dyn Subject, script: &str) -> Output {
-    ok(script, subject.node().run(&shell(script)).await)
+    ok(script, subject.programs().run(&shell(script)).await)
 }
 
 /// What a script that succeeds prints.

@@ -2,13 +2,13 @@
 
 mod bind;
 mod control_groups;
-pub(crate) mod files;
 mod fork;
 mod layers;
 mod loop_device;
 mod mountinfo;
 mod netns;
 mod path;
+mod pipe;
 mod probe;
 mod probe_dns;
 mod process;
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use crate::{
     Bind, Daemon, Error, ExitStatus, FilesystemUsage, GuestProgram, LayerImage, LocalNodeConfig,
     MAX_SOCKET_PATH, NetworkProbe, Node, Output, PathFacts, ProbeStep, ProcessIdentity, ProcessUsage,
-    Program,
+    Program, files,
 };
 
 /// The node that is this machine.
@@ -294,7 +294,7 @@ impl Node for LocalNode {
     }
 
     async fn create_pipe(&self, path: &Path, mode: u32) -> Result<(), Error> {
-        files::create_pipe(path, mode)
+        pipe::create(path, mode)
     }
 
     async fn exists(&self, path: &Path) -> Result<bool, Error> {

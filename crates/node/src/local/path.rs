@@ -1,21 +1,22 @@
 //! What is at a path, and under which other paths.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
 use super::mountinfo::{self, Mount};
-use crate::{Error, MountFacts, PathFacts, PathKind};
+use crate::path_facts::kind_of;
+use crate::{Error, MountFacts, PathFacts};
 
 /// See [`crate::Node::inspect_path`].
 pub(crate) fn inspect(path: &Path) -> Result<PathFacts, Error> {
     let failed = |source: io::Error| Error::io("inspect", path, source);
     let real = fs::canonicalize(path).map_err(failed)?;
     let found = fs::symlink_metadata(&real).map_err(failed)?;
-    let kind = kind(&found).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let kind = kind_of(&found).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
     let id = rustix::fs::statx(rustix::fs::CWD, &real, AtFlags::SYMLINK_NOFOLLOW, mask)
         .map_err(|error| failed(error.into()))?
@@ -51,20 +52,6 @@ pub(crate) fn inspect(path: &Path) -> Result<PathFacts, Error> {
         aliases,
         real,
     })
-}
-
-fn kind(found: &Metadata) -> Option<PathKind> {
-    let kind = found.file_type();
-    [
-        (kind.is_dir(), PathKind::Directory),
-        (kind.is_file(), PathKind::File),
-        (kind.is_socket(), PathKind::Socket),
-        (kind.is_fifo(), PathKind::Pipe),
-        (kind.is_block_device(), PathKind::BlockDevice),
-        (kind.is_char_device(), PathKind::CharacterDevice),
-    ]
-    .into_iter()
-    .find_map(|(is, kind)| is.then_some(kind))
 }
 
 /// Where other mounts of the file system should show what `mount` shows at

@@ -1,8 +1,8 @@
-//! Single files and directories.
+//! Single files and directories, on any Unix.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -111,21 +111,6 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     match (fs::symlink_metadata(one), fs::symlink_metadata(other)) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
         (Err(_), _) | (_, Err(_)) => false,
-    }
-}
-
-/// See [`crate::Node::create_pipe`].
-pub(crate) fn create_pipe(path: &Path, mode: u32) -> Result<(), Error> {
-    let failed = |source: io::Error| Error::io("make named pipe", path, source);
-    let mode = rustix::fs::Mode::from_raw_mode(mode);
-    let made = rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0);
-    match made {
-        Err(rustix::io::Errno::EXIST)
-            if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_fifo()) =>
-        {
-            Ok(())
-        }
-        other => other.map_err(|error| failed(error.into())),
     }
 }
 

@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_machine::{
-    Attachment, Boots, Capabilities, Details, Driver, Ended, Error as MachineError, Found, LayerAccess,
-    MachineSpec, MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
+    Attachment, Capabilities, Details, Driver, Ended, Error as MachineError, Found, LayerAccess, MachineSpec,
+    MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
 };
 use kina_model::{ContainerId, PodId};
 use kina_node::Node;
@@ -79,7 +79,6 @@ impl HostDriver {
                 resize: false,
                 own_kernel: false,
                 boot_files: None,
-                boots: Boots::Parallel,
             }),
         }
     }

@@ -18,8 +18,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::{
-    Attachment, Boots, Capabilities, Details, Driver, Ended, Error, Found, LayerAccess, MachineSpec,
-    MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
+    Attachment, Capabilities, Details, Driver, Ended, Error, Found, LayerAccess, MachineSpec, MachineState,
+    NetworkAttachment, Overhead, Share, Shares, Stream,
 };
 
 /// The name of the fake.
@@ -156,7 +156,6 @@ impl FakeDriver {
                 resize: false,
                 own_kernel: false,
                 boot_files: None,
-                boots: Boots::Parallel,
             },
         }
     }

@@ -59,8 +59,6 @@ pub struct Capabilities {
     /// What machines boot: as long as it is the same text, they have the same
     /// kernel and guest. `None` for those that a caller must ask each.
     pub boot_files: Option<String>,
-    /// Whether machines boot side by side, or one after another.
-    pub boots: Boots,
 }
 
 /// When paths can be shared with a machine.
@@ -95,15 +93,6 @@ pub enum NetworkAttachment {
     /// The machine has a network of its own, which is the pod's: no namespace and
     /// no plugin on the node takes part.
     Machine,
-}
-
-/// Whether machines boot side by side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Boots {
-    /// Side by side.
-    Parallel,
-    /// One after another; the driver queues them.
-    Serial,
 }
 
 /// What a machine is made from.

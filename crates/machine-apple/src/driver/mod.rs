@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_machine::{
-    Attachment, Boots, Capabilities, Details, Driver, Ended, Error as MachineError, Found, LayerAccess,
-    MachineSpec, MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
+    Attachment, Capabilities, Details, Driver, Ended, Error as MachineError, Found, LayerAccess, MachineSpec,
+    MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
 };
 use kina_model::{ContainerId, PodId};
 
@@ -88,7 +88,6 @@ impl AppleDriver {
                 resize: false,
                 own_kernel: true,
                 boot_files: None,
-                boots: Boots::Serial,
             }),
         })
     }

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kina_machine::{
-    Attachment, Boots, Capabilities, Details, Driver, Ended, Error as MachineError, Found, LayerAccess,
-    MachineSpec, MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
+    Attachment, Capabilities, Details, Driver, Ended, Error as MachineError, Found, LayerAccess, MachineSpec,
+    MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
 };
 use kina_model::{ContainerId, PodId};
 use kina_node::Node;
@@ -72,7 +72,6 @@ impl QemuDriver {
                 resize: false,
                 own_kernel: true,
                 boot_files: Some(boot_files),
-                boots: Boots::Parallel,
             }),
         })
     }

@@ -39,7 +39,8 @@ pub(crate) async fn vm_driver(
     config: &RuntimeConfig,
 ) -> Result<Arc<dyn Driver>, String> {
     if let Some(apple) = config.machine.apple.clone() {
-        return kina_machine_apple::open(apple).await.map_err(|unavailable| unavailable.reason);
+        let opened = kina_machine_apple::open(Arc::clone(node), apple).await;
+        return opened.map_err(|unavailable| unavailable.reason);
     }
     let Some(qemu) = config.machine.qemu.clone() else {
         return Err("machine.qemu.enabled is false in the configuration".to_owned());

@@ -3,12 +3,12 @@
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kina::cri::v1;
 use rustix::process::Signal;
 
-use crate::harness::{Daemon, Options, kill, lives, machine, script, shell, wait_until};
+use crate::harness::{Cri, Daemon, Options, Place, kill, lives, machine, script, shell, wait_until};
 
 const FOREVER: &str = "echo up; sleep 1000";
 
@@ -150,11 +150,7 @@ async fn a_machine_that_does_not_boot_leaves_nothing() {
     println!("{error}");
     machine::set_traps(&daemon.place, &[]);
     assert_eq!(machine::simulated_containers(&daemon.place), [""; 0]);
-    // Boots queue, and all come up.
-    let pods = futures::future::join_all(["a", "b", "c", "d"].map(|name| cri.make_pod(name))).await;
-    for pod in pods {
-        assert!(cri.is_ready(&pod).await);
-    }
+    cri.make_pod("q").await;
     daemon.leave_nothing().await;
 }
 
@@ -170,5 +166,101 @@ async fn a_machine_that_dies_is_noticed() {
     machine::stop_machine(&daemon.place, &unseen);
     daemon.start_again(Options::default()).await;
     assert!(!daemon.cri().is_ready(&unseen).await);
+    daemon.leave_nothing().await;
+}
+
+/// The pods of which the daemon's log says this, in order.
+fn logged(place: &Place, words: &str) -> Vec<String> {
+    let log = std::fs::read_to_string(place.path("daemon.log")).unwrap();
+    let lines = log.lines().filter(|line| line.contains(words));
+    let pod =
+        |line: &str| line.rsplit_once("pod_id=").unwrap().1.split_whitespace().next().unwrap().to_owned();
+    lines.map(pod).collect()
+}
+
+/// The longest that each of a few calls has taken that have nothing to do with boots.
+#[derive(Debug, Default)]
+struct Slowest {
+    list: Duration,
+    status: Duration,
+    exec: Duration,
+    container: Duration,
+}
+
+impl Slowest {
+    async fn call(&mut self, cri: &Cri, pod: &str, container: &str) {
+        let begin = Instant::now();
+        cri.pods(None).await;
+        self.list = self.list.max(begin.elapsed());
+        let begin = Instant::now();
+        assert!(cri.is_ready(pod).await);
+        self.status = self.status.max(begin.elapsed());
+        let begin = Instant::now();
+        assert_eq!(cri.sh(container, "echo on").await, "on\n");
+        self.exec = self.exec.max(begin.elapsed());
+        let begin = Instant::now();
+        let another = cri.run(pod, script("another", FOREVER)).await;
+        self.container = self.container.max(begin.elapsed());
+        cri.stop(&another, 0).await.unwrap();
+        cri.remove(&another).await.unwrap();
+    }
+}
+
+/// Twenty pods at once, whose machines boot one after another.
+#[tokio::test]
+async fn boots_queue_and_hold_nothing_else_back() {
+    const PODS: usize = 20;
+    const BOOT: Duration = Duration::from_millis(800);
+    /// No call waits for the queue: it may wait for one boot, and the computer may be busy.
+    const PROMPT: Duration = Duration::from_millis(4000);
+    let (waits, boots) = ("the machine waits for its boot", "the machine boots");
+    let mut daemon = daemon().await;
+    let cri = daemon.cri();
+    let (here, there) = (cri.make_pod("here").await, cri.make_pod("there").await);
+    let one = cri.run(&here, script("one", FOREVER)).await;
+    let before = logged(&daemon.place, waits).len();
+    machine::set_boot_time(&daemon.place, BOOT);
+    let mut slowest = Slowest::default();
+    let mut runs = tokio::task::JoinSet::new();
+    let begin = Instant::now();
+    for number in 0..PODS {
+        let (cri, config) = (cri.clone(), cri.pod(&format!("p{number}")));
+        runs.spawn(async move { cri.run_pod(&config).await });
+        let asked = before + number + 1;
+        wait_until("a boot to be asked for", async || logged(&daemon.place, waits).len() >= asked).await;
+    }
+    let queued = begin.elapsed();
+    let mut expected = logged(&daemon.place, waits).split_off(before);
+    // One that waits is stopped, and one that runs.
+    let dropped = expected.remove(PODS - 5);
+    let begin_stop = Instant::now();
+    cri.stop_pod(&dropped).await.unwrap();
+    let stop_queued = begin_stop.elapsed();
+    let begin_stop = Instant::now();
+    cri.stop_pod(&there).await.unwrap();
+    let stop_running = begin_stop.elapsed();
+    assert!(runs.len() > PODS / 2, "the queue was over before: {} are left", runs.len());
+    let (mut ready, mut refused) = (Vec::new(), Vec::new());
+    while let Some(run) = runs.join_next().await {
+        match run.unwrap() {
+            Ok(pod) => ready.push(pod),
+            Err(error) => refused.push(error),
+        }
+        slowest.call(&cri, &here, &one).await;
+    }
+    let all = begin.elapsed();
+    println!(
+        "{PODS} pods, a boot takes {BOOT:?}: queued after {queued:?}, all after {all:?}; stop of one that waits \
+         {stop_queued:?}, of one that runs {stop_running:?}; the slowest meanwhile: {slowest:?}"
+    );
+    assert_eq!(logged(&daemon.place, boots).split_off(before), expected, "boots are not in order");
+    assert_eq!(ready.len(), PODS - 1);
+    let [error] = &refused[..] else { panic!("{refused:?}") };
+    println!("{error}");
+    assert!(all >= BOOT * 19, "boots are side by side: {all:?}");
+    let Slowest { list, status, exec, container } = slowest;
+    for took in [list, status, exec, container, stop_queued, stop_running] {
+        assert!(took < PROMPT, "{took:?}");
+    }
     daemon.leave_nothing().await;
 }

@@ -168,15 +168,16 @@ pub enum Error {
     },
     /// The image was loaded and is not there.
     #[error(
-        "the image {name} was loaded from {path}, and `container image list` shows it with digest {found:?}"
+        "the image {name} was loaded from {path}, and `container image list` shows {found}: type `container image \
+         delete {name}`, and try again"
     )]
     ImageDiffers {
         /// The image.
         name: String,
         /// Its archive.
         path: PathBuf,
-        /// The digest shown, if any.
-        found: Option<String>,
+        /// What is shown in its place.
+        found: String,
     },
     /// A path that would be two in an argument.
     #[error("{path} has a colon in it, which Apple's container takes for the end of a path")]
@@ -197,7 +198,10 @@ pub enum Error {
         /// How long they can be.
         limit: usize,
     },
-    /// A file of the driver's own.
+    /// A file of the driver's own, on the node.
+    #[error(transparent)]
+    Node(#[from] kina_node::Error),
+    /// Another file.
     #[error("{operation} {path}")]
     File {
         /// What was being done.

@@ -18,6 +18,9 @@ const FRAME_HEADER: usize = 9;
 const TYPE_AT: usize = 3;
 const SETTINGS: u8 = 4;
 
+/// Between two reads of a stream that should be silent: who floods it costs no more.
+const READ_PAUSE: Duration = Duration::from_millis(50);
+
 /// What was found on a socket.
 #[derive(Debug)]
 pub(crate) enum Greeting {
@@ -54,7 +57,9 @@ pub(crate) async fn greet(socket: &Path, patience: Duration) -> Greeting {
 /// Reads an answered stream to its end.
 pub(crate) async fn until_end(mut stream: UnixStream) {
     let mut buffer = [0; 1024];
-    while let Ok(1..) = stream.read(&mut buffer).await {}
+    while let Ok(1..) = stream.read(&mut buffer).await {
+        tokio::time::sleep(READ_PAUSE).await;
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +91,16 @@ mod tests {
         let Greeting::Answered(stream) = greet(&path, PATIENCE).await else { panic!("no answer") };
         drop(guest.await.unwrap());
         tokio::time::timeout(PATIENCE, until_end(stream)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_floods_is_read_slowly() {
+        const FLOOD: usize = 64 << 10;
+        let (stream, mut guest) = UnixStream::pair().unwrap();
+        let begin = tokio::time::Instant::now();
+        let flood = async move { guest.write_all(&[0; FLOOD]).await.unwrap() };
+        tokio::join!(until_end(stream), flood);
+        assert!(begin.elapsed() >= READ_PAUSE * 64, "{:?}", begin.elapsed());
     }
 
     #[tokio::test]

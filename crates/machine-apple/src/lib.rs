@@ -52,6 +52,7 @@ mod version;
 use std::sync::Arc;
 
 use kina_machine::Driver;
+use kina_node::Node;
 
 pub use config::{AppleConfig, Unavailable};
 pub use driver::AppleDriver;
@@ -62,6 +63,6 @@ pub use version::Version;
 ///
 /// # Errors
 /// When something is missing, in words for the user.
-pub async fn open(config: AppleConfig) -> Result<Arc<dyn Driver>, Unavailable> {
-    Ok(Arc::new(AppleDriver::open(config).await?))
+pub async fn open(node: Arc<dyn Node>, config: AppleConfig) -> Result<Arc<dyn Driver>, Unavailable> {
+    Ok(Arc::new(AppleDriver::open(node, config).await?))
 }

@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Deserialize;
-use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use crate::Error;
@@ -27,7 +27,7 @@ pub(crate) struct PodImage {
     archive: PathBuf,
     image: Image,
     /// Whether it was found in the store, by this daemon.
-    found: Mutex<bool>,
+    found: AtomicBool,
 }
 
 #[derive(Deserialize)]
@@ -65,7 +65,7 @@ impl PodImage {
             let name = NAME_ANNOTATIONS.iter().find_map(|key| entry.annotations.get(*key));
             let name = name.ok_or_else(|| refuse("gives its image no name".to_owned()))?.clone();
             let image = Image { name, digest: entry.digest.clone() };
-            return Ok(Self { archive: archive.to_owned(), image, found: Mutex::new(false) });
+            return Ok(Self { archive: archive.to_owned(), image, found: AtomicBool::new(false) });
         }
         Err(refuse("is no archive of an OCI image layout: there is no index.json".to_owned()))
     }
@@ -75,41 +75,42 @@ impl PodImage {
     }
 
     /// Has the store look for it again: it was not there.
-    pub(crate) async fn forget(&self) {
-        *self.found.lock().await = false;
+    pub(crate) fn forget(&self) {
+        self.found.store(false, Ordering::Relaxed);
     }
 
     /// Loads it into Apple's store unless it is there, of the same digest. Boots
     /// are the only callers, one at a time.
     pub(crate) async fn ensure(&self, container: &Container) -> Result<(), Error> {
-        let mut found = self.found.lock().await;
-        if *found {
+        if self.found.load(Ordering::Relaxed) {
             return Ok(());
         }
         if !container.images().await?.contains(&self.image) {
             container.load_image(&self.archive).await?;
             let images = container.images().await?;
             if !images.contains(&self.image) {
-                let digest = images.into_iter().find(|image| image.name == self.image.name);
+                let found = images.into_iter().find(|image| image.name == self.image.name);
                 return Err(Error::ImageDiffers {
                     name: self.image.name.clone(),
                     path: self.archive.clone(),
-                    found: digest.map(|image| image.digest),
+                    found: found.map_or("no such image".to_owned(), |image| {
+                        format!("it with digest {}, not {}", image.digest, self.image.digest)
+                    }),
                 });
             }
             info!(image = self.image.name, "the image of machines was loaded");
             self.remove_outdated(container, &images).await;
         }
-        *found = true;
+        self.found.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Removes what earlier versions have loaded, unless a container is of it.
     async fn remove_outdated(&self, container: &Container, images: &[Image]) {
         let Ok(containers) = container.list().await else { return };
-        let repository = repository(&self.image.name);
+        let own = repository(&self.image.name);
         for image in images {
-            let outdated = image.name != self.image.name && self::repository(&image.name) == repository;
+            let outdated = image.name != self.image.name && repository(&image.name) == own;
             if outdated && containers.iter().all(|container| container.image != image.name) {
                 match container.delete_image(&image.name).await {
                     Ok(()) => info!(image = image.name, "an outdated image of machines was removed"),

@@ -80,7 +80,7 @@ const HOUSE: &[Room] = &[
     Room {
         name: "kina-machine-apple",
         folder: "crates/machine-apple",
-        uses: &["kina-machine", "kina-model"],
+        uses: &["kina-machine", "kina-model", "kina-node"],
         may: &[],
     },
     Room {

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use kina::config::{Apple, DriverChoice, Machine, Qemu};
 use kina_testkit::vm::Prerequisites;
@@ -15,6 +16,9 @@ thread_local! {
     /// Whether its machines are Apple's, simulated.
     static APPLE: Cell<bool> = const { Cell::new(false) };
 }
+
+/// How long a boot of Apple's takes, unless a test says otherwise.
+const BOOT_TIME: Duration = Duration::from_millis(50);
 
 /// What tests run on that say nothing else: a handler, or `apple`.
 const HANDLER_VARIABLE: &str = "KINA_IT_HANDLER";
@@ -145,10 +149,9 @@ fn simulated(directory: &Path) -> Apple {
     let root = simulator_root(directory).display().to_string();
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest/kina-pod.tar");
     assert!(image.is_file(), "no {}; `cargo xtask pod-image` makes it", image.display());
-    let variables = [("CONTAINER_APP_ROOT", root.as_str()), ("CONTAINER_SIM_BOOT_MS", "50")];
     Apple {
         program: simulator(),
-        environment: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        environment: [("CONTAINER_APP_ROOT".to_owned(), root)].into(),
         image,
         ..Apple::default()
     }
@@ -162,6 +165,11 @@ fn simulate(directory: &Path, words: &[&str]) -> Output {
 
 /// Starts Apple's service for a daemon in that directory.
 pub(super) fn start_simulator(directory: &Path) {
+    set_simulator(directory, BOOT_TIME, &[]);
+    start_service_in(directory);
+}
+
+fn start_service_in(directory: &Path) {
     let output = simulate(directory, &["system", "start", "--enable-kernel-install"]);
     assert!(output.status.success(), "{output:?}");
 }
@@ -191,13 +199,23 @@ pub(crate) fn service(place: &Place) -> u32 {
 
 /// Starts Apple's service again.
 pub(crate) fn start_service(place: &Place) {
-    start_simulator(&place.path(""));
+    start_service_in(&place.path(""));
 }
 
 /// What goes wrong with Apple's `container` from now on.
 pub(crate) fn set_traps(place: &Place, traps: &[&str]) {
-    let settings = serde_json::json!({ "boot-ms": 50, "traps": traps }).to_string();
-    let root = simulator_root(&place.path(""));
+    set_simulator(&place.path(""), BOOT_TIME, traps);
+}
+
+/// How long a boot takes from now on.
+pub(crate) fn set_boot_time(place: &Place, time: Duration) {
+    set_simulator(&place.path(""), time, &[]);
+}
+
+fn set_simulator(directory: &Path, boot: Duration, traps: &[&str]) {
+    let settings = serde_json::json!({ "boot-ms": boot.as_millis(), "traps": traps }).to_string();
+    let root = simulator_root(directory);
+    std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("new"), settings).unwrap();
     std::fs::rename(root.join("new"), root.join("simulator.json")).unwrap();
 }

@@ -44,19 +44,20 @@ impl Process {
     }
 
     /// Runs it to its end and returns what it printed. Dropping the call, or its
-    /// deadline, kills it.
+    /// deadline, kills it. Waiting for a place counts.
     pub(crate) async fn run(&self, arguments: Vec<OsString>, deadline: Duration) -> Result<Vec<u8>, Error> {
-        // The semaphore is never closed.
-        let _place = self.places.acquire().await;
         let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
         let shown = shown(&words);
         let mut command = self.command();
         command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let failed = |source| Error::Program { program: self.program.clone(), source };
-        let child = command.spawn().map_err(failed)?;
-        match tokio::time::timeout(deadline, collect(child)).await {
+        let run = async {
+            // The semaphore is never closed.
+            let _place = self.places.acquire().await;
+            collect(command.spawn()?).await
+        };
+        match tokio::time::timeout(deadline, run).await {
             Err(_) => Err(Error::Deadline { command: shown, deadline }),
-            Ok(Err(source)) => Err(failed(source)),
+            Ok(Err(source)) => Err(Error::Program { program: self.program.clone(), source }),
             Ok(Ok(None)) => Err(Error::TooMuchOutput { command: shown, limit: OUTPUT_LIMIT }),
             Ok(Ok(Some((0, stdout, _)))) => Ok(stdout),
             Ok(Ok(Some((code, stdout, stderr)))) => {
@@ -209,6 +210,14 @@ mod tests {
             assert!(tokio::time::Instant::now() < end, "it lives");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_not_waited_for_longer() {
+        let process = shell();
+        let _all = process.places.acquire_many(AT_ONCE.try_into().unwrap()).await.unwrap();
+        let run = process.run(vec!["-c".into(), "true".into()], PATIENCE).await;
+        assert!(matches!(run, Err(Error::Deadline { .. })), "{run:?}");
     }
 
     #[tokio::test]

@@ -2,13 +2,14 @@
 
 use kina_machine::Error as MachineError;
 use kina_model::PodId;
+use kina_node::Recorded;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::NAME;
 use super::look::Now;
 use super::machines::{Machines, told};
-use super::record::{Phase, Record, Recorded, Started, remove_file};
+use super::record::{Phase, Record, Started};
 use super::shares;
 use crate::Error;
 use crate::command::{self, Boot, State};
@@ -41,12 +42,14 @@ impl Machines {
             pod: pod.clone(),
             reason: "it was stopped before it had booted".to_owned(),
         };
+        debug!(pod_id = %pod, "the machine waits for its boot");
         let Some(_turn) = self.queue.boot(cancel).await else { return Err(cancelled()) };
         self.check_limit(pod).await?;
         // What a boot left that was ended in its middle.
         if record.phase == Phase::Booting {
             self.delete(pod).await?;
         }
+        debug!(pod_id = %pod, "the machine boots");
         record.phase = Phase::Booting;
         self.write(pod, &record).await?;
         let booted = self.boot(pod, &record, cancel).await;
@@ -82,7 +85,7 @@ impl Machines {
     /// Refuses one machine more than can run.
     async fn check_limit(&self, pod: &PodId) -> Result<(), MachineError> {
         let mut running = 0;
-        let pods = self.records.pods().await.map_err(|error| told(pod, OPERATION, error))?;
+        let pods = self.records.pods().await.map_err(|error| told(pod, OPERATION, error.into()))?;
         for other in pods.iter().filter(|other| *other != pod) {
             // A damaged record keeps its pod from running, not others.
             if let Ok(Recorded::Whole(record)) = self.records.read(other).await
@@ -125,9 +128,9 @@ impl Machines {
                 left -= 1;
                 self.image.ensure(&self.container).await?;
                 // One that was left there would be taken for somebody's.
-                remove_file(&socket).await?;
+                self.node.remove_tree(&socket).await?;
                 match self.container.run(command::run(&boot)).await {
-                    Err(Error::NoImage { .. }) if left > 0 => self.image.forget().await,
+                    Err(Error::NoImage { .. }) if left > 0 => self.image.forget(),
                     Err(Error::Exists { .. }) if left > 0 => {
                         self.container.delete(&command::container_name(pod)).await?;
                     }

@@ -55,34 +55,33 @@ impl Machines {
 
     /// Compares a record with what runs.
     pub(super) async fn now(&self, pod: &PodId, record: &Record) -> Result<Now, MachineError> {
-        match &record.phase {
-            Phase::Created | Phase::Booting => Ok(Now::Created),
-            Phase::Stopped { reason, .. } => Ok(Now::Stopped(reason.clone())),
-            Phase::Started(_) if self.answers(pod).await => Ok(Now::Running),
-            Phase::Started(_) => {
-                let listed = self.listed(pod).await.map_err(|error| told(pod, OPERATION, error))?;
-                Ok(self.judge(pod, listed.as_ref()).await)
-            }
+        if let Some(now) = self.now_unlisted(pod, record).await {
+            return Ok(now);
+        }
+        let listed = self.listed(pod).await.map_err(|error| told(pod, OPERATION, error))?;
+        Ok(self.judge(pod, listed.as_ref()).await)
+    }
+
+    /// The same with a list that is there already.
+    pub(super) async fn now_listed(&self, pod: &PodId, record: &Record, listed: &[Listed]) -> Now {
+        let name = container_name(pod);
+        let listed = listed.iter().find(|container| container.id == name);
+        let runs = listed.is_some_and(|container| container.state == State::Running);
+        if runs && matches!(record.phase, Phase::Started(_)) {
+            return Now::Running;
+        }
+        match self.now_unlisted(pod, record).await {
+            Some(now) => now,
+            None => self.judge(pod, listed).await,
         }
     }
 
-    /// The same with a list that is there already; without one, what the guest does
-    /// is all that can be known.
-    pub(super) async fn now_listed(
-        &self,
-        pod: &PodId,
-        record: &Record,
-        listed: Option<&Vec<Listed>>,
-    ) -> Result<Now, MachineError> {
-        let name = container_name(pod);
-        let listed = listed.and_then(|listed| listed.iter().find(|container| container.id == name));
-        match (&record.phase, listed) {
-            (Phase::Started(_), Some(container)) if container.state == State::Running => Ok(Now::Running),
-            (Phase::Started(_), listed) => match self.answers(pod).await {
-                true => Ok(Now::Running),
-                false => Ok(self.judge(pod, listed).await),
-            },
-            (Phase::Created | Phase::Booting | Phase::Stopped { .. }, _) => self.now(pod, record).await,
+    /// What needs no list: what the record says, and that the guest answers.
+    async fn now_unlisted(&self, pod: &PodId, record: &Record) -> Option<Now> {
+        match &record.phase {
+            Phase::Created | Phase::Booting => Some(Now::Created),
+            Phase::Stopped { reason, .. } => Some(Now::Stopped(reason.clone())),
+            Phase::Started(_) => self.answers(pod).await.then_some(Now::Running),
         }
     }
 

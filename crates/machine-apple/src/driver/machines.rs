@@ -11,6 +11,7 @@ use kina_machine::{
     Share, ShareKind, Stream, Turns,
 };
 use kina_model::PodId;
+use kina_node::{MachineRecords, Node, Recorded};
 use sha2::{Digest as _, Sha256};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
@@ -20,9 +21,9 @@ use tracing::warn;
 use super::NAME;
 use super::look::{Now, state_of};
 use super::queue::BootQueue;
-use super::record::{Phase, Port, Record, Recorded, Records, remove_file};
+use super::record::{Phase, Port, RECORD, Record};
 use super::shares;
-use crate::command::{Container, State, container_name};
+use crate::command::{Container, Listed, State, container_name};
 use crate::greeting::{Greeting, greet};
 use crate::pod_image::PodImage;
 use crate::{AppleConfig, Error, Version};
@@ -50,6 +51,8 @@ const OVERHEAD_BYTES: u64 = 128 << 20;
 const HOME_DIGITS: usize = 16;
 
 pub(super) struct Machines {
+    /// This computer's files.
+    pub(super) node: Arc<dyn Node>,
     pub(super) config: AppleConfig,
     pub(super) container: Container,
     pub(super) version: Version,
@@ -57,7 +60,7 @@ pub(super) struct Machines {
     pub(super) queue: BootQueue,
     /// What this daemon's machines are labelled with.
     pub(super) home: String,
-    pub(super) records: Records,
+    pub(super) records: MachineRecords<Record>,
     turns: Turns,
     /// What cancels the starts of each machine, until it is stopped.
     starts: Mutex<HashMap<PodId, CancellationToken>>,
@@ -78,13 +81,20 @@ pub(super) fn told(pod: &PodId, operation: &'static str, error: Error) -> Machin
 }
 
 impl Machines {
-    pub(super) fn new(config: AppleConfig, container: Container, version: Version, image: PodImage) -> Self {
+    pub(super) fn new(
+        node: Arc<dyn Node>,
+        config: AppleConfig,
+        container: Container,
+        version: Version,
+        image: PodImage,
+    ) -> Self {
         let mut digest = Sha256::new();
         digest.update(config.pods_directory.as_os_str().as_encoded_bytes());
         let mut home = hex::encode(digest.finalize());
         home.truncate(HOME_DIGITS);
-        let records = Records::new(config.pods_directory.clone());
+        let records = MachineRecords::new(Arc::clone(&node), config.pods_directory.clone(), RECORD);
         Self {
+            node,
             config,
             container,
             version,
@@ -96,10 +106,6 @@ impl Machines {
             starts: Mutex::default(),
             strangers: Mutex::default(),
         }
-    }
-
-    pub(super) fn version(&self) -> Version {
-        self.version
     }
 
     pub(super) fn directory(&self, pod: &PodId) -> PathBuf {
@@ -140,7 +146,8 @@ impl Machines {
     /// What is known of a machine. One whose record is damaged has ended, and may
     /// have left anything.
     pub(super) async fn record(&self, pod: &PodId) -> Result<Option<Record>, MachineError> {
-        let read = self.records.read(pod).await.map_err(|error| told(pod, "read the record", error))?;
+        let read =
+            self.records.read(pod).await.map_err(|error| told(pod, "read the record", error.into()))?;
         match read {
             Recorded::Missing => Ok(None),
             Recorded::Whole(record) => Ok(Some(record)),
@@ -159,7 +166,7 @@ impl Machines {
     }
 
     pub(super) async fn write(&self, pod: &PodId, record: &Record) -> Result<(), MachineError> {
-        self.records.write(pod, record).await.map_err(|error| told(pod, "write the record", error))
+        self.records.write(pod, record).await.map_err(|error| told(pod, "write the record", error.into()))
     }
 
     /// The record of a machine that must exist.
@@ -258,33 +265,45 @@ impl Machines {
             }
             tokio::time::sleep(END_PAUSE).await;
         }
-        // What the service has forgotten may run all the same.
+        // What the service has forgotten may run all the same, and not say a word.
         let socket = self.socket(pod);
-        while let Greeting::Answered(_) = greet(&socket, GONE_PATIENCE).await {
+        while !matches!(greet(&socket, GONE_PATIENCE).await, Greeting::Nobody) {
             if Instant::now() >= deadline {
                 let survivors = format!(
-                    "Apple's container has no {name} any more, but its guest answers; type `container system stop`, \
+                    "Apple's container has no {name} any more, but its socket is held; type `container system stop`, \
                      then `container system start` (which ends all machines)"
                 );
                 return Err(MachineError::Survives { pod: pod.clone(), survivors });
             }
             tokio::time::sleep(END_PAUSE).await;
         }
-        remove_file(&socket).await.map_err(|error| told(pod, OPERATION, error))
+        self.node.remove_tree(&socket).await.map_err(|error| told(pod, OPERATION, error.into()))
     }
 
     pub(super) async fn destroy(&self, pod: &PodId) -> Result<(), MachineError> {
-        let failed = |error| told(pod, "destroy", error);
         match self.record(pod).await? {
             Some(record) => {
                 self.end(pod, &record).await?;
-                shares::remove(&record.storage_directory).await.map_err(failed)?;
+                let layers = shares::layers(&record.storage_directory);
+                let removed = self.node.remove_tree(&layers).await;
+                removed.map_err(|error| told(pod, "destroy", error.into()))?;
             }
             None if lock(&self.strangers).contains_key(pod) => self.delete(pod).await?,
             None => {}
         }
         lock(&self.strangers).remove(pod);
-        self.records.remove(pod).await.map_err(failed)
+        self.forget(pod).await.map_err(|error| told(pod, "destroy", error))
+    }
+
+    /// Removes everything in the machine's directory, the record last.
+    async fn forget(&self, pod: &PodId) -> Result<(), Error> {
+        let directory = self.directory(pod);
+        let mut names = self.node.list_directory(&directory).await?;
+        names.sort_by_key(|name| name == RECORD);
+        for name in names {
+            self.node.remove_tree(&directory.join(name)).await?;
+        }
+        Ok(())
     }
 
     /// What is recorded, and what is labelled as this daemon's. While Apple's
@@ -299,14 +318,12 @@ impl Machines {
             }
             Err(error) => return Err(failed(error)),
         };
+        let pods = self.records.pods().await.map_err(|error| failed(error.into()))?;
+        // Side by side: each may take the time that a guest has to answer.
+        let looks = pods.into_iter().map(|pod| self.look(pod, &listed));
         let mut found = Vec::new();
-        for pod in self.records.pods().await.map_err(failed)? {
-            let Some(record) = self.record(&pod).await? else { continue };
-            let state = match self.now_listed(&pod, &record, known.then_some(&listed)).await {
-                Ok(now) => state_of(&now),
-                Err(_) => MachineState::Stopped,
-            };
-            found.push(Found { pod, state });
+        for looked in futures::future::join_all(looks).await {
+            found.extend(looked?);
         }
         let mut strangers = HashMap::new();
         for container in listed {
@@ -324,6 +341,13 @@ impl Machines {
             *lock(&self.strangers) = strangers;
         }
         Ok(found)
+    }
+
+    /// What a pod's machine does by a list that is there; `None` if it has none.
+    async fn look(&self, pod: PodId, listed: &[Listed]) -> Result<Option<Found>, MachineError> {
+        let Some(record) = self.record(&pod).await? else { return Ok(None) };
+        let state = state_of(&self.now_listed(&pod, &record, listed).await);
+        Ok(Some(Found { pod, state }))
     }
 
     pub(super) async fn status(&self, pod: &PodId) -> Result<MachineState, MachineError> {
@@ -433,7 +457,7 @@ impl Machines {
     }
 
     async fn kept_words(&self, pod: &PodId) -> Vec<u8> {
-        tokio::fs::read(self.directory(pod).join(CONSOLE)).await.unwrap_or_default()
+        self.node.read_end(&self.directory(pod).join(CONSOLE), KEPT_WORDS).await.unwrap_or_default()
     }
 
     /// Keeps the last words of a machine that is about to go. Not to have them is no
@@ -444,7 +468,8 @@ impl Machines {
             return self.kept_words(pod).await;
         }
         words.drain(..words.len().saturating_sub(KEPT_WORDS));
-        if let Err(error) = tokio::fs::write(self.directory(pod).join(CONSOLE), &words).await {
+        let path = self.directory(pod).join(CONSOLE);
+        if let Err(error) = self.node.write_file(&path, &words, 0o600).await {
             warn!(pod_id = %pod, %error, "keep the machine's last words");
         }
         words

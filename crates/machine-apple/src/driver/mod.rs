@@ -18,6 +18,7 @@ use kina_machine::{
     MachineState, NetworkAttachment, Overhead, Share, Shares, Stream,
 };
 use kina_model::{ContainerId, PodId};
+use kina_node::Node;
 
 use crate::command::Container;
 use crate::pod_image::PodImage;
@@ -46,15 +47,16 @@ pub struct AppleDriver {
 
 impl AppleDriver {
     /// Looks for Apple's program, of which version it is, and for the machines'
-    /// image. The service need not run: calls say so while it does not.
+    /// image. The service need not run: calls say so while it does not. The node is
+    /// this computer: its files are those that the program is told of.
     ///
     /// # Errors
     /// When something is missing, in words for the user.
-    pub async fn open(config: AppleConfig) -> Result<Self, Unavailable> {
-        Self::prepare(config).await.map_err(|error| Unavailable { reason: chain(&error) })
+    pub async fn open(node: Arc<dyn Node>, config: AppleConfig) -> Result<Self, Unavailable> {
+        Self::prepare(node, config).await.map_err(|error| Unavailable { reason: chain(&error) })
     }
 
-    async fn prepare(config: AppleConfig) -> Result<Self, Error> {
+    async fn prepare(node: Arc<dyn Node>, config: AppleConfig) -> Result<Self, Error> {
         let directory = &config.socket_directory;
         let length = directory.as_os_str().len() + SOCKET_NAME;
         if length > SOCKET_PATH_LIMIT {
@@ -77,7 +79,7 @@ impl AppleDriver {
             Error::file("look at", &config.image, std::io::Error::other(broken.to_string()))
         })??;
         private_directory(directory).await?;
-        let machines = Machines::new(config, container, version, image);
+        let machines = Machines::new(node, config, container, version, image);
         Ok(Self {
             machines: Arc::new(machines),
             capabilities: Arc::new(Capabilities {
@@ -95,7 +97,7 @@ impl AppleDriver {
     /// Which version of Apple's `container` makes the machines.
     #[must_use]
     pub fn version(&self) -> Version {
-        self.machines.version()
+        self.machines.version
     }
 
     /// Where a pod's machine keeps its files.

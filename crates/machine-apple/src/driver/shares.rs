@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::record::{self, Record};
+use super::record::Record;
 use crate::Error;
 use crate::command::{LAYERS_IN_GUEST, shareable_in_guest};
 
@@ -45,11 +45,6 @@ pub(super) fn check(path: &Path) -> Result<(), Error> {
 pub(super) async fn create(storage: &Path) -> Result<(), Error> {
     let layers = layers(storage);
     tokio::fs::create_dir_all(&layers).await.map_err(|source| Error::file("make", layers, source))
-}
-
-/// Removes it with its links.
-pub(super) async fn remove(storage: &Path) -> Result<(), Error> {
-    record::remove_tree(&layers(storage)).await
 }
 
 /// Shows a layer image, and returns where the guest sees it. A link is as good as
@@ -100,9 +95,6 @@ mod tests {
             assert_eq!(layer(&storage, &image).await.unwrap(), Path::new("/share/layers/image"));
         }
         assert_eq!(std::fs::metadata(&image).unwrap().nlink(), 2);
-        remove(&storage).await.unwrap();
-        remove(&storage).await.unwrap();
-        assert_eq!(std::fs::metadata(&image).unwrap().nlink(), 1);
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ pub struct Forked {
     pub pidfd: OwnedFd,
 }
 
-/// Forks off a process that runs `child`, in the new namespaces that `namespaces`
+/// Forks off a process that runs `child` and exits with what it returns, in the new namespaces that `namespaces`
 /// (`CLONE_NEW*`) names, and in the cgroup2 group of that directory. All its signals are
 /// blocked: no handler of this process runs in it. SIGCHLD tells of its end.
 ///
@@ -35,7 +35,7 @@ pub struct Forked {
 pub unsafe fn fork(
     namespaces: libc::c_int,
     cgroup: Option<BorrowedFd<'_>>,
-    child: impl FnOnce() -> !,
+    child: impl FnOnce() -> libc::c_int,
 ) -> io::Result<Forked> {
     let mut pidfd: RawFd = -1;
     // SAFETY: all zeros is a valid clone_args.
@@ -56,10 +56,12 @@ pub unsafe fn fork(
     }
     // SAFETY: the arguments are laid out as the kernel wants them and live until the call
     // returns. Without CLONE_VM and a stack this is a fork: the child goes on here, on a copy
-    // of this thread's stack, and calls `child`, which never returns.
+    // of this thread's stack, and exits.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) };
     if pid == 0 {
-        child();
+        let code = child();
+        // SAFETY: async-signal-safe.
+        unsafe { libc::_exit(code) };
     }
     let result = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     // SAFETY: pthread_sigmask initialised `before` above.
@@ -91,13 +93,13 @@ mod tests {
     #[test]
     fn a_child_runs_with_its_signals_blocked() {
         let before = blocked();
-        let child = || -> ! {
+        let child = || {
             // SAFETY: calls on numbers, and on a set of the child's own.
             unsafe {
                 let mut set = MaybeUninit::<libc::sigset_t>::uninit();
                 libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), set.as_mut_ptr());
                 let blocked = libc::sigismember(set.as_ptr(), libc::SIGTERM) == 1;
-                libc::_exit(if blocked && libc::getpid() == 1 { 7 } else { 8 })
+                if blocked && libc::getpid() == 1 { 7 } else { 8 }
             }
         };
         // SAFETY: the child makes system calls and ends.
@@ -112,7 +114,7 @@ mod tests {
         let before = blocked();
         let file = std::fs::File::open("/proc/self/status").unwrap();
         // SAFETY: there is no child.
-        let refused = unsafe { fork(0, Some(file.as_fd()), || libc::_exit(9)) };
+        let refused = unsafe { fork(0, Some(file.as_fd()), || 9) };
         assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(blocked(), before);
     }

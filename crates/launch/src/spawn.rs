@@ -78,7 +78,7 @@ pub(crate) fn spawn(
     if let Some(extra) = descriptors.extra {
         moves[5].0 = extra.as_raw_fd();
     }
-    let child = || {
+    let child = || -> libc::c_int {
         // SAFETY: in the child; every pointer was made before the fork and is null-terminated.
         unsafe { become_helper(program, argv.as_ptr(), envp.as_ptr(), &mut moves) }
     };

@@ -178,14 +178,6 @@ pub const COMMANDS: &[Command] = &[
         &[&[FORMAT, flag(&["no-stream"], "Once")], LOGGING],
         &[Positional::any("containers", "Container IDs")],
     ),
-    alias(
-        command(
-            &["copy"],
-            &[LOGGING],
-            &[Positional::one("source", "Source path"), Positional::one("destination", "Destination path")],
-        ),
-        &["cp"],
-    ),
     command(
         &["system", "start"],
         &[

@@ -326,8 +326,9 @@ impl Images {
     }
 }
 
-/// Unpacks a layer over what is there.
+/// Unpacks a layer over what is there. Nothing outside of it is touched, wherever its links lead.
 fn apply_layer(layer: impl Read, into: &Path) -> Result<(), Problem> {
+    let into = &into.canonicalize()?;
     let mut archive = tar::Archive::new(layer);
     archive.set_preserve_permissions(true);
     // Owners are set below: archives may leave them out.
@@ -336,7 +337,9 @@ fn apply_layer(layer: impl Read, into: &Path) -> Result<(), Problem> {
     archive.set_overwrite(true);
     for entry in archive.entries()? {
         let mut entry = entry?;
-        let path = entry.path()?.into_owned();
+        let path = entry.path()?;
+        // The root that a name may begin with is the image's.
+        let path: PathBuf = path.components().filter(|part| *part != Component::RootDir).collect();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some(hidden) = name.strip_prefix(".wh.") else {
             if entry.unpack_in(into)? {
@@ -344,10 +347,13 @@ fn apply_layer(layer: impl Read, into: &Path) -> Result<(), Problem> {
             }
             continue;
         };
-        if path.components().any(|component| component == Component::ParentDir) {
+        let Ok(parent) = into.join(path.parent().unwrap_or(Path::new(""))).canonicalize() else {
+            // What is not there need not be hidden.
             continue;
+        };
+        if !parent.starts_with(into) {
+            return Err(Problem::invalid(format!("{} leads out of the image", path.display())));
         }
-        let parent = into.join(path.parent().unwrap_or(Path::new("")));
         if hidden == ".wh..opq" {
             for child in fs::read_dir(&parent)? {
                 remove(&child?.path())?;
@@ -365,7 +371,8 @@ fn own(path: &Path, header: &tar::Header) -> io::Result<()> {
         |field: io::Result<u64>| field.ok().and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
     std::os::unix::fs::lchown(path, Some(number(header.uid())), Some(number(header.gid())))?;
     let kind = header.entry_type();
-    if kind.is_file() || kind.is_dir() {
+    // A link of an earlier layer may stand where this one has a directory.
+    if (kind.is_file() || kind.is_dir()) && !path.is_symlink() {
         fs::set_permissions(path, fs::Permissions::from_mode(header.mode()? & 0o7777))?;
     }
     Ok(())
@@ -460,6 +467,40 @@ mod tests {
         images.tag(&image, "docker.io/library/b:2").unwrap();
         images.delete(&image.reference).unwrap();
         assert!(images.find("a:1").unwrap().is_none() && images.find("b:2").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_layer_hides_nothing_outside_of_its_image() {
+        let directory = tempfile::tempdir().unwrap();
+        let (outside, rootfs) = (directory.path().join("outside"), directory.path().join("rootfs"));
+        for made in [&outside, &rootfs] {
+            fs::create_dir(made).unwrap();
+        }
+        fs::write(outside.join("file"), "").unwrap();
+        std::os::unix::fs::symlink(&outside, rootfs.join("link")).unwrap();
+        let layer = |name: &str| {
+            let mut layer = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            // `append_data` refuses such names.
+            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_mode(0o600);
+            header.set_size(0);
+            header.set_cksum();
+            layer.append(&header, io::empty()).unwrap();
+            layer.into_inner().unwrap()
+        };
+        for name in ["link/.wh.file", "link/.wh..wh..opq", "../outside/.wh.file", "/link/.wh.file"] {
+            let error = apply_layer(layer(name).as_slice(), &rootfs).unwrap_err();
+            assert!(error.message.ends_with("leads out of the image"), "{name}: {}", error.message);
+        }
+        let file = outside.join("file");
+        let mode = || fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+        let before = mode();
+        assert_ne!(before, 0o600);
+        // The name is one in the image.
+        apply_layer(layer(file.to_str().unwrap()).as_slice(), &rootfs).unwrap();
+        assert!(rootfs.join(file.strip_prefix("/").unwrap()).exists());
+        assert_eq!(mode(), before);
     }
 
     #[test]

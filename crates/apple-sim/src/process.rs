@@ -17,8 +17,8 @@ const GONE: Duration = Duration::from_secs(10);
 /// Between two looks at something that nothing tells about.
 pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 
-/// Starts this program again as something else, in a session of its own, with its output in a
-/// file. Its process id is written into `record`.
+/// Starts this program again as something else, in a process group of its own, with its output in
+/// a file. Its process id is written into `record`.
 pub(crate) fn spawn<S: AsRef<OsStr>>(arguments: &[S], log: &Path, record: &Path) -> io::Result<Child> {
     let log: File = OpenOptions::new().create(true).append(true).open(log)?;
     let child = Command::new("/proc/self/exe")
@@ -59,13 +59,39 @@ fn start_time(id: u32) -> Option<u64> {
 
 /// Kills a recorded process and waits for its end. Nothing to do is fine.
 pub(crate) fn end(record: &Path, signal: Signal) {
-    let Some((_, pidfd)) = recorded(record) else {
-        return;
+    if let Some((_, pidfd)) = recorded(record) {
+        kill(&pidfd, signal);
+    }
+}
+
+/// Kills the processes of an application root that no record names: whoever started one may have
+/// been killed before it wrote that.
+pub(crate) fn end_unrecorded(root: &Path) -> io::Result<()> {
+    let own = |id: &str| {
+        let words = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        words.next() == Some(b"container")
+            && words.next().is_some_and(|word| word.starts_with(b"__"))
+            && words.next() == Some(root.as_os_str().as_encoded_bytes())
     };
-    if rustix::process::pidfd_send_signal(&pidfd, signal).is_ok() && !ends(&pidfd, GONE) {
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(id) = name.to_str().filter(|id| own(id)) else { continue };
+        let opened = id.parse().ok().and_then(Pid::from_raw);
+        let opened = opened.and_then(|id| rustix::process::pidfd_open(id, PidfdFlags::empty()).ok());
+        // The number may be another's by now.
+        if let Some(pidfd) = opened.filter(|_| own(id)) {
+            kill(&pidfd, Signal::KILL);
+        }
+    }
+    Ok(())
+}
+
+fn kill(pidfd: &OwnedFd, signal: Signal) {
+    if rustix::process::pidfd_send_signal(pidfd, signal).is_ok() && !ends(pidfd, GONE) {
         // Fails only if it has ended meanwhile.
-        let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-        ends(&pidfd, GONE);
+        let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+        ends(pidfd, GONE);
     }
 }
 

@@ -95,17 +95,6 @@ pub enum Request {
         /// Whose.
         id: String,
     },
-    /// A file in or out.
-    ContainerCopy {
-        /// Whose.
-        id: String,
-        /// The path outside.
-        outside: String,
-        /// The path inside.
-        inside: String,
-        /// Whether it goes in.
-        into: bool,
-    },
     /// All images.
     ImageList,
     /// Take images in.
@@ -163,8 +152,6 @@ pub enum Request {
     },
     /// The default kernel.
     GetDefaultKernel,
-    /// End the server, and only it.
-    Quit,
 }
 
 /// What the server answers.
@@ -250,15 +237,6 @@ pub enum HelperRequest {
     State,
     /// Figures.
     Stats,
-    /// A file in or out.
-    Copy {
-        /// The path outside.
-        outside: String,
-        /// The path inside.
-        inside: String,
-        /// Whether it goes in.
-        into: bool,
-    },
 }
 
 /// What the process that keeps a container answers.

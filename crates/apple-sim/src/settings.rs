@@ -203,14 +203,7 @@ impl Settings {
     /// # Errors
     /// A text that names what cannot be understood.
     pub fn load(root: &Path) -> Result<Self, String> {
-        let file = Self::file(root);
-        let mut settings = match fs::read(&file) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|error| format!("{}: {error}", file.display()))?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
-            Err(error) => return Err(format!("{}: {error}", file.display())),
-        };
+        let mut settings = Self::saved(root)?;
         for (variable, key) in [
             ("CONTAINER_SIM_VERSION", "version"),
             ("CONTAINER_SIM_BOOT_MS", "boot-ms"),
@@ -221,6 +214,21 @@ impl Settings {
             }
         }
         Ok(settings)
+    }
+
+    /// The settings in the file of an application root, whatever the environment says.
+    ///
+    /// # Errors
+    /// A text that names what cannot be understood.
+    pub fn saved(root: &Path) -> Result<Self, String> {
+        let file = Self::file(root);
+        match fs::read(&file) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|error| format!("{}: {error}", file.display()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(format!("{}: {error}", file.display())),
+        }
     }
 
     /// Changes one setting, by its name in the file.
@@ -312,6 +320,22 @@ mod tests {
         for trap in Trap::ALL {
             assert_eq!(serde_json::to_value(trap).unwrap(), trap.name());
             assert_eq!(trap.name().parse(), Ok(trap));
+        }
+    }
+
+    #[test]
+    fn all_of_them_are_in_the_readme() {
+        let readme = include_str!("../README.md");
+        let rows: Vec<&str> = readme.lines().filter(|line| line.starts_with("| `")).collect();
+        let settings = serde_json::to_value(Settings::default()).unwrap();
+        let settings = settings.as_object().unwrap().keys().cloned();
+        for name in settings.chain(Trap::ALL.map(|trap| trap.to_string())) {
+            let word = format!("`{name}`");
+            let told = |row: &&str| row.split('|').nth(1).is_some_and(|cell| cell.contains(&word));
+            assert_eq!(rows.iter().copied().filter(told).count(), 1, "{name}");
+        }
+        for release in Release::ALL {
+            assert!(readme.contains(release.number()), "{release}");
         }
     }
 }

@@ -6,6 +6,10 @@ use serde_json::{Map, Value, json};
 use crate::images::Variant;
 use crate::resources::{Date, ImageDescription, Network, Snapshot, Volume};
 use crate::settings::Release;
+use crate::swift_json;
+
+/// The name of the server's program.
+const SERVER: &str = "container-apiserver";
 
 /// Seconds between 1970 and 2001, from when Foundation counts.
 const REFERENCE: Date = 978_307_200.0;
@@ -229,6 +233,55 @@ pub fn volume(volume: &Volume, release: Release) -> Value {
         configuration
     };
     dated(made, release)
+}
+
+/// What `inspect` prints.
+#[must_use]
+pub fn inspected(payload: &Value, release: Release) -> String {
+    if release < Release::V1_0_0 { swift_json::compact(payload) } else { swift_json::pretty(payload) }
+}
+
+/// The commit that the simulator says it was built from.
+pub const COMMIT: &str = "0000000000000000000000000000000000000000";
+
+/// The whole line that programs tell their version with (`ReleaseVersion.singleLine`).
+#[must_use]
+pub fn version_line(program: &str, release: Release) -> String {
+    format!("{program} version {release} (build: release, commit: {COMMIT})")
+}
+
+/// The services while they run: `PrintableStatus`.
+#[must_use]
+pub fn status(app_root: &str, install_root: &str, log_root: Option<&str>, release: Release) -> Value {
+    let mut made = json!({
+        "status": "running", "appRoot": app_root, "installRoot": install_root,
+        "apiServerVersion": version_line(SERVER, release), "apiServerCommit": COMMIT,
+        "apiServerBuild": "release", "apiServerAppName": SERVER,
+    });
+    if let Some(log_root) = log_root {
+        made["logRoot"] = json!(log_root);
+    }
+    made
+}
+
+/// The services while they do not.
+#[must_use]
+pub fn no_status(word: &str) -> Value {
+    json!({
+        "status": word, "appRoot": "", "installRoot": "", "apiServerVersion": "",
+        "apiServerCommit": "", "apiServerBuild": "", "apiServerAppName": "",
+    })
+}
+
+/// The versions of the command and, if it is there, of the server: `VersionInfo`.
+#[must_use]
+pub fn versions(server: bool, release: Release) -> Value {
+    let entry = |name: &str, version: String| json!({ "appName": name, "version": version, "buildType": "release", "commit": COMMIT });
+    let mut versions = vec![entry("container", release.to_string())];
+    if server {
+        versions.push(entry(SERVER, version_line(SERVER, release)));
+    }
+    Value::Array(versions)
 }
 
 /// `ByteCountFormatter`: decimal, three digits.

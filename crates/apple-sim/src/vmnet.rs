@@ -24,6 +24,8 @@ use crate::wire;
 
 /// How long the process may take to be there.
 const START: Duration = Duration::from_secs(10);
+/// How long an answer of it may take.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// One network.
 struct Bridge {
@@ -42,23 +44,32 @@ struct Bridges {
     cards: usize,
 }
 
-/// Connects to the process, which is started if it is not there.
-pub(crate) fn connect(place: &Place) -> Result<UnixStream, Problem> {
-    let socket = place.network("net.sock");
+/// Starts the process, if it is not there, and connects to it. Only the server does.
+pub(crate) fn start(place: &Place) -> Result<UnixStream, Problem> {
     let record = place.network("pid");
     if process::recorded(&record).is_none() {
         fs::create_dir_all(place.network(""))?;
-        drop(fs::remove_file(&socket));
+        drop(fs::remove_file(place.network("net.sock")));
         let root = place.root.to_string_lossy().into_owned();
         let mut child = process::spawn(&["__network", root.as_str()], &place.network("log"), &record)?;
         std::thread::spawn(move || child.wait());
     }
-    let mut stream = None;
+    let mut connected = connect(place);
     process::wait_until(START, || {
-        stream = wire::connect(&socket).ok();
-        stream.is_some()
+        if connected.is_err() {
+            connected = connect(place);
+        }
+        connected.is_ok()
     });
-    stream.ok_or_else(|| Problem::internal("the networks do not answer"))
+    connected
+}
+
+/// Connects to the process.
+pub(crate) fn connect(place: &Place) -> Result<UnixStream, Problem> {
+    let stream = wire::connect(&place.network("net.sock"))
+        .map_err(|error| Problem::internal(format!("the networks do not answer: {error}")))?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    Ok(stream)
 }
 
 /// Asks the process for something.
@@ -196,8 +207,23 @@ impl Bridge {
     }
 }
 
-/// Puts a card into a machine's network namespace.
+/// Puts a card into a machine's network namespace. Nothing of it stays if that fails.
 fn join(
+    bridge: &Bridge,
+    card: usize,
+    address: u32,
+    mac: [u8; 6],
+    mtu: u32,
+    pid: i32,
+    index: usize,
+) -> Result<(), Problem> {
+    plug(bridge, card, address, mac, mtu, pid, index).inspect_err(|_| {
+        // Fails if there is none.
+        drop(ip(None, &format!("link delete vm{card}")));
+    })
+}
+
+fn plug(
     bridge: &Bridge,
     card: usize,
     address: u32,

@@ -177,7 +177,7 @@ fn start_service_in(directory: &Path) {
 /// Ends it, with all machines, if there is one.
 pub(super) fn end_simulator(directory: &Path) {
     if simulator_root(directory).exists() {
-        let output = simulate(directory, &["system", "stop"]);
+        let output = simulate(directory, &["simulator", "sweep"]);
         if !output.status.success() {
             eprintln!("the simulator does not end: {output:?}");
         }

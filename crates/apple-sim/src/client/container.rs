@@ -14,7 +14,7 @@ use crate::error::{Code, Failure, Problem};
 use crate::protocol::{Answer, Request};
 use crate::resources::{Snapshot, State, Stats};
 use crate::settings::Release;
-use crate::{shape, swift_json, values};
+use crate::{shape, values};
 
 /// Between the two looks that `stats` takes.
 const STATS_PAUSE: Duration = Duration::from_secs(2);
@@ -280,7 +280,7 @@ pub(super) fn inspect(client: &Client, matches: &Matches) -> Result<(), Failure>
     }
     let payload: Value =
         found.iter().map(|container| shape::container(container, client.release())).collect();
-    Ok(output::line(&if old { swift_json::compact(&payload) } else { swift_json::pretty(&payload) })?)
+    Ok(output::line(&shape::inspected(&payload, client.release()))?)
 }
 
 pub(super) fn exec(client: &Client, matches: &Matches) -> Result<u8, Failure> {
@@ -415,29 +415,4 @@ pub(super) fn stats(client: &Client, matches: &Matches) -> Result<(), Failure> {
         let header = ["Container ID", "Cpu %", "Memory Usage", "Net Rx/Tx", "Block I/O", "Pids"];
         output::listed(matches, &header, rows.collect())
     })?)
-}
-
-pub(super) fn copy(client: &Client, matches: &Matches) -> Result<(), Failure> {
-    let (source, destination) = (matches.positional(0), matches.positional(1));
-    let inside = |text: &str| {
-        text.split_once(':')
-            .filter(|(id, path)| !id.contains('/') && path.starts_with('/'))
-            .map(|(id, path)| (id.to_owned(), path.to_owned()))
-    };
-    let (id, inside, outside, into) = match (inside(source), inside(destination)) {
-        (Some((id, path)), None) => (id, path, destination, false),
-        (None, Some((id, path))) => (id, path, source, true),
-        (_, _) => {
-            let message = "one of source or destination must be a container reference (container_id:path)";
-            return Err(Problem::invalid(message).into());
-        }
-    };
-    ensure_running(&get(client, &id)?)?;
-    let outside = values::absolute(outside).to_string_lossy().into_owned();
-    let request = Request::ContainerCopy { id: id.clone(), outside, inside, into };
-    let verb = if into { "into" } else { "from" };
-    client
-        .ask(&request, Some(Duration::from_secs(300)))
-        .map_err(|problem| Problem::because(format!("failed to copy {verb} container {id}"), &problem))?;
-    Ok(())
 }

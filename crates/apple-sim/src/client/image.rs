@@ -12,7 +12,7 @@ use crate::images::{Images, normalize};
 use crate::protocol::{Answer, Request};
 use crate::resources::ImageDescription;
 use crate::settings::Release;
-use crate::{shape, swift_json, values};
+use crate::{shape, values};
 
 fn all(client: &Client) -> Result<Vec<ImageDescription>, Problem> {
     match client.ask(&Request::ImageList, None)? {
@@ -85,7 +85,7 @@ pub(super) fn inspect(client: &Client, matches: &Matches) -> Result<(), Failure>
     let printed = !items.is_empty() || !old;
     let payload = Value::Array(items);
     if printed {
-        output::line(&if old { swift_json::compact(&payload) } else { swift_json::pretty(&payload) })?;
+        output::line(&shape::inspected(&payload, client.release()))?;
     }
     if missing.is_empty() {
         return Ok(());

@@ -11,6 +11,7 @@ mod system;
 mod volume;
 
 use std::cell::RefCell;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -25,7 +26,7 @@ use crate::process;
 use crate::protocol::{Answer, Request, route};
 use crate::resources::Platform;
 use crate::settings::{Release, Settings, Trap};
-use crate::wire;
+use crate::{shape, wire};
 
 /// The name of the server, in error texts.
 const SERVICE: &str = "com.apple.container.apiserver";
@@ -125,7 +126,7 @@ impl Client {
         match words.first().map(String::as_str) {
             None | Some("--help" | "-h" | "help") => return Err(plain(Failure::Help(root_usage()))),
             Some("--version") => {
-                let line = format!("{}\n", self.version_line("container CLI"));
+                let line = format!("{}\n", shape::version_line("container CLI", self.release()));
                 return output::print(&line).map(|()| 0).map_err(|problem| plain(problem.into()));
             }
             Some("simulator") => return simulator::run(self, &words[1..]).map(|()| 0).map_err(plain),
@@ -178,7 +179,6 @@ impl Client {
             ["inspect"] => container::inspect(self, matches)?,
             ["logs"] => container::logs(self, matches)?,
             ["stats"] => container::stats(self, matches)?,
-            ["copy"] => container::copy(self, matches)?,
             ["system", "start"] => system::start(self, matches)?,
             ["system", "stop"] => system::stop(self)?,
             ["system", "version"] => system::version(self, matches)?,
@@ -200,11 +200,6 @@ impl Client {
             other => return Err(Failure::Plain(format!("the simulator lacks {}", other.join(" ")))),
         }
         Ok(0)
-    }
-
-    /// `container-apiserver version 1.2.2 (build: release, commit: ...)`.
-    pub(crate) fn version_line(&self, name: &str) -> String {
-        format!("{name} version {} (build: release, commit: {})", self.release(), system::COMMIT)
     }
 
     /// Asks the server for something, and waits so long for its answer.
@@ -275,15 +270,24 @@ impl Client {
         stream.ok_or_else(invalid)
     }
 
-    /// Starts the server, unless somebody else has.
-    fn launch(&self) -> Result<Option<Child>, Problem> {
-        let lock = std::fs::File::create(self.place.apiserver("launch.lock"))?;
+    /// Held by who starts the server or ends it for good.
+    fn launch_lock(place: &Place) -> io::Result<File> {
+        let lock = File::create(place.apiserver("launch.lock"))?;
         lock.lock()?;
+        Ok(lock)
+    }
+
+    /// Starts the server, unless somebody else has, or has ended it for good.
+    fn launch(&self) -> Result<Option<Child>, Problem> {
+        let _lock = Self::launch_lock(&self.place)?;
         let record = self.place.apiserver("pid");
         if process::recorded(&record).is_some() {
             return Ok(None);
         }
-        drop(std::fs::remove_file(self.place.apiserver("api.sock")));
+        if !self.is_registered() {
+            return Err(connection_error("Connection invalid"));
+        }
+        drop(fs::remove_file(self.place.apiserver("api.sock")));
         let root = self.place.root.to_string_lossy().into_owned();
         let words = ["__apiserver", root.as_str()];
         Ok(Some(process::spawn(&words, &self.place.apiserver("log"), &record)?))

@@ -10,7 +10,7 @@ use crate::error::{Code, Failure, Problem};
 use crate::protocol::{Answer, Request};
 use crate::resources::{Network, NetworkConfiguration, now};
 use crate::settings::Release;
-use crate::{shape, swift_json, values};
+use crate::{shape, values};
 
 fn all(client: &Client) -> Result<Vec<Network>, Problem> {
     match client.ask(&Request::NetworkList, MINUTE)? {
@@ -108,5 +108,5 @@ pub(super) fn inspect(client: &Client, matches: &Matches) -> Result<(), Failure>
         return Err(Problem::new(Code::NotFound, message).into());
     }
     let payload: Value = found.iter().map(|network| shape::network(network, client.release())).collect();
-    Ok(output::line(&if old { swift_json::compact(&payload) } else { swift_json::pretty(&payload) })?)
+    Ok(output::line(&shape::inspected(&payload, client.release()))?)
 }

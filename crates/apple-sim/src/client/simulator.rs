@@ -2,16 +2,17 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use rustix::process::Signal;
 
 use super::{Client, output, system};
 use crate::error::{Failure, Problem};
-use crate::process;
-use crate::protocol::{HelperAnswer, HelperRequest, NetworkAnswer, NetworkRequest, Request};
+use crate::protocol::{Bundle, HelperAnswer, HelperRequest, NetworkAnswer, NetworkRequest};
 use crate::runtime::clear;
 use crate::server::ask;
-use crate::vmnet;
+use crate::settings::Settings;
+use crate::{process, vmnet, wire};
 
 const USAGE: &str = "\
 usage: container simulator set SETTING VALUE   change a setting: version, boot-ms, machines,
@@ -28,7 +29,8 @@ pub(super) fn run(client: &Client, words: &[String]) -> Result<(), Failure> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["set", setting, value] => {
-            let mut settings = client.settings.clone();
+            // Without what the environment says: that is not for good.
+            let mut settings = Settings::saved(&client.place.root).map_err(Failure::Plain)?;
             settings.set(setting, value).map_err(Failure::Plain)?;
             Ok(settings.save(&client.place.root)?)
         }
@@ -55,9 +57,7 @@ pub(super) fn run(client: &Client, words: &[String]) -> Result<(), Failure> {
             Ok(())
         }
         ["restart"] => {
-            // The answer may be its end.
-            drop(client.ask(&Request::Quit, None));
-            process::await_end(&client.place.apiserver("pid"));
+            process::end(&client.place.apiserver("pid"), Signal::TERM);
             Ok(())
         }
         ["sweep"] => sweep(client),
@@ -69,14 +69,27 @@ pub(super) fn run(client: &Client, words: &[String]) -> Result<(), Failure> {
 fn sweep(client: &Client) -> Result<(), Failure> {
     let place = &client.place;
     system::end_services(place)?;
-    if let Ok(bundles) = fs::read_dir(place.containers()) {
-        for bundle in bundles {
-            let id = bundle?.file_name().to_string_lossy().into_owned();
-            clear(&place.group(&id)).map_err(|error| Problem::internal(error.to_string()))?;
-        }
+    for bundle in fs::read_dir(place.containers()).into_iter().flatten() {
+        let bundle = bundle?;
+        clear(&place.group(&bundle.file_name().to_string_lossy()))
+            .map_err(|error| Problem::internal(error.to_string()))?;
+        remove_sockets(&bundle.path());
     }
     match fs::remove_dir_all(&place.root) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes the published sockets of a container whose keeper was killed. One that somebody
+/// listens on is another's.
+fn remove_sockets(bundle: &Path) {
+    let content = fs::read(bundle.join("bundle.json")).unwrap_or_default();
+    let Ok(bundle) = serde_json::from_slice::<Bundle>(&content) else { return };
+    for socket in bundle.configuration.published_sockets {
+        let path = Path::new(&socket.host_path);
+        if wire::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            drop(fs::remove_file(path));
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Client, MINUTE, TEN_SECONDS, container, output};
 use crate::arguments::Matches;
@@ -14,9 +14,6 @@ use crate::place::Place;
 use crate::protocol::{Answer, Request};
 use crate::server::{Roots, deregister};
 use crate::{process, shape, values};
-
-/// The commit that the simulator says it was built from.
-pub(super) const COMMIT: &str = "0000000000000000000000000000000000000000";
 
 pub(super) fn start(client: &Client, matches: &Matches) -> Result<(), Failure> {
     let place = match matches.one("app-root") {
@@ -77,6 +74,8 @@ pub(super) fn stop(client: &Client) -> Result<(), Failure> {
 /// Ends every process of an application root, also those that nobody knows of any more.
 pub(super) fn end_services(place: &Place) -> Result<(), Problem> {
     drop(fs::remove_file(place.apiserver("registered")));
+    // Nobody is about to start the server again.
+    let _launch = Client::launch_lock(place);
     process::end(&place.apiserver("pid"), Signal::TERM);
     if let Ok(bundles) = fs::read_dir(place.containers()) {
         for bundle in bundles {
@@ -84,6 +83,7 @@ pub(super) fn end_services(place: &Place) -> Result<(), Problem> {
         }
     }
     process::end(&place.network("pid"), Signal::TERM);
+    process::end_unrecorded(&place.root)?;
     for socket in [place.apiserver("api.sock"), place.network("net.sock")] {
         drop(fs::remove_file(socket));
     }
@@ -91,29 +91,16 @@ pub(super) fn end_services(place: &Place) -> Result<(), Problem> {
 }
 
 pub(super) fn status(client: &Client, matches: &Matches) -> Result<u8, Failure> {
-    let empty = |status: &str| {
-        json!({
-            "status": status, "appRoot": "", "installRoot": "", "apiServerVersion": "",
-            "apiServerCommit": "", "apiServerBuild": "", "apiServerAppName": "",
-        })
-    };
     if !client.is_registered() {
         let text = "apiserver is not running and not registered with launchd";
-        output::render(matches, &empty("unregistered"), || text.to_owned())?;
+        output::render(matches, &shape::no_status("unregistered"), || text.to_owned())?;
         return Ok(1);
     }
     let Ok(Answer::Health { app_root, install_root, log_root, .. }) = client.ping(TEN_SECONDS) else {
-        output::render(matches, &empty("not running"), || "apiserver is not running".to_owned())?;
+        output::render(matches, &shape::no_status("not running"), || "apiserver is not running".to_owned())?;
         return Ok(1);
     };
-    let mut payload = json!({
-        "status": "running", "appRoot": app_root, "installRoot": install_root,
-        "apiServerVersion": client.version_line("container-apiserver"),
-        "apiServerCommit": COMMIT, "apiServerBuild": "release", "apiServerAppName": "container-apiserver",
-    });
-    if let Some(log_root) = log_root {
-        payload["logRoot"] = json!(log_root);
-    }
+    let payload = shape::status(&app_root, &install_root, log_root.as_deref(), client.release());
     output::render(matches, &payload, || {
         let field = |name: &str, key: &str| {
             vec![name.to_owned(), payload.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()]
@@ -134,15 +121,14 @@ pub(super) fn status(client: &Client, matches: &Matches) -> Result<u8, Failure> 
 }
 
 pub(super) fn version(client: &Client, matches: &Matches) -> Result<(), Failure> {
-    let entry = |name: &str, version: String| json!({ "appName": name, "version": version, "buildType": "release", "commit": COMMIT });
-    let mut versions = vec![entry("container", client.release().to_string())];
-    if client.ping(Some(Duration::from_secs(2))).is_ok() {
-        versions.push(entry("container-apiserver", client.version_line("container-apiserver")));
-    }
-    Ok(output::render(matches, &Value::Array(versions.clone()), || {
+    let server = client.ping(Some(Duration::from_secs(2))).is_ok();
+    let payload = shape::versions(server, client.release());
+    Ok(output::render(matches, &payload, || {
         let word = |version: &Value, key: &str| version[key].as_str().unwrap_or_default().to_owned();
-        let rows = versions
-            .iter()
+        let rows = payload
+            .as_array()
+            .into_iter()
+            .flatten()
             .map(|one| ["appName", "version", "buildType", "commit"].map(|key| word(one, key)).to_vec());
         output::listed(matches, &["COMPONENT", "VERSION", "BUILD", "COMMIT"], rows.collect())
     })?)

@@ -6,7 +6,7 @@ mod signals;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use kina_cgroup::{Group, Hierarchy};
 use kina_launch::{Created, Launcher, Plan, RootFs, StartHandle, Stdio};
 use oci_spec::runtime::Spec;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::ports::Forwarder;
@@ -329,15 +331,14 @@ impl Machine {
 
     /// `/etc/hosts` and `/etc/resolv.conf`.
     fn write_names(&self, first: Option<&Attachment>) -> Result<(), Problem> {
-        let etc = self.rootfs().join("etc");
-        fs::create_dir_all(&etc)?;
+        let etc = directory_in(&self.rootfs(), "etc")?;
         let mut hosts = "127.0.0.1 localhost\n".to_owned();
         if let Some(first) = first {
             let address = first.ipv4_address.split('/').next().unwrap_or_default();
             let name = first.hostname.split('.').next().unwrap_or_default();
             hosts.push_str(&format!("{address} {name}\n"));
         }
-        replace(&etc.join("hosts"), &hosts)?;
+        replace(&etc, "hosts", &hosts)?;
         let Some(dns) = &self.bundle.configuration.dns else {
             return Ok(());
         };
@@ -355,7 +356,7 @@ impl Machine {
         if !dns.options.is_empty() {
             text.push_str(&format!("options {}\n", dns.options.join(" ")));
         }
-        replace(&etc.join("resolv.conf"), &text)
+        Ok(replace(&etc, "resolv.conf", &text)?)
     }
 
     /// Starts a process: the first one, or one that was prepared.
@@ -479,17 +480,14 @@ impl Machine {
     fn clean_up(&self) {
         let _cleaning = locked(&self.cleaning);
         let booted = locked(&self.inner).booted.take();
-        if let Some(booted) = booted {
-            for relay in &booted.relays {
-                relay.stop();
-            }
-            for forwarder in &booted.forwarders {
-                forwarder.stop();
-            }
+        if let Some(mut booted) = booted {
+            // First nobody new comes in.
+            booted.relays.clear();
+            booted.forwarders.clear();
             // Fails only if it has ended.
             let _ = rustix::process::pidfd_send_signal(&booted.pidfd, Signal::KILL);
             if let Err(error) = self.group.kill_all(GONE).and_then(|()| self.group.delete(GONE)) {
-                drop(writeln!(std::io::stderr(), "stop {}: {error}", self.id()));
+                drop(writeln!(io::stderr(), "stop {}: {error}", self.id()));
             }
             self.await_exit(GONE);
         }
@@ -537,25 +535,28 @@ impl Machine {
             }
         }
     }
+}
 
-    /// Copies a file or a directory in or out.
-    pub(super) fn copy(&self, outside: &str, inside: &str, into: bool) -> Result<(), Problem> {
-        let inside = self.rootfs().join(inside.trim_start_matches('/'));
-        let outside = Path::new(outside);
-        let (from, to) = if into { (outside, inside.as_path()) } else { (inside.as_path(), outside) };
-        if into && let Some(parent) = to.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let output = std::process::Command::new("cp").arg("-a").arg(from).arg(to).output()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(Problem::internal(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+/// Opens a directory of a root file system, and makes it if it is not there. Links in it are the
+/// guest's, and lead nowhere else.
+fn directory_in(rootfs: &Path, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, rootfs, flags, Mode::empty())?;
+    match rustix::fs::mkdirat(&root, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
     }
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve)?)
 }
 
 /// Writes a file in place of whatever is there, links included.
-fn replace(path: &Path, content: &str) -> Result<(), Problem> {
-    drop(fs::remove_file(path));
-    Ok(fs::write(path, content)?)
+fn replace(directory: &OwnedFd, name: &str, content: &str) -> io::Result<()> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
+    File::from(file).write_all(content.as_bytes())
 }

@@ -117,7 +117,6 @@ fn handle(
         }
         HelperRequest::Shutdown => {}
         HelperRequest::Stats => return Ok(HelperAnswer::Stats(machine.stats()?)),
-        HelperRequest::Copy { outside, inside, into } => machine.copy(&outside, &inside, into)?,
     }
     Ok(HelperAnswer::Done)
 }

@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sched::{CloneFlags, setns};
 
+use super::relay::join;
 use crate::error::{Code, Problem};
 use crate::resources::PublishedPort;
 
-/// A port of the host.
+/// A port of the host, until it is dropped.
 pub(super) struct Forwarder {
     address: std::net::SocketAddr,
     stopped: Arc<AtomicBool>,
@@ -44,7 +45,7 @@ impl Forwarder {
                 }
                 let (Ok(connection), inside) = (connection, inside.clone()) else { return };
                 std::thread::spawn(move || match dial(&inside, networks) {
-                    Ok(machine) => join(&connection, &machine),
+                    Ok(machine) => join(connection, machine),
                     // The connection ends, which is all that its other end is told.
                     Err(_) => drop(connection),
                 });
@@ -52,9 +53,10 @@ impl Forwarder {
         });
         Ok(forwarder)
     }
+}
 
-    /// Ends it.
-    pub(super) fn stop(&self) {
+impl Drop for Forwarder {
+    fn drop(&mut self) {
         self.stopped.store(true, Ordering::SeqCst);
         // Wakes whoever waits for a connection.
         drop(TcpStream::connect(self.address));
@@ -70,18 +72,4 @@ fn dial(address: &str, networks: i32) -> io::Result<TcpStream> {
     let namespace = File::open(format!("/proc/{networks}/ns/net"))?;
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     TcpStream::connect(address)
-}
-
-fn join(one: &TcpStream, other: &TcpStream) {
-    std::thread::scope(|scope| {
-        scope.spawn(|| pass(one, other));
-        pass(other, one);
-    });
-}
-
-fn pass(from: &TcpStream, to: &TcpStream) {
-    let (mut reader, mut writer) = (from, to);
-    // Whatever ends it, the other side is told.
-    drop(io::copy(&mut reader, &mut writer));
-    drop(to.shutdown(Shutdown::Write));
 }

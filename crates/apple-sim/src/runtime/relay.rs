@@ -1,9 +1,8 @@
 //! Sockets that are relayed between the host and the guest (`UnixSocketRelay.swift`,
 //! `VsockProxy.swift`).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::net::Shutdown;
 
 use crate::settings::{Settings, Trap};
 use crate::wire;
@@ -21,7 +21,7 @@ const LONGEST_GUEST_PATH: usize = 107;
 /// The length of that without the id.
 const GUEST_PREFIX: usize = 22;
 
-/// A relay of connections to one socket.
+/// A relay of connections to one socket. When it is dropped it ends, and its socket is removed.
 pub(super) struct Relay {
     path: PathBuf,
     stopped: Arc<AtomicBool>,
@@ -68,7 +68,7 @@ impl Relay {
                     // same, and ends.
                     let inside = fits.then(|| dial_guest(&rootfs, &guest));
                     if let Some(Ok(inside)) = inside {
-                        join(&connection, &inside);
+                        join(connection, inside);
                     }
                 });
             }
@@ -95,7 +95,7 @@ impl Relay {
                     return;
                 }
                 let Ok(outside) = wire::connect(&host) else { return };
-                std::thread::spawn(move || join(&connection, &outside));
+                std::thread::spawn(move || join(connection, outside));
             }
         });
         Ok(relay)
@@ -105,9 +105,10 @@ impl Relay {
     pub(super) fn guest_listens(&self) {
         self.guest_listens.store(true, Ordering::SeqCst);
     }
+}
 
-    /// Ends it, and removes its socket.
-    pub(super) fn stop(&self) {
+impl Drop for Relay {
+    fn drop(&mut self) {
         self.stopped.store(true, Ordering::SeqCst);
         // Wakes whoever waits for a connection.
         drop(wire::connect(&self.path));
@@ -127,18 +128,21 @@ fn dial_guest(rootfs: &Path, path: &str) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}", socket.as_fd().as_raw_fd()))
 }
 
-/// Passes bytes on both ways. Each way ends by itself.
-pub(super) fn join(one: &UnixStream, other: &UnixStream) {
+/// Passes bytes on both ways between two sockets. Each way ends by itself.
+pub(super) fn join(one: impl Into<OwnedFd>, other: impl Into<OwnedFd>) {
+    let (one, other) = (File::from(one.into()), File::from(other.into()));
     std::thread::scope(|scope| {
-        scope.spawn(|| pass(one, other));
-        pass(other, one);
+        scope.spawn(|| pass(&one, &other));
+        pass(&other, &one);
     });
 }
 
-fn pass(from: &UnixStream, to: &UnixStream) {
+fn pass(from: &File, to: &File) {
     let (mut reader, mut writer) = (from, to);
-    // Whatever ends it, the other side is told.
+    // Whatever ends it, both sides are told.
     drop(io::copy(&mut reader, &mut writer));
-    drop(to.shutdown(Shutdown::Write));
-    drop(from.shutdown(Shutdown::Read));
+    for (end, how) in [(to, Shutdown::Write), (from, Shutdown::Read)] {
+        // Fails only if it has ended.
+        let _ = rustix::net::shutdown(end, how);
+    }
 }

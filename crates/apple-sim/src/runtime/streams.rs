@@ -1,11 +1,13 @@
 //! The standard streams of processes, and where what they say goes.
 
+use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::time::{Duration, Instant};
 
 use kina_launch::Stdio;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -19,8 +21,12 @@ pub(super) struct Given {
     stderr: Option<OwnedFd>,
 }
 
-/// What copies the output until there is none any more.
-pub(super) struct Copies(Vec<JoinHandle<()>>);
+/// What copies the output until there is none any more. Each tells its end by the end of a channel.
+pub(super) struct Copies(Vec<Receiver<Infallible>>);
+
+/// How long a process that has ended waits for a client that does not read
+/// (`LinuxProcess.swift`, `waitIoComplete`).
+const UNREAD: Duration = Duration::from_secs(3);
 
 impl Given {
     /// From what came with a message.
@@ -79,18 +85,21 @@ impl Given {
 }
 
 impl Copies {
-    /// Waits for the end of the output.
+    /// Waits for the end of the output, but not for ever.
     pub(super) fn wait(self) {
+        let deadline = Instant::now() + UNREAD;
         for copy in self.0 {
-            // A copy that panicked has ended too.
-            drop(copy.join());
+            // Nothing is ever sent.
+            let _ = copy.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }
     }
 }
 
 /// Copies until the end; a reader that has gone away is forgotten.
-fn copy(from: OwnedFd, mut to: Option<File>, log: Option<Arc<File>>) -> JoinHandle<()> {
+fn copy(from: OwnedFd, mut to: Option<File>, log: Option<Arc<File>>) -> Receiver<Infallible> {
+    let (running, ended) = mpsc::sync_channel(0);
     std::thread::spawn(move || {
+        let _running: SyncSender<Infallible> = running;
         let mut from = File::from(from);
         let mut buffer = vec![0; 16 << 10];
         loop {
@@ -108,5 +117,6 @@ fn copy(from: OwnedFd, mut to: Option<File>, log: Option<Arc<File>>) -> JoinHand
                 to = None;
             }
         }
-    })
+    });
+    ended
 }

@@ -301,13 +301,6 @@ impl Containers {
         }
     }
 
-    pub(super) fn copy(&self, id: &str, outside: String, inside: String, into: bool) -> Result<(), Problem> {
-        if self.entry(id, |entry| entry.snapshot.status)? != State::Running {
-            return Err(Problem::new(Code::InvalidState, format!("container {id} is not running")));
-        }
-        self.ask(id, &HelperRequest::Copy { outside, inside, into }).map(drop)
-    }
-
     fn ask(&self, id: &str, request: &HelperRequest) -> Result<HelperAnswer, Problem> {
         helper::ask(&self.place, id, request, &[])
     }

@@ -84,19 +84,13 @@ impl Server {
             while self.settings().is_ok_and(|settings| settings.trapped(Trap::ServerHangs)) {
                 std::thread::sleep(PAUSE);
             }
-            let quit = matches!(request, Request::Quit);
             let (answer, files) = match self.handle(request, descriptors) {
                 Ok(answered) => answered,
                 // Causes are text by the time that they arrive.
                 Err(problem) => (Answer::Failed(problem.flattened()), Vec::new()),
             };
             let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-            let sent = wire::send(stream, &answer, &files);
-            if quit {
-                #[allow(clippy::exit, reason = "other threads serve connections that end with it")]
-                std::process::exit(0);
-            }
-            if sent.is_err() {
+            if wire::send(stream, &answer, &files).is_err() {
                 return;
             }
         }
@@ -110,7 +104,6 @@ impl Server {
         let containers = &self.containers;
         let answer = match request {
             Request::Ping => self.health()?,
-            Request::Quit => Answer::Done,
             Request::ContainerList => Answer::Containers(containers.list()),
             Request::ContainerCreate { configuration, auto_remove, kernel_arguments } => {
                 let ipv6_prefixes = self.networks.ipv6_prefixes();
@@ -150,10 +143,6 @@ impl Server {
             }
             Request::ContainerLogs { id } => return Ok((Answer::Done, containers.logs(&id)?)),
             Request::ContainerStats { id } => Answer::Stats(containers.stats(&id)?),
-            Request::ContainerCopy { id, outside, inside, into } => {
-                containers.copy(&id, outside, inside, into)?;
-                Answer::Done
-            }
             Request::ImageList => Answer::Images(self.images.list()?),
             Request::ImageLoad { path } => {
                 if self.settings()?.trapped(Trap::LoadFails) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
 use super::locked;
@@ -45,8 +46,9 @@ impl Networks {
         }
         // First those that say where they are, then the default one: others take what is left.
         configurations.sort_by_key(|one| (one.ipv4_subnet.is_none(), one.name != DEFAULT, one.name.clone()));
+        let keeper = vmnet::start(place)?;
         for configuration in configurations {
-            networks.start(place, configuration)?;
+            networks.start(&keeper, configuration)?;
         }
         Ok(networks)
     }
@@ -80,11 +82,12 @@ impl Networks {
             let message = format!("unable to locate network plugin {}", configuration.plugin);
             return Err(Problem::new(Code::NotFound, message));
         }
-        write(place, &configuration)?;
-        self.start(place, configuration)
+        let network = self.start(&vmnet::connect(place)?, configuration)?;
+        write(place, &network.configuration)?;
+        Ok(network)
     }
 
-    fn start(&self, place: &Place, configuration: NetworkConfiguration) -> Result<Network, Problem> {
+    fn start(&self, keeper: &UnixStream, configuration: NetworkConfiguration) -> Result<Network, Problem> {
         let mut all = locked(&self.all);
         let subnet = match &configuration.ipv4_subnet {
             Some(subnet) => Subnet::parse(subnet)?,
@@ -105,10 +108,9 @@ impl Networks {
             },
             configuration,
         };
-        let keeper = vmnet::connect(place)?;
         let request =
             NetworkRequest::Start { network: network.id.clone(), subnet: network.status.ipv4_subnet.clone() };
-        vmnet::ask(&keeper, &request)?;
+        vmnet::ask(keeper, &request)?;
         all.insert(network.id.clone(), network.clone());
         Ok(network)
     }

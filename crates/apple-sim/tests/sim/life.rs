@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{BufRead, Write};
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use super::place::{Place, text, wait_until};
+use super::place::{Place, processes, sweep_dead, text, wait_until};
 
 #[test]
 fn a_container_is_run_listed_stopped_started_again_and_deleted() {
@@ -219,18 +220,6 @@ fn figures_are_those_of_the_machine() {
 }
 
 #[test]
-fn a_file_is_copied_in_and_out() {
-    let place = Place::new();
-    place.run("web", &[], "sleep 1000");
-    let (from, to) = (place.path("from"), place.path("to"));
-    fs::write(&from, "content").unwrap();
-    place.ok(&["copy", &text(&from), "web:/tmp/in"]);
-    assert_eq!(place.ok(&["exec", "web", "cat", "/tmp/in"]), "content");
-    place.ok(&["cp", "web:/tmp/in", &text(&to)]);
-    assert_eq!(fs::read_to_string(to).unwrap(), "content");
-}
-
-#[test]
 fn a_terminal_is_one() {
     let place = Place::new();
     place.run("web", &[], "sleep 1000");
@@ -255,9 +244,68 @@ fn logs_have_an_end_and_go_on() {
     following.wait().unwrap();
 }
 
+#[test]
+fn a_boot_that_fails_leaves_no_socket() {
+    let place = Place::new();
+    let host = place.path("s");
+    let option = format!("--publish-socket={}:/a.sock", text(&host));
+    let words = ["run", "-d", "--name", "web", &option, "-u", "nobody-here", "busybox:1", "sleep", "1000"];
+    let (_, message) = place.fails(&words);
+    assert!(message.contains("unable to find user nobody-here"), "{message}");
+    assert!(!host.exists());
+    place.run("web", &[&option], "sleep 1000");
+}
+
+#[test]
+fn a_reader_that_does_not_read_does_not_keep_a_machine() {
+    let place = Place::new();
+    // More than its pipe holds, and less than all pipes on the way do.
+    let script = "head -c 100000 /dev/zero";
+    let mut run = place.spawn(&["run", "--name", "web", "busybox:1", "sh", "-c", script]);
+    wait_until("its end", || {
+        let listed = place.json(&["list", "-a", "--format", "json"]);
+        listed[0]["status"]["startedDate"].is_string() && listed[0]["status"]["state"] == "stopped"
+    });
+    run.kill().unwrap();
+    run.wait().unwrap();
+}
+
+#[test]
+fn links_of_a_root_lead_nowhere_else() {
+    let place = Place::new();
+    let outside = place.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("hosts"), "untouched").unwrap();
+    place.ok(&["create", "--name", "web", "busybox:1", "sleep", "1000"]);
+    let etc = place.rootfs("web").join("etc");
+    fs::remove_dir_all(&etc).unwrap();
+    std::os::unix::fs::symlink(&outside, &etc).unwrap();
+    assert_eq!(place.fails(&["start", "web"]).0, 1);
+    let inside = place.rootfs("web").join(outside.strip_prefix("/").unwrap());
+    fs::create_dir_all(&inside).unwrap();
+    place.ok(&["start", "web"]);
+    assert!(inside.join("resolv.conf").exists());
+    assert_eq!(fs::read_to_string(outside.join("hosts")).unwrap(), "untouched");
+}
+
+#[test]
+fn the_environment_is_not_kept() {
+    let place = Place::new();
+    let output = place
+        .command(&["simulator", "set", "machines", "7"])
+        .env("CONTAINER_SIM_TRAPS", "boot-fails")
+        .env("CONTAINER_SIM_VERSION", "1.0.0")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let settings = place.json(&["simulator", "show"]);
+    assert_eq!((&settings["machines"], &settings["version"]), (&7.into(), &"1.2.2".into()));
+    assert_eq!(settings["traps"], serde_json::json!([]));
+}
+
 /// Control groups of a simulator, in every hierarchy.
-fn groups(place: &Place) -> Vec<String> {
-    let prefix = kina_apple_sim::place::Place::new(&place.root()).group_prefix();
+fn groups(root: &Path) -> Vec<String> {
+    let prefix = kina_apple_sim::place::Place::new(root).group_prefix();
     let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
     hierarchies
         .chain(["/sys/fs/cgroup".into()])
@@ -274,7 +322,7 @@ fn stopping_the_services_leaves_nothing() {
     place.run("web", &[], "sleep 1000");
     place.run("other", &[], "sleep 1000");
     place.ok(&["kill", "web"]);
-    assert!(!groups(&place).is_empty());
+    assert!(!groups(&place.root()).is_empty());
     let other = place.pid("other");
     place.ok(&["stop", "-t", "0", "other"]);
     place.ok(&["start", "web"]);
@@ -283,7 +331,7 @@ fn stopping_the_services_leaves_nothing() {
     place.ok(&["kill", "-s", "KILL", "web"]);
     place.ok(&["system", "stop"]);
     assert_eq!(place.processes(), [""; 0]);
-    assert_eq!(groups(&place), [""; 0]);
+    assert_eq!(groups(&place.root()), [""; 0]);
     for pid in [other, first] {
         wait_until("its end", || !fs::exists(format!("/proc/{pid}")).unwrap());
     }
@@ -292,4 +340,61 @@ fn stopping_the_services_leaves_nothing() {
     assert!(String::from_utf8(status.stdout).unwrap().contains("\"unregistered\""));
     place.sweep();
     assert!(!place.root().exists());
+}
+
+#[test]
+fn a_sweep_ends_what_nobody_knows_of() {
+    let place = Place::new();
+    let host = place.path("s");
+    place.run("web", &[&format!("--publish-socket={}:/a.sock", text(&host))], "sleep 1000");
+    let pid = place.pid("web");
+    // Killed after it started them and before it wrote that.
+    for record in ["apiserver/pid", "network/pid", "containers/web/helper.pid", "containers/web/guard.pid"] {
+        fs::remove_file(place.root().join(record)).unwrap();
+    }
+    assert_eq!(place.processes().len(), 3, "{:?}", place.processes());
+    assert!(host.exists());
+    place.sweep();
+    assert_eq!(place.processes(), [""; 0]);
+    assert_eq!(groups(&place.root()), [""; 0]);
+    assert!(!host.exists() && !place.root().exists());
+    wait_until("its end", || !fs::exists(format!("/proc/{pid}")).unwrap());
+    // A later command makes nothing again.
+    assert_eq!(place.fails(&["list"]).0, 1);
+    assert_eq!(place.fails(&["simulator", "netns"]).0, 1);
+    assert!(!place.root().exists());
+}
+
+/// Runs itself once more, with a machine, and kills that.
+#[test]
+#[allow(clippy::print_stdout, reason = "the parent reads it")]
+fn nothing_stays_of_a_killed_test() {
+    const CHILD: &str = "KINA_TEST_TO_BE_KILLED";
+    const MARK: &str = "place: ";
+    if std::env::var_os(CHILD).is_some() {
+        let place = Place::new();
+        place.run("web", &[], "sleep 1000");
+        println!("\n{MARK}{}", text(&place.path("")));
+        loop {
+            std::thread::park();
+        }
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let child = child.args(["--exact", "life::nothing_stays_of_a_killed_test", "--nocapture"]);
+    let mut child = child.env(CHILD, "1").stdout(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let directory = lines.map(Result::unwrap).find_map(|line| Some(line.strip_prefix(MARK)?.to_owned()));
+    let directory = PathBuf::from(directory.unwrap());
+    let root = directory.join("root");
+    sweep_dead();
+    assert_eq!(processes(&root).len(), 3, "a living test's simulator was swept: {:?}", processes(&root));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Another test that begins now may do it too.
+    wait_until("the sweep", || {
+        sweep_dead();
+        !directory.exists()
+    });
+    assert_eq!(processes(&root), [""; 0]);
+    assert_eq!(groups(&root), [""; 0]);
 }

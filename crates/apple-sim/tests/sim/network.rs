@@ -1,7 +1,12 @@
 //! Networks.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+
+use kina_apple_sim::protocol::{NetworkAnswer, NetworkRequest};
+use kina_apple_sim::wire;
 
 use super::place::{Place, wait_until};
 
@@ -65,4 +70,52 @@ fn a_published_port_is_forwarded() {
     });
     place.ok(&["stop", "-t", "0", "web"]);
     wait_until("its end", || TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn networks_that_have_ended_are_made_again_by_the_next_server() {
+    let place = Place::new();
+    let record = fs::read_to_string(place.root().join("network/pid")).unwrap();
+    let pid = record.split(' ').next().unwrap().parse().unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    wait_until("its end", || place.processes().len() == 1);
+    for words in [&["network", "create", "back"][..], &["run", "-d", "busybox:1", "sleep", "1000"]] {
+        let (_, message) = place.fails(words);
+        assert!(message.contains("the networks do not answer"), "{message}");
+    }
+    assert_eq!(place.processes().len(), 1, "{:?}", place.processes());
+    place.ok(&["simulator", "restart"]);
+    let networks = place.json(&["network", "list", "--format", "json"]);
+    assert_eq!(networks.as_array().unwrap().len(), 1, "what was not made is not known: {networks}");
+    place.run("web", &[], "sleep 1000");
+}
+
+#[test]
+fn a_card_that_does_not_arrive_is_taken_away() {
+    let place = Place::new();
+    let stream = wire::connect(&place.root().join("network/net.sock")).unwrap();
+    let request = NetworkRequest::Attach {
+        network: "default".to_owned(),
+        hostname: "nobody".to_owned(),
+        mac: None,
+        mtu: 1500,
+        // No process has such a number.
+        pid: i32::MAX,
+        index: 0,
+        ipv6_prefix: None,
+    };
+    wire::send(&stream, &request, &[]).unwrap();
+    let (answer, _) = wire::receive::<NetworkAnswer>(&stream).unwrap().unwrap();
+    assert!(matches!(answer, NetworkAnswer::Failed(_)), "{answer:?}");
+    let netns = place.ok(&["simulator", "netns"]);
+    let links = Command::new("nsenter")
+        .args([&format!("--net={}", netns.trim()), "ip", "-o", "link"])
+        .output()
+        .unwrap();
+    let links = String::from_utf8(links.stdout).unwrap();
+    assert!(links.contains("vmnet1") && !links.contains("vm1"), "{links}");
 }

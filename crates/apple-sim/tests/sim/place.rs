@@ -1,6 +1,6 @@
 //! A simulator of its own for each test.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,16 @@ pub(super) const LONG: Duration = Duration::from_secs(30);
 /// The image that is always there.
 pub(super) const IMAGE: &str = "busybox:1";
 
+/// What the names of all tests' directories begin with.
+const PREFIX: &str = "kina-sim";
+/// The file in each that its test holds locked.
+const OWNER: &str = "owner";
+
 /// A simulator with an application root of its own, which goes with the test.
 pub(super) struct Place {
     directory: tempfile::TempDir,
+    /// Locked as long as the test lives.
+    _owner: File,
 }
 
 impl Place {
@@ -31,10 +38,16 @@ impl Place {
         place
     }
 
-    /// One that does not run.
+    /// One that does not run, after what dead tests left is gone.
     pub(super) fn unstarted() -> Self {
-        let directory = tempfile::Builder::new().prefix("kina-sim").tempdir().unwrap();
-        let place = Self { directory };
+        sweep_dead();
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+        // Locked before it is there under its name, so that no sweep comes in between.
+        let unnamed = directory.path().join("owner.new");
+        let owner = File::create(&unnamed).unwrap();
+        owner.try_lock().unwrap();
+        fs::rename(unnamed, directory.path().join(OWNER)).unwrap();
+        let place = Self { directory, _owner: owner };
         place.ok(&["simulator", "set", "boot-ms", "40"]);
         place
     }
@@ -52,9 +65,7 @@ impl Place {
     }
 
     pub(super) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_container"));
-        command.args(words).env("CONTAINER_APP_ROOT", self.root()).stdin(Stdio::null());
-        command
+        command(&self.root(), words)
     }
 
     pub(super) fn output(&self, words: &[&str]) -> Output {
@@ -111,11 +122,40 @@ impl Place {
 
     /// Processes of this simulator.
     pub(super) fn processes(&self) -> Vec<String> {
-        let root = text(&self.root());
-        let all = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-        all.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok())
-            .filter(|words| words.contains(&root) && words.contains("__"))
-            .collect()
+        processes(&self.root())
+    }
+}
+
+fn command(root: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_container"));
+    command.args(words).env("CONTAINER_APP_ROOT", root).stdin(Stdio::null());
+    command
+}
+
+/// Processes of the simulator of an application root.
+pub(super) fn processes(root: &Path) -> Vec<String> {
+    let root = text(root);
+    let all = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    all.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok())
+        .filter(|words| words.contains(&root) && words.contains("__"))
+        .collect()
+}
+
+/// Ends and removes what tests have left whose processes are dead.
+pub(super) fn sweep_dead() {
+    for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        // Held until it is gone, so that nobody else sweeps it.
+        if let Ok(owner) = File::open(path.join(OWNER))
+            && owner.try_lock().is_ok()
+        {
+            let swept = command(&path.join("root"), &["simulator", "sweep"]).output().unwrap();
+            assert!(swept.status.success(), "{}: {swept:?}", path.display());
+            fs::remove_dir_all(path).unwrap();
+        }
     }
 }
 

@@ -33,9 +33,9 @@ const INSIDE: &[(&str, &str, &str)] = &[
 ];
 
 /// By release and type, the fields and whether they may be missing.
-type Table = BTreeMap<(&'static str, &'static str), BTreeMap<&'static str, bool>>;
+pub(super) type Table = BTreeMap<(&'static str, &'static str), BTreeMap<&'static str, bool>>;
 
-fn table() -> Table {
+pub(super) fn table() -> Table {
     let mut table = Table::new();
     for line in include_str!("../../golden/fields.tsv").lines() {
         let columns: Vec<&str> = line.split('\t').collect();
@@ -46,7 +46,7 @@ fn table() -> Table {
 }
 
 /// Holds a value, or each of a list, to the fields of a type.
-fn check(table: &Table, release: &'static str, kind: &'static str, value: &Value) {
+pub(super) fn check(table: &Table, release: &'static str, kind: &'static str, value: &Value) {
     if let Value::Array(items) = value {
         return items.iter().for_each(|item| check(table, release, kind, item));
     }

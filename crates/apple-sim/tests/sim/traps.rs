@@ -1,5 +1,6 @@
 //! What goes wrong on purpose.
 
+use std::fs;
 use std::time::Instant;
 
 use super::place::{Place, wait_until};
@@ -76,6 +77,52 @@ fn boots_wait_for_each_other_and_executions_wait_for_boots() {
     assert!(exec.try_wait().unwrap().is_none() && boot.try_wait().unwrap().is_none());
     place.set("traps", "");
     assert!(boot.wait().unwrap().success() && exec.wait().unwrap().success());
+}
+
+#[test]
+fn a_create_that_hangs_is_given_up_holds_the_lock_and_is_made_in_the_end() {
+    let place = Place::new();
+    place.run("web", &[], "sleep 1000");
+    place.set("patience-percent", "1");
+    place.set("traps", "create-hangs");
+    let timeout = "Error: XPC timeout for request to com.apple.container.apiserver/containerCreate";
+    let words = ["run", "-d", "--name", "late", "busybox:1", "sleep", "1000"];
+    assert_eq!(place.fails(&words), (1, timeout.to_owned()));
+    // Its lock is everybody's.
+    let mut exec = place.spawn(&["exec", "web", "true"]);
+    assert_eq!(place.fails(&["create", "--name", "other", "busybox:1"]), (1, timeout.to_owned()));
+    assert!(exec.try_wait().unwrap().is_none());
+    assert_eq!(place.ok(&["list", "-a", "-q"]), "web\n", "lists do not wait");
+    place.set("traps", "");
+    assert!(exec.wait().unwrap().success());
+    // Nobody waits for them any more.
+    wait_until("the containers", || place.ok(&["list", "-a", "-q"]) == "late\nother\nweb\n");
+    assert_eq!(place.state("late"), "stopped");
+}
+
+#[test]
+fn a_stop_that_hangs_leaves_the_machine_running_until_it_goes_on() {
+    let place = Place::new();
+    place.run("web", &[], "sleep 1000");
+    let pid = place.pid("web");
+    place.set("traps", "stop-hangs");
+    let mut stop = place.spawn(&["stop", "-t", "0", "web"]);
+    // Others go on: this takes far longer than a stop does.
+    for id in ["a1", "b1", "c1"] {
+        place.run(id, &[], "sleep 1000");
+        assert_eq!(place.state("web"), "running");
+    }
+    assert!(stop.try_wait().unwrap().is_none());
+    assert!(fs::exists(format!("/proc/{pid}")).unwrap());
+    place.set("traps", "");
+    assert!(stop.wait().unwrap().success());
+    assert_eq!(place.state("web"), "stopped");
+    // What hangs is ended all the same.
+    place.set("traps", "stop-hangs");
+    let mut stop = place.spawn(&["stop", "-t", "0", "a1"]);
+    place.sweep();
+    assert_eq!(place.processes(), [""; 0]);
+    assert_eq!(stop.wait().unwrap().code(), Some(1));
 }
 
 #[test]

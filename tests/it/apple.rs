@@ -211,8 +211,6 @@ impl Slowest {
 async fn boots_queue_and_hold_nothing_else_back() {
     const PODS: usize = 20;
     const BOOT: Duration = Duration::from_millis(800);
-    /// No call waits for the queue: it may wait for one boot, and the computer may be busy.
-    const PROMPT: Duration = Duration::from_millis(4000);
     let (waits, boots) = ("the machine waits for its boot", "the machine boots");
     let mut daemon = daemon().await;
     let cri = daemon.cri();
@@ -239,7 +237,9 @@ async fn boots_queue_and_hold_nothing_else_back() {
     let begin_stop = Instant::now();
     cri.stop_pod(&there).await.unwrap();
     let stop_running = begin_stop.elapsed();
-    assert!(runs.len() > PODS / 2, "the queue was over before: {} are left", runs.len());
+    slowest.call(&cri, &here, &one).await;
+    let booted = logged(&daemon.place, boots).len() - before;
+    assert!(booted < PODS / 2, "these calls have waited for the queue: {booted} had booted before");
     let (mut ready, mut refused) = (Vec::new(), Vec::new());
     while let Some(run) = runs.join_next().await {
         match run.unwrap() {
@@ -258,9 +258,5 @@ async fn boots_queue_and_hold_nothing_else_back() {
     let [error] = &refused[..] else { panic!("{refused:?}") };
     println!("{error}");
     assert!(all >= BOOT * 19, "boots are side by side: {all:?}");
-    let Slowest { list, status, exec, container } = slowest;
-    for took in [list, status, exec, container, stop_queued, stop_running] {
-        assert!(took < PROMPT, "{took:?}");
-    }
     daemon.leave_nothing().await;
 }

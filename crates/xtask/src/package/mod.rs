@@ -223,6 +223,8 @@ fn documents(workspace: &Workspace) -> Result<Tree> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -150,7 +150,11 @@ impl Subject {
             }
             PodEffect::StartMachine => {
                 progress.boot = Some(self.context.metrics.boot(self.driver.name()));
-                self.driver.start(&self.id).await.map_err(|error| failed(error.into()))
+                tokio::select! {
+                    // Where boots queue, it would be the last one's turn first.
+                    () = cancel.cancelled() => Err(StartError::Cancelled),
+                    started = self.driver.start(&self.id) => started.map_err(|error| failed(error.into())),
+                }
             }
             PodEffect::Handshake => {
                 tokio::select! {

@@ -238,6 +238,9 @@ async fn boots_queue_and_hold_nothing_else_back() {
     cri.stop_pod(&there).await.unwrap();
     let stop_running = begin_stop.elapsed();
     slowest.call(&cri, &here, &one).await;
+    println!(
+        "queued {queued:?}, stop of one that waits {stop_queued:?}, of one that runs {stop_running:?}, {slowest:?}"
+    );
     let booted = logged(&daemon.place, boots).len() - before;
     assert!(booted < PODS / 2, "these calls have waited for the queue: {booted} had booted before");
     let (mut ready, mut refused) = (Vec::new(), Vec::new());

@@ -121,25 +121,33 @@ async fn a_dropped_call_changes_nothing() {
     assert_eq!(daemon.pods().len(), 1);
 }
 
-/// A guest that never answers does not keep a pod from being removed.
+/// Neither a boot that takes its time nor a guest that never answers keeps a pod from
+/// being stopped and removed.
 #[tokio::test]
-async fn remove_interrupts_a_start() {
-    let world = World::new();
-    let daemon = world.daemon().await;
-    world.guests.be_silent();
-    let gate = world.driver.gate(Operation::Connect);
-    let run = tokio::spawn({
-        let daemon = daemon.clone();
-        async move { daemon.run_pod(pod_spec("p")).await }
-    });
-    gate.reached().await;
-    gate.open();
-    let pod = world.driver.calls().into_iter().find_map(|(_, pod)| pod).unwrap();
-    daemon.remove_pod(pod.as_str()).await.unwrap();
-    let error = run.await.unwrap().unwrap_err();
-    assert!(error.to_string().contains("stopped while it started"), "{error}");
-    world.assert_empty();
-    world.assert_no_machines().await;
+async fn stop_and_remove_interrupt_a_start() {
+    for operation in [Operation::Start, Operation::Connect] {
+        for removed in [false, true] {
+            let world = World::new();
+            let daemon = world.daemon().await;
+            world.guests.be_silent();
+            let gate = world.driver.gate(operation);
+            let run = tokio::spawn({
+                let daemon = daemon.clone();
+                async move { daemon.run_pod(pod_spec("p")).await }
+            });
+            gate.reached().await;
+            let pod = world.driver.calls().into_iter().find_map(|(_, pod)| pod).unwrap();
+            if !removed {
+                daemon.stop_pod(pod.as_str()).await.unwrap();
+            }
+            daemon.remove_pod(pod.as_str()).await.unwrap();
+            let error = run.await.unwrap().unwrap_err();
+            assert!(error.to_string().contains("stopped while it started"), "{error}");
+            world.assert_empty();
+            world.assert_no_machines().await;
+            gate.open();
+        }
+    }
 }
 
 /// A machine that ends while one waits for its guest fails the start at once.

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use kina_attachment::tap::{self, Tap};
 use kina_attachment::{Damage, Error, Interface, Namespace, Target, apply, direct, inspect};
@@ -182,6 +183,20 @@ async fn a_tap_is_as_asked_for() {
     // One queue of it is something else, and says so.
     let error = tap::open_queue(&rig.sandbox.namespace, &rig.tap).await.unwrap_err();
     assert!(error.to_string().starts_with("open tap tap0"), "{error}");
+}
+
+/// Another process may have a copy of a closed one until it executes its program.
+#[tokio::test]
+async fn a_queue_that_is_open_is_waited_for() {
+    let rig = Rig::new(1500);
+    rig.attach().await;
+    let first = tap::open_queue(&rig.sandbox.namespace, &rig.tap).await.unwrap();
+    let second = tap::open_queue(&rig.sandbox.namespace, &rig.tap);
+    tokio::pin!(second);
+    let patience = Duration::from_millis(50);
+    assert!(tokio::time::timeout(patience, &mut second).await.is_err(), "both are open");
+    drop(first);
+    second.await.unwrap();
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use rtnetlink::LinkUnspec;
 
@@ -28,6 +29,10 @@ use super::redirect;
 use super::sink;
 use crate::own::{self, Filter};
 use crate::{Damage, Error, Interface};
+
+/// How long one waits for a queue that is open.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a tap should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,8 +135,22 @@ pub async fn detach(namespace: &Namespace, tap: &Tap) -> Result<(), Error> {
 /// machine monitor that is given its network card as a file descriptor. After
 /// [`attach`]: a tap that is not there comes into being for as long as it is open, and
 /// is joined with nothing.
+///
+/// A queue that is open already is waited for, two seconds: a process that any thread
+/// starts at this moment has copies of all descriptors until it executes its program,
+/// among them of one that is closed here, and so may have a call that was dropped.
 pub async fn open_queue(namespace: &Namespace, tap: &Tap) -> Result<OwnedFd, Error> {
-    open_device(namespace, tap, false).await
+    let deadline = tokio::time::Instant::now() + BUSY_PATIENCE;
+    loop {
+        match open_device(namespace, tap, false).await {
+            Err(Error::Kernel { source, .. })
+                if source.number() == Some(libc::EBUSY) && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 async fn open_device(namespace: &Namespace, tap: &Tap, persist: bool) -> Result<OwnedFd, Error> {

@@ -6,7 +6,7 @@ use kina::cri::v1;
 use tokio_stream::StreamExt;
 use tonic::{Code, Streaming};
 
-use crate::harness::machine::{also_in_apple, also_in_vm, handler, is_vm};
+use crate::harness::machine::{also_in_apple, also_in_vm, handler, is_apple, is_vm};
 use crate::harness::{Daemon, script, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -204,7 +204,11 @@ async fn the_daemon_counts() {
     let ended = cri.run(&pod, script("ended", "true")).await;
     cri.wait_exit(&ended).await;
     let (handler, is_vm) = (handler(), is_vm());
-    let driver = if is_vm { "qemu" } else { "host" };
+    let driver = match is_vm {
+        true if is_apple() => "apple",
+        true => "qemu",
+        false => "host",
+    };
     for (sample, value) in [
         (format!("kina_pods{{handler=\"{handler}\",state=\"ready\"}}"), 1.0),
         (format!("kina_containers{{handler=\"{handler}\",state=\"running\"}}"), 1.0),
@@ -240,6 +244,7 @@ also_in_vm! {
 }
 
 also_in_apple! {
+    the_daemon_counts,
     events_tell_a_pods_life,
     usage_is_told,
 }

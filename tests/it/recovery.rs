@@ -71,6 +71,9 @@ async fn a_reboot_ends_all_pods() {
     let stopped = cri.make_pod("stopped").await;
     cri.stop_pod(&stopped).await.unwrap();
     daemon.kill9().await;
+    if machine::is_apple() {
+        machine::crash(&daemon.place);
+    }
     // As a reboot does; mounts and cgroups stay, which the daemon must not mind.
     wait_until("the end of the pod", async || {
         let processes = daemon.place.processes(&pod);
@@ -79,6 +82,9 @@ async fn a_reboot_ends_all_pods() {
     })
     .await;
     pretend_reboot(&daemon).await;
+    if machine::is_apple() {
+        machine::start_service(&daemon.place);
+    }
     daemon.start_again(Options::default()).await;
     let cri = daemon.cri();
     for pod in [&pod, &stopped] {
@@ -115,7 +121,7 @@ async fn nothing_is_adopted_across_a_reboot() {
     let cri = daemon.cri();
     let pod = cri.make_pod("p").await;
     let one = cri.run(&pod, script("one", FOREVER)).await;
-    let pid = cri.container_pid(&one).await;
+    let pid = daemon.place.process(&pod, cri.container_pid(&one).await).unwrap();
     daemon.kill9().await;
     pretend_reboot(&daemon).await;
     daemon.start_again(Options::default()).await;
@@ -276,5 +282,11 @@ also_in_vm! {
 
 also_in_apple! {
     nobody_notices_a_new_daemon,
+    a_reboot_ends_all_pods,
+    nothing_is_adopted_across_a_reboot,
     a_second_daemon_is_refused_and_harms_nothing,
+    restarts_hold_nothing,
+    what_no_record_explains_is_removed,
+    what_is_left_of_removed_directories_is_removed,
+    a_guest_outlives_daemons_that_never_came_up,
 }

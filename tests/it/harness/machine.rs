@@ -220,6 +220,38 @@ fn set_simulator(directory: &Path, boot: Duration, traps: &[&str]) {
     std::fs::rename(root.join("new"), root.join("simulator.json")).unwrap();
 }
 
+/// Has this computer crash, as far as Apple's machines go: all of them, and the service.
+pub(crate) fn crash(place: &Place) {
+    for container in simulated_containers(place) {
+        simulator_does(place, &["crash", "helper", &container]);
+    }
+    simulator_does(place, &["crash", "server"]);
+}
+
+fn simulator_does(place: &Place, words: &[&str]) {
+    let output = simulate(&place.path(""), &[&["simulator"], words].concat());
+    assert!(output.status.success(), "{words:?}: {output:?}");
+}
+
+/// A part of the name of the control group that a pod's processes are in: of the machine's,
+/// if that is simulated, else of what the pod has on the node.
+pub(super) fn group(cgroup_parent: &str, pod: &str) -> String {
+    if is_apple() { format!("-kina-{pod}") } else { format!("{cgroup_parent}/kina-{pod}") }
+}
+
+/// Whether a process on the node is the guest of a simulated machine.
+pub(super) fn is_simulated_guest(pid: u32) -> bool {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command.split(|byte| *byte == 0).any(|word| word == b"--own-kernel")
+}
+
+/// How a process on the node is numbered in the machine that it is in, if that is simulated.
+pub(super) fn number_inside(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Ends a pod's machine behind the daemon's back.
 pub(crate) fn stop_machine(place: &Place, pod: &str) {
     let output = simulate(&place.path(""), &["kill", &format!("kina-{pod}")]);

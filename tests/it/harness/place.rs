@@ -103,16 +103,29 @@ impl Place {
         lines[lines.len().saturating_sub(120)..].join("\n")
     }
 
-    /// The process of a pod's guest, if its machine has been started.
+    /// The process of a pod's guest, if its machine has been started and runs on the
+    /// node's kernel.
     pub(crate) fn guest(&self, pod: &str) -> Option<u32> {
+        if super::machine::is_apple() {
+            return self.processes(pod).into_iter().find(|pid| super::machine::is_simulated_guest(*pid));
+        }
         let record = fs::read(self.config.run.join("pods").join(pod).join("machine/machine.json")).ok()?;
         let record: serde_json::Value = serde_json::from_slice(&record).ok()?;
         record["phase"]["started"]["pid"].as_u64()?.try_into().ok()
     }
 
+    /// The process on the node that a pod's guest knows by that number; `None` if it is gone.
+    pub(crate) fn process(&self, pod: &str, number: u32) -> Option<u32> {
+        if super::machine::is_apple() {
+            let inside = |pid: &u32| super::machine::number_inside(*pid) == Some(number);
+            return self.processes(pod).into_iter().find(inside);
+        }
+        super::lives(number).then_some(number)
+    }
+
     /// Processes in a pod's cgroup, of any hierarchy.
     pub(crate) fn processes(&self, pod: &str) -> Vec<u32> {
-        let group = format!("{}/kina-{pod}", self.config.cgroup_parent);
+        let group = super::machine::group(&self.config.cgroup_parent, pod);
         let in_group = |pid: &u32| {
             let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
             super::lives(*pid) && groups.lines().any(|line| line.contains(&group))

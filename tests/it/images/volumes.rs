@@ -5,7 +5,7 @@ use kina_testkit::images::{File, archive};
 use tonic::Code;
 
 use super::{FOREVER, files, spec};
-use crate::harness::machine::{self, also_in_vm};
+use crate::harness::machine::{self, also_in_apple, also_in_vm};
 use crate::harness::{Daemon, IMAGE, script, wait_until};
 
 const FILES: &str = "localhost/files:1";
@@ -133,6 +133,12 @@ async fn a_removed_image_stays_for_who_mounts_it() {
 }
 
 also_in_vm! {
+    files_of_images_and_parts_of_them,
+    what_cannot_be_mounted_leaves_nothing,
+    a_removed_image_stays_for_who_mounts_it,
+}
+
+also_in_apple! {
     files_of_images_and_parts_of_them,
     what_cannot_be_mounted_leaves_nothing,
     a_removed_image_stays_for_who_mounts_it,

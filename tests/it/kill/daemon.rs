@@ -7,12 +7,15 @@ use kina_model::{ContainerEffect, PodEffect};
 use tokio::task::JoinHandle;
 
 use super::kubelet::{Kubelet, Step};
+use crate::harness::machine::{self, also_in_apple};
 use crate::harness::{Daemon, Options, PATIENCE, script, shell, wait_until};
 
 /// Lives a pod's life with a daemon that dies at a failpoint; whether it did.
 async fn live(failpoint: &str, steps: &[Step]) -> bool {
     // Where it matters for what is left, the pod has a network.
-    let connected = ["network", "pod-record", "pod-delete"].iter().any(|part| failpoint.contains(part));
+    let connected = ["network", "pod-record", "pod-delete"].iter().any(|part| failpoint.contains(part))
+        // Apple's machines bring theirs.
+        && !machine::is_apple();
     let plugins = connected.then(|| crate::network::bridge(false));
     let options = Options { failpoint: Some(failpoint.to_owned()), plugins, ..Options::default() };
     let mut daemon = Daemon::with(options).await;
@@ -148,8 +151,12 @@ fn silent_guest(daemon: &Daemon) -> std::path::PathBuf {
 async fn cancelled_start(failpoint: &str, remove: bool) {
     let mut daemon = Daemon::start().await;
     daemon.stop().await;
-    let guest = silent_guest(&daemon);
-    let options = Options { failpoint: Some(failpoint.to_owned()), guest: Some(guest), ..Options::default() };
+    let mut options = Options { failpoint: Some(failpoint.to_owned()), ..Options::default() };
+    if machine::is_apple() {
+        machine::set_traps(&daemon.place, &["boot-hangs"]);
+    } else {
+        options.guest = Some(silent_guest(&daemon));
+    }
     daemon.start_again(options).await;
     let cri = daemon.cri();
     let config = cri.pod("killed");
@@ -158,8 +165,11 @@ async fn cancelled_start(failpoint: &str, remove: bool) {
         async move { cri.run_pod(&config).await }
     });
     let mut pod = String::new();
-    wait_until("the guest to be started", async || {
+    wait_until("the machine to be started", async || {
         pod = daemon.place.pod_directories().into_iter().next().unwrap_or_default();
+        if machine::is_apple() {
+            return !machine::simulated_containers(&daemon.place).is_empty();
+        }
         daemon.place.guest(&pod).is_some()
     })
     .await;
@@ -168,6 +178,9 @@ async fn cancelled_start(failpoint: &str, remove: bool) {
     daemon.wait_killed().await;
     assert!(starter.await.unwrap().is_err());
 
+    if machine::is_apple() {
+        machine::set_traps(&daemon.place, &[]);
+    }
     daemon.start_again(Options::default()).await;
     let cri = daemon.cri();
     for pod in cri.pods(None).await {
@@ -195,15 +208,19 @@ async fn a_failed_start() {
     for failpoint in ["before:pod-record#2", "after:pod-destroy-machine", "before:pod-delete-records"] {
         let mut daemon = Daemon::start().await;
         daemon.stop().await;
-        let options = Options {
-            failpoint: Some(failpoint.to_owned()),
-            guest: Some(daemon.place.path("no-guest")),
-            ..Options::default()
-        };
+        let mut options = Options { failpoint: Some(failpoint.to_owned()), ..Options::default() };
+        if machine::is_apple() {
+            machine::set_traps(&daemon.place, &["boot-fails"]);
+        } else {
+            options.guest = Some(daemon.place.path("no-guest"));
+        }
         daemon.start_again(options).await;
         let config = daemon.cri().pod("killed");
         daemon.cri().run_pod(&config).await.unwrap_err();
         daemon.wait_killed().await;
+        if machine::is_apple() {
+            machine::set_traps(&daemon.place, &[]);
+        }
         daemon.start_again(Options::default()).await;
         let cri = daemon.cri();
         wait_until("the failed pod to be gone", async || cri.pods(None).await.is_empty()).await;
@@ -306,4 +323,17 @@ async fn during_an_exec() {
     daemon.start_again(Options::default()).await;
     daemon.cri().sh(&one, "true").await;
     daemon.leave_nothing().await;
+}
+
+// Those that are the driver's; `KINA_IT_HANDLER=apple` goes through all of them.
+also_in_apple! {
+    pod_create_machine,
+    pod_start_machine,
+    pod_handshake,
+    pod_stop_machine,
+    pod_destroy_machine,
+    pod_cancel_start,
+    a_failed_start,
+    at_any_moment,
+    during_a_grace_period,
 }

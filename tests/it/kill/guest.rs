@@ -5,6 +5,7 @@ use std::process::Command;
 use kina::cri::v1;
 use rustix::process::Signal;
 
+use crate::harness::machine::also_in_apple;
 use crate::harness::{Cri, Daemon, end, kill, lives, script, shell, wait_until};
 
 const FOREVER: &str = "trap '' TERM; echo up; while :; do sleep 1; done";
@@ -73,7 +74,10 @@ async fn while_containers_run() {
     let pod = cri.make_pod("p").await;
     let one = cri.run(&pod, script("one", FOREVER)).await;
     let created = cri.create(&pod, script("created", FOREVER)).await.unwrap();
-    let pids = [cri.container_pid(&one).await, cri.container_pid(&created).await];
+    let mut pids = Vec::new();
+    for container in [&one, &created] {
+        pids.push(daemon.place.process(&pod, cri.container_pid(container).await).unwrap());
+    }
     kill_guest(&daemon, &pod).await;
     for pid in pids {
         wait_until("the container's process to end", async || !lives(pid)).await;
@@ -199,7 +203,10 @@ async fn together_with_the_daemon() {
     let pod = cri.make_pod("p").await;
     let one = cri.run(&pod, script("one", FOREVER)).await;
     let created = cri.create(&pod, script("created", FOREVER)).await.unwrap();
-    let pids = [cri.container_pid(&one).await, cri.container_pid(&created).await];
+    let mut pids = Vec::new();
+    for container in [&one, &created] {
+        pids.push(daemon.place.process(&pod, cri.container_pid(container).await).unwrap());
+    }
     daemon.kill9().await;
     let guest = daemon.place.guest(&pod).unwrap();
     kill(guest, Signal::KILL);
@@ -230,4 +237,15 @@ async fn frozen_while_the_daemon_was_away() {
     let pods = cri.pods(None).await;
     assert_eq!(pods[0].state(), v1::PodSandboxState::SandboxNotready);
     daemon.leave_nothing().await;
+}
+
+also_in_apple! {
+    in_an_idle_pod,
+    while_containers_run,
+    a_seen_end_stays_as_it_was,
+    during_an_exec,
+    during_a_create,
+    during_a_stop,
+    together_with_the_daemon,
+    frozen_while_the_daemon_was_away,
 }

@@ -138,14 +138,12 @@ impl Kubelet {
                         assert_eq!(cri.sh(&container.id, "echo here").await, "here\n", "{container:?}");
                     }
                     ContainerCreated => {
-                        assert!(
-                            crate::harness::lives(cri.container_pid(&container.id).await),
-                            "{container:?}"
-                        );
+                        let pid = cri.container_pid(&container.id).await;
+                        assert!(daemon.place.process(&pod.id, pid).is_some(), "{container:?}");
                     }
                     // Its removal may be under way again, and end meanwhile.
                     _ => match cri.find_container_pid(&container.id).await {
-                        Ok(pid) => assert!(!crate::harness::lives(pid), "{container:?}"),
+                        Ok(pid) => assert_eq!(daemon.place.process(&pod.id, pid), None, "{container:?}"),
                         Err(status) => assert_eq!(status.code(), Code::NotFound, "{status}"),
                     },
                 }

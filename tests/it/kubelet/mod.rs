@@ -14,7 +14,7 @@ use kina::cri::v1;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use crate::harness::machine::also_in_vm;
+use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Cri, Daemon, Options, PATIENCE, script, wait_until};
 use crate::network::bridge;
 
@@ -212,4 +212,8 @@ async fn a_ready_pod_has_its_address() {
 also_in_vm! {
     calls_given_up_and_asked_again,
     a_start_waits_for_nothing,
+}
+
+also_in_apple! {
+    calls_given_up_and_asked_again,
 }

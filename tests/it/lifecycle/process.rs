@@ -257,5 +257,8 @@ also_in_vm! {
 also_in_apple! {
     command_arguments_and_surroundings_from_image_and_configuration,
     exit_codes_and_their_reasons,
+    killed_for_want_of_memory,
     a_stop_is_polite_first,
+    confinement_is_the_default_one,
+    the_end_is_told_though_a_child_lives,
 }

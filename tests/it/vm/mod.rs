@@ -3,7 +3,6 @@
 mod faults;
 mod forging;
 mod isolation;
-mod logs;
 mod soak;
 mod streams;
 mod volumes;

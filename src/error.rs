@@ -180,6 +180,16 @@ pub enum Error {
     /// A pod's tunnel got no identifier, or could not give it back.
     #[error("tunnel")]
     Tunnel(#[source] Box<LeaseError<kina_store::Error>>),
+    /// kina's own AppArmor profile does not compile.
+    #[error("compile kina's AppArmor profile: {parser} ended with code {code}: {said}")]
+    AppArmorProfile {
+        /// The compiler.
+        parser: &'static str,
+        /// How it ended.
+        code: i32,
+        /// What it said.
+        said: String,
+    },
     /// The guest refused or is gone.
     #[error("guest of pod sandbox {pod}")]
     Guest {

@@ -18,7 +18,7 @@ const TOLD_BYTES: usize = 4096 + '…'.len_utf8();
 pub fn request(input: &[u8]) {
     let Some((kind, bytes)) = input.split_first() else { return };
     let placement = if kind & 1 == 0 { Placement::Shared } else { Placement::Vm };
-    let kernel = cri::Kernel { apparmor: kind & 2 == 0, recursive_read_only: kind & 4 == 0 };
+    let kernel = cri::Kernel { recursive_read_only: kind & 4 == 0 };
     match (kind >> 3) & 3 {
         0 | 1 => {
             let Ok(request) = v1::RunPodSandboxRequest::decode(bytes) else { return };

@@ -32,6 +32,7 @@ use crate::machines;
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkConfig};
 use crate::placement::{PlacementPolicy, PlacementRequest, place};
+use crate::pod::apparmor::AppArmorPolicy;
 use crate::pod::context::{Context, Paths, log_path, now};
 use crate::pod::size::{NodeSize, SizePolicy};
 use crate::pod::user_namespaces::UserNamespaces;
@@ -170,6 +171,7 @@ impl Runtime {
         let node_size = NodeSize::of(&*node).await;
         let vm_driver = vm.as_deref().ok();
         let user_namespaces = UserNamespaces::of(&node, &paths, vm_driver, &store).await?;
+        let apparmor = AppArmorPolicy::new(&paths);
         let context = Arc::new(Context {
             node,
             network: network.clone(),
@@ -185,6 +187,7 @@ impl Runtime {
             node_size,
             volumes: config.machine.volumes.clone(),
             user_namespaces,
+            apparmor,
             cdi_directories: config.cdi_directories.clone(),
         });
         let tasks = CancellationToken::new();

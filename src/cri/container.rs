@@ -120,13 +120,7 @@ pub fn container_spec(
             Some(resources) => resources::resources("config.linux.resources", resources)?,
             None => Resources::default(),
         },
-        security: security::security(
-            SECURITY,
-            security_context.unwrap_or_default(),
-            pod,
-            kernel,
-            seccomp_text,
-        )?,
+        security: security::security(SECURITY, security_context.unwrap_or_default(), pod, seccomp_text)?,
         stop_signal: stop_signal_of("config.stop_signal", stop_signal)?,
     })
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use kina_model::{
-    ContainerPid, PidMode, Placement, PodNamespaces, PodSpec, RunAs, Seccomp, Security, SpecError,
+    AppArmor, ContainerPid, PidMode, PodNamespaces, PodSpec, RunAs, Seccomp, Security, SpecError,
 };
 
 use super::{check, user_namespace, v1};
@@ -56,11 +56,9 @@ const CAPABILITIES: [&str; 41] = [
 /// What is before the name in a reference to a profile of the node.
 const LOCALHOST: &str = "localhost/";
 
-/// What the kernel of a pod can confine with.
+/// What the kernel of a pod can do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kernel {
-    /// It enforces AppArmor profiles.
-    pub apparmor: bool,
     /// It can make mounts read-only with everything below them.
     pub recursive_read_only: bool,
 }
@@ -346,31 +344,18 @@ fn seccomp(
     }
 }
 
+/// Whether the kernel has AppArmor shows once the pod's guest is asked.
 #[allow(deprecated, reason = "older kubelets use the old field")]
-fn apparmor(
-    field: &str,
-    context: &v1::LinuxContainerSecurityContext,
-    kernel: Kernel,
-) -> Result<String, SpecError> {
+fn apparmor(field: &str, context: &v1::LinuxContainerSecurityContext) -> Result<AppArmor, SpecError> {
     let old_field = format!("{field}.apparmor_profile");
     let field = format!("{field}.apparmor");
-    let asked = profile(&field, context.apparmor.clone(), &old_field, &context.apparmor_profile)?;
-    match asked {
-        None | Some(Profile::Unconfined) => Ok(String::new()),
-        Some(Profile::RuntimeDefault) if kernel.apparmor => {
-            let reason =
-                "kina has no AppArmor profile of its own; load one and name it as Localhost, or leave it out";
-            Err(SpecError::unsupported(field, reason))
-        }
-        // Where AppArmor is not, its default is nothing.
-        Some(Profile::RuntimeDefault) => Ok(String::new()),
-        Some(Profile::Localhost(name)) if kernel.apparmor => {
-            check::word(&format!("{field}.localhost_ref"), &name)?;
-            Ok(name)
-        }
+    match profile(&field, context.apparmor.clone(), &old_field, &context.apparmor_profile)? {
+        None => Ok(AppArmor::Unset),
+        Some(Profile::RuntimeDefault) => Ok(AppArmor::RuntimeDefault),
+        Some(Profile::Unconfined) => Ok(AppArmor::Unconfined),
         Some(Profile::Localhost(name)) => {
-            let reason = format!("profile {name:?}: the kernel of this pod has no AppArmor; leave it out");
-            Err(SpecError::unsupported(format!("{field}.localhost_ref"), reason))
+            check::word(&format!("{field}.localhost_ref"), &name)?;
+            Ok(AppArmor::Localhost(name))
         }
     }
 }
@@ -380,11 +365,10 @@ pub(super) fn security(
     field: &str,
     context: v1::LinuxContainerSecurityContext,
     pod: &PodSpec,
-    kernel: Kernel,
     seccomp_text: Option<String>,
 ) -> Result<Security, SpecError> {
     let seccomp = seccomp(field, &context, seccomp_text)?;
-    let apparmor_profile = apparmor(field, &context, kernel)?;
+    let apparmor = apparmor(field, &context)?;
     #[allow(deprecated, reason = "they are read above; here every field has to be named")]
     let v1::LinuxContainerSecurityContext {
         capabilities: asked,
@@ -443,7 +427,7 @@ pub(super) fn security(
         masked_paths: paths(masked_paths),
         readonly_paths: paths(readonly_paths),
         seccomp,
-        apparmor_profile,
+        apparmor,
     })
 }
 
@@ -485,18 +469,5 @@ pub(super) fn namespaces_message(namespaces: PodNamespaces) -> v1::NamespaceOpti
         ipc: mode(namespaces.host_ipc).into(),
         target_id: String::new(),
         userns_options: namespaces.user.map(user_namespace::message),
-    }
-}
-
-impl Kernel {
-    /// What the kernel of a pod with that placement has. A machine's own kernel
-    /// has no AppArmor.
-    #[must_use]
-    pub fn of(placement: Placement, node_has_apparmor: bool, recursive_read_only: bool) -> Self {
-        let apparmor = match placement {
-            Placement::Vm => false,
-            Placement::Shared => node_has_apparmor,
-        };
-        Self { apparmor, recursive_read_only }
     }
 }

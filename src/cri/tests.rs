@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kina_model::{
-    ContainerImage, ContainerPid, ContainerSpec, ContainerState, Digest, Dns, Exit, ExitReason, PidMode,
-    Placement, PodId, PodNamespaces, PodSpec, PodState, Process, Ready, RunAs, Running, Seccomp, Signal,
-    SpecError, StopCause, User,
+    AppArmor, ContainerImage, ContainerPid, ContainerSpec, ContainerState, Digest, Dns, Exit, ExitReason,
+    PidMode, Placement, PodId, PodNamespaces, PodSpec, PodState, Process, Ready, RunAs, Running, Seccomp,
+    Signal, SpecError, StopCause, User,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -18,7 +18,7 @@ use crate::pod::view::{ContainerView, Identity, PodView};
 mod containers;
 mod shown;
 
-const KERNEL: Kernel = Kernel { apparmor: false, recursive_read_only: true };
+const KERNEL: Kernel = Kernel { recursive_read_only: true };
 
 fn map(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
     entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()

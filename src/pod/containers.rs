@@ -12,6 +12,7 @@ use kina_node::LayerImage;
 use kina_store::Batch;
 use tokio::sync::watch;
 
+use super::apparmor::Confinement;
 use super::context::{Context, pod_cgroup};
 use super::guest_request;
 use super::logs::{ContainerLog, LogRecord};
@@ -45,6 +46,15 @@ impl<L> ImageLayers<L> {
     }
 }
 
+/// What a container gets that the node has found or made.
+struct FromNode<'a> {
+    /// Where its mounts come from, in their order.
+    mounts: &'a [Source],
+    /// Its devices.
+    edits: &'a cdi::Edits,
+    confinement: Confinement,
+}
+
 impl Subject {
     fn guest_error(&self, source: GuestError) -> Error {
         Error::Guest { pod: self.id.clone(), source }
@@ -64,6 +74,9 @@ impl Subject {
         // In a user namespace no device node can be made.
         let as_they_are = self.spec.namespaces.user.is_some();
         let edits = cdi::edits(&**node, cdi_directories, &view.spec.cdi_devices, as_they_are).await?;
+        let features = guest.hello().features.unwrap_or_default();
+        let confinement = self.context.apparmor.confinement(&**node, features, &view.spec.security).await?;
+        let outside = FromNode { mounts: &sources, edits: &edits, confinement };
         let mut guest_layers = ImageLayers::default();
         for effect in container::CREATE {
             match effect {
@@ -73,7 +86,7 @@ impl Subject {
                 }
                 ContainerEffect::GuestCreate => {
                     let layers = std::mem::take(&mut guest_layers);
-                    let create = self.guest_create(guest, view, layers, &sources, &edits);
+                    let create = self.guest_create(guest, view, layers, &outside);
                     return failpoint::around(effect.name(), create).await;
                 }
                 // The actor has recorded the intent.
@@ -154,13 +167,12 @@ impl Subject {
         guest: &GuestClient,
         view: &ContainerView,
         layers: ImageLayers<v1::Layer>,
-        sources: &[Source],
-        edits: &cdi::Edits,
+        outside: &FromNode<'_>,
     ) -> Result<(Identity, Option<ContainerLog>), Error> {
         use v1::log_target::Target;
         let mut images = layers.volumes.into_iter();
         let mut mounts = Vec::with_capacity(view.spec.mounts.len());
-        for (mount, source) in view.spec.mounts.iter().zip(sources) {
+        for (mount, source) in view.spec.mounts.iter().zip(outside.mounts) {
             mounts.push(match source {
                 // The node sees to it: a guest would make all of it read-only, which is what is left
                 // where directories are shared whole.
@@ -202,7 +214,8 @@ impl Subject {
         };
         let (id, layers) = (view.id.as_str(), layers.root);
         let mut request = guest_request::create_container(id, &view.spec, &view.process, layers, mounts, log);
-        guest_request::edit(&mut request, edits);
+        guest_request::edit(&mut request, outside.edits);
+        guest_request::confine(&mut request, &outside.confinement);
         let made = guest.create_container(request).await.map_err(|source| self.guest_error(source))?;
         for warning in &made.warnings {
             tracing::warn!(pod = %self.id, container = %view.id, warning, "container made with a restriction");

@@ -9,6 +9,7 @@ use kina_model::{ContainerId, Nanos, Placement, PodId};
 use kina_node::Node;
 use kina_store::Store;
 
+use super::apparmor::AppArmorPolicy;
 use super::size::{NodeSize, SizePolicy};
 use super::user_namespaces::UserNamespaces;
 use super::volumes::VolumeRoots;
@@ -47,6 +48,8 @@ pub struct Context {
     pub volumes: VolumeRoots,
     /// Where pods can have user namespaces.
     pub user_namespaces: UserNamespaces,
+    /// kina's own AppArmor profile.
+    pub apparmor: AppArmorPolicy,
     /// Where specifications of devices are (see [`crate::cdi`]).
     pub cdi_directories: Vec<PathBuf>,
 }

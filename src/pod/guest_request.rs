@@ -9,6 +9,7 @@ use kina_model::{
     Resources, RunAs, Seccomp, Security, User, UserNamespace,
 };
 
+use super::apparmor::Confinement;
 use crate::cdi::{DeviceKind, DeviceNode, Edits};
 use crate::error::Error;
 
@@ -217,7 +218,8 @@ fn guest_process(spec: &ContainerSpec, process: &Process) -> v1::Process {
         ambient,
         no_new_privileges: security.no_new_privs,
         seccomp: Some(v1::Seccomp { profile: Some(profile) }),
-        apparmor_profile: security.apparmor_profile.clone(),
+        apparmor_profile: String::new(),
+        apparmor_policy: Vec::new(),
         selinux_label: String::new(),
         oom_score_adj: spec.resources.oom_score_adj,
         rlimits: Vec::new(),
@@ -328,6 +330,14 @@ pub(super) fn edit(request: &mut v1::CreateContainerRequest, edits: &Edits) {
     request.devices.extend(devices.iter().map(device_node));
     let of_node = mounts.iter().filter_map(|mount| Some(self::mount(mount, mount.source.host_path()?)));
     request.mounts.extend(of_node);
+}
+
+/// Confines a container's process.
+pub(super) fn confine(request: &mut v1::CreateContainerRequest, confinement: &Confinement) {
+    if let Some(process) = &mut request.process {
+        process.apparmor_profile.clone_from(&confinement.profile);
+        process.apparmor_policy.clone_from(&confinement.policy);
+    }
 }
 
 fn device_node(device: &DeviceNode) -> v1::Device {

@@ -2,6 +2,7 @@
 //! to it.
 
 mod actor;
+pub mod apparmor;
 mod containers;
 pub mod context;
 mod guest_request;

@@ -30,7 +30,7 @@ impl Service {
             Some(path) => Some(self.profile(&path).await?),
             None => None,
         };
-        let kernel = self.kernel(&pod.spec.handler, pod.spec.placement).await;
+        let kernel = self.kernel(&pod.spec.handler);
         let spec = cri::container_spec(request, &pod.spec, kernel, seccomp)?;
         let id = self.runtime.create_container(pod.id.as_str(), spec).await?;
         tracing::info!(container = %id, "container is made");

@@ -1,7 +1,5 @@
 //! Calls about pod sandboxes.
 
-use kina_model::Placement;
-
 use super::runtime::Service;
 use super::{info, whole};
 use crate::cri::{self, v1};
@@ -72,10 +70,11 @@ impl Service {
         whole(v1::ListPodSandboxResponse { items }, "StreamPodSandboxes")
     }
 
-    /// What the kernel of a pod confines its containers with.
-    pub(super) async fn kernel(&self, handler: &str, placement: Placement) -> cri::Kernel {
+    /// What the kernel of a pod of that handler can do.
+    pub(super) fn kernel(&self, handler: &str) -> cri::Kernel {
         let handlers = self.runtime.handlers();
-        let recursive = handlers.iter().any(|known| known.name == handler && known.recursive_read_only);
-        cri::Kernel::of(placement, self.node_has_apparmor().await, recursive)
+        let recursive_read_only =
+            handlers.iter().any(|known| known.name == handler && known.recursive_read_only);
+        cri::Kernel { recursive_read_only }
     }
 }

@@ -1,8 +1,5 @@
 //! The runtime service: which call is which, with its span.
 
-use std::path::Path;
-
-use tokio::sync::OnceCell;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 use tracing::{debug_span, info_span};
@@ -18,28 +15,15 @@ use crate::streaming::Streaming;
 /// the answer to Version, whatever the runtime's.
 const KUBELET_API_VERSION: &str = "0.1.0";
 
-/// Where Linux says whether AppArmor is on.
-const APPARMOR: &str = "/sys/module/apparmor/parameters/enabled";
-
 /// The runtime service over a runtime.
 pub(super) struct Service {
     pub(super) runtime: Runtime,
     pub(super) streaming: Streaming,
-    apparmor: OnceCell<bool>,
 }
 
 impl Service {
     pub(super) fn new(runtime: Runtime, streaming: Streaming) -> Self {
-        Self { runtime, streaming, apparmor: OnceCell::new() }
-    }
-
-    /// Whether the node's kernel enforces AppArmor profiles; asked once.
-    pub(super) async fn node_has_apparmor(&self) -> bool {
-        let ask = async || {
-            let text = self.runtime.context().node.read_file(Path::new(APPARMOR), 64).await;
-            text.is_ok_and(|text| text.first() == Some(&b'Y'))
-        };
-        *self.apparmor.get_or_init(ask).await
+        Self { runtime, streaming }
     }
 
     async fn status(&self, verbose: bool) -> Result<v1::StatusResponse, Error> {

@@ -76,9 +76,11 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Image(source) => image(source),
         Error::Store(source) => store(source),
         Error::Streaming(source) => streaming(source),
-        Error::Encode { .. } | Error::Log { .. } | Error::Listen { .. } | Error::ListenMetrics { .. } => {
-            Code::Internal
-        }
+        Error::Encode { .. }
+        | Error::AppArmorProfile { .. }
+        | Error::Log { .. }
+        | Error::Listen { .. }
+        | Error::ListenMetrics { .. } => Code::Internal,
     }
 }
 

@@ -33,6 +33,7 @@ impl Guest {
         let request_rootfs = request.rootfs.as_ref().ok_or_else(|| Error::invalid("rootfs", "is missing"))?;
         let request_process =
             request.process.as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
+        crate::apparmor::provide(request_process)?;
         let log = open_log(id, request.log.as_ref())?;
         let group = child_group(&pod.group, id)?;
         let mut layers = Vec::new();

@@ -17,7 +17,7 @@ pub(crate) fn probe(hierarchy: Option<&Hierarchy>, state: Option<&Path>) -> v1::
     v1::Features {
         user_namespaces: number("/proc/sys/user/max_user_namespaces").is_some_and(|n| n > 0)
             && state.is_none_or(|state| kina_userns::probe(state).is_ok()),
-        apparmor: text("/sys/module/apparmor/parameters/enabled") == "Y",
+        apparmor: crate::apparmor::enabled(),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         seccomp: text("/proc/sys/kernel/seccomp/actions_avail").contains("errno"),
         recursive_read_only: has_mount_setattr(),

@@ -126,6 +126,12 @@ fn run_machine() -> io::Error {
     mount("tmpfs", "shm", "/dev/shm", plain, Some("mode=1777"));
     mount("mqueue", "mqueue", "/dev/mqueue", plain, None);
     mount("cgroup2", "cgroup2", "/sys/fs/cgroup", plain, None);
+    // Where the kernel has them, it has made the places.
+    for (kind, at) in [("securityfs", "/sys/kernel/security"), ("selinuxfs", "/sys/fs/selinux")] {
+        if Path::new(at).exists() {
+            mount(kind, kind, at, plain, None);
+        }
+    }
     if let Err(error) = crate::namespaces::bring_loopback_up() {
         complain("loopback", error);
     }

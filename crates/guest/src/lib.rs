@@ -22,6 +22,7 @@
 //! and mounts are descriptors that end with the guest.
 #![cfg(target_os = "linux")]
 
+mod apparmor;
 mod arguments;
 mod attach;
 mod build;

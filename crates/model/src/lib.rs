@@ -18,7 +18,7 @@ pub use pod::{MachineSize, PodDenied, PodEffect, PodEvent, PodState, Ready, Real
 pub use resolve::{ImageDefaults, Process, User, resolve_process};
 pub use signal::Signal;
 pub use spec::{
-    ContainerImage, ContainerMetadata, ContainerPid, ContainerSpec, Device, Dns, IdRange, ImageVolume, Mount,
-    MountSource, PidMode, Placement, PodMetadata, PodNamespaces, PodSpec, PortMapping, Propagation,
-    Resources, RunAs, Seccomp, Security, SpecError, UserNamespace,
+    AppArmor, ContainerImage, ContainerMetadata, ContainerPid, ContainerSpec, Device, Dns, IdRange,
+    ImageVolume, Mount, MountSource, PidMode, Placement, PodMetadata, PodNamespaces, PodSpec, PortMapping,
+    Propagation, Resources, RunAs, Seccomp, Security, SpecError, UserNamespace,
 };

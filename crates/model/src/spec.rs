@@ -343,8 +343,24 @@ pub struct Security {
     pub readonly_paths: Option<Vec<String>>,
     /// System call filter.
     pub seccomp: Seccomp,
-    /// AppArmor profile; empty takes none.
-    pub apparmor_profile: String,
+    /// AppArmor profile.
+    #[serde(default)]
+    pub apparmor: AppArmor,
+}
+
+/// An AppArmor profile, for where the kernel has AppArmor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppArmor {
+    /// Nothing is asked for: kina's own where it can be had.
+    #[default]
+    Unset,
+    /// kina's own.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// One that is loaded, by name.
+    Localhost(String),
 }
 
 /// The PID namespace of a container that differs from its pod's.

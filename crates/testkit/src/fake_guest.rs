@@ -33,8 +33,8 @@ struct Manners {
     /// What new streams get.
     streams: Streams,
     version: Option<u32>,
-    /// Whether they say that they can have user namespaces.
-    user_namespaces: bool,
+    /// What they say that their kernel can do.
+    features: v1::Features,
     /// Bytes of the version in words.
     boast: usize,
     /// Events without end that say nothing true.
@@ -140,7 +140,12 @@ impl FakeGuests {
 
     /// They say whether they can have user namespaces.
     pub fn have_user_namespaces(&self, able: bool) {
-        lock(&self.manners).user_namespaces = able;
+        lock(&self.manners).features.user_namespaces = able;
+    }
+
+    /// They say that their kernel can do that.
+    pub fn have_features(&self, features: v1::Features) {
+        lock(&self.manners).features = features;
     }
 
     /// New streams get no answer.
@@ -243,9 +248,9 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Guest for FakeGuest {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
         self.may("hello").await?;
-        let (version, boast, user_namespaces) = {
+        let (version, boast, features) = {
             let manners = lock(&self.manners);
-            (manners.version, manners.boast, manners.user_namespaces)
+            (manners.version, manners.boast, manners.features)
         };
         Ok(Response::new(v1::HelloResponse {
             protocol_version: version.unwrap_or(request.into_inner().protocol_version),
@@ -255,7 +260,7 @@ impl Guest for FakeGuest {
             architecture: "fake".to_owned(),
             pod_id: self.pod.to_string(),
             pid: 1,
-            features: Some(v1::Features { user_namespaces, ..v1::Features::default() }),
+            features: Some(features),
         }))
     }
 

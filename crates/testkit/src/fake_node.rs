@@ -18,6 +18,9 @@ use tokio::sync::mpsc;
 
 use crate::fake_cni::{self, FakeNetwork};
 
+/// Where its compiler of AppArmor profiles is.
+const PARSER: &str = "/usr/sbin/apparmor_parser";
+
 /// The node. Clones share their world: a clone is what a node is to the daemon
 /// after a restart.
 #[derive(Clone, Default)]
@@ -39,6 +42,8 @@ pub struct World {
     /// Paths on which a file system is mounted, with other paths that lead to
     /// the same; all others are on the root's.
     pub mounts: BTreeMap<PathBuf, (MountFacts, Vec<PathBuf>)>,
+    /// What its apparmor_parser makes of a profile; without, it has none.
+    pub apparmor_policy: Option<Vec<u8>>,
     /// How many of the next effects by that name fail.
     pub failures: BTreeMap<&'static str, u32>,
 }
@@ -54,6 +59,11 @@ impl FakeNode {
     /// `create_directory`, `remove_tree`.
     pub fn fail(&self, operation: &'static str, count: u32) {
         self.lock().failures.insert(operation, count);
+    }
+
+    /// Its apparmor_parser makes this of a profile, whatever that says.
+    pub fn compile_apparmor(&self, policy: &[u8]) {
+        self.lock().apparmor_policy = Some(policy.to_vec());
     }
 
     /// A file system is mounted at a path, which is `aliases`, too.
@@ -180,6 +190,9 @@ impl Node for FakeNode {
             }
             return Ok(output);
         }
+        if let (Some(PARSER), Some(policy)) = (program.path.to_str(), self.lock().apparmor_policy.clone()) {
+            return Ok(Output { code: 0, stdout: policy, stderr: Vec::new() });
+        }
         Err(failure("run", &program.path, io::ErrorKind::Unsupported.into()))
     }
 
@@ -266,6 +279,9 @@ impl Node for FakeNode {
     }
 
     async fn exists(&self, path: &Path) -> Result<bool, Error> {
+        if path.ends_with("apparmor_parser") {
+            return Ok(path == Path::new(PARSER) && self.lock().apparmor_policy.is_some());
+        }
         path.try_exists().map_err(|source| failure("inspect", path, source))
     }
 

@@ -55,6 +55,8 @@ pub(crate) const TEST: Group = Group {
         "iproute2",
         "nftables",
         "containernetworking-plugins",
+        // Compiles the AppArmor profiles of containers, for whatever kernel.
+        "apparmor",
         // Machines, and the modules of their kernel.
         "qemu-system-x86",
         "kmod",
@@ -116,7 +118,7 @@ pub(crate) const ARM64_MACHINE: Group = Group {
 const GROUPS: &[Group] = &[DEMO, TEST, BENCH, MACOS, ARM64_COMPILER, ARM64_MACHINE];
 
 /// Packages that come with a service of this name, which is never wanted running.
-const SERVICES: &[&str] = &["docker-registry", "containerd"];
+const SERVICES: &[&str] = &["docker-registry", "containerd", "apparmor"];
 
 /// The command: the groups named, or those of the two main tasks.
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {

@@ -28,7 +28,7 @@ fn a_container_is_kept_whole() {
     assert_eq!(security.masked_paths, Some(vec!["/proc/kcore".to_owned()]));
     assert_eq!(security.readonly_paths, Some(vec!["/proc/sys".to_owned()]));
     assert_eq!(security.seccomp, Seccomp::RuntimeDefault);
-    assert_eq!(security.apparmor_profile, "");
+    assert_eq!(security.apparmor, AppArmor::RuntimeDefault);
 }
 
 #[test]
@@ -171,12 +171,8 @@ fn containers_that_cannot_be_had() {
             security(c).apparmor = None;
             security(c).apparmor_profile = "mine".into();
         }),
-        (UNSUPPORTED, "config.linux.security_context.apparmor.localhost_ref", "no AppArmor", |c| {
-            security(c).apparmor = localhost("mine");
-        }),
-        (UNSUPPORTED, "config.linux.security_context.apparmor.localhost_ref", "no AppArmor", |c| {
-            security(c).apparmor = None;
-            security(c).apparmor_profile = "localhost/mine".into();
+        (INVALID, "config.linux.security_context.apparmor.localhost_ref", "missing", |c| {
+            security(c).apparmor = localhost("");
         }),
     ];
     for (unsupported, field, reason, change) in cases {
@@ -271,17 +267,30 @@ fn seccomp_profiles() {
 }
 
 #[test]
+#[allow(deprecated, reason = "older kubelets use the old field")]
 fn apparmor_profiles() {
-    let kernel = Kernel { apparmor: true, ..KERNEL };
-    let ask = |profile: Option<v1::SecurityProfile>| {
+    let ask = |profile: Option<v1::SecurityProfile>, old: &str| {
         let mut request = container_request();
-        security(request.config.as_mut().unwrap()).apparmor = profile;
-        container_spec(request, &pod(), kernel, None).map(|spec| spec.security.apparmor_profile)
+        let context = security(request.config.as_mut().unwrap());
+        context.apparmor = profile;
+        context.apparmor_profile = old.to_owned();
+        convert_container(request).map(|spec| spec.security.apparmor)
     };
-    assert_eq!(ask(None).unwrap(), "");
-    assert_eq!(ask(localhost("localhost/mine")).unwrap(), "mine");
-    let error = ask(Some(v1::SecurityProfile::default())).unwrap_err();
-    assert!(matches!(&error, SpecError::Unsupported { .. }), "{error}");
-    assert!(!Kernel::of(Placement::Vm, true, true).apparmor);
-    assert!(Kernel::of(Placement::Shared, true, true).apparmor);
+    let unconfined = v1::security_profile::ProfileType::Unconfined.into();
+    let unconfined = v1::SecurityProfile { profile_type: unconfined, localhost_ref: String::new() };
+    let mine = AppArmor::Localhost("mine".to_owned());
+    for (profile, old, expected) in [
+        (None, "", AppArmor::Unset),
+        (None, "runtime/default", AppArmor::RuntimeDefault),
+        (None, "unconfined", AppArmor::Unconfined),
+        (None, "localhost/mine", mine.clone()),
+        (Some(v1::SecurityProfile::default()), "unconfined", AppArmor::RuntimeDefault),
+        (Some(unconfined), "runtime/default", AppArmor::Unconfined),
+        (localhost("mine"), "", mine.clone()),
+        (localhost("localhost/mine"), "unconfined", mine),
+    ] {
+        assert_eq!(ask(profile.clone(), old).unwrap(), expected, "{profile:?} {old}");
+    }
+    let error = ask(localhost("two words"), "").unwrap_err().to_string();
+    assert!(error.contains("apparmor.localhost_ref"), "{error}");
 }

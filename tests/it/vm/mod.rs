@@ -1,5 +1,6 @@
 //! What is different in a virtual machine, or only there.
 
+mod apparmor;
 mod faults;
 mod forging;
 mod isolation;

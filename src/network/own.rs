@@ -75,9 +75,7 @@ fn protocol(mapping: &PortMapping) -> Option<PortProtocol> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use kina_model::{IdRange, PidMode, Placement, PodMetadata, PodNamespaces, UserNamespace};
+    use kina_model::{IdRange, Placement, UserNamespace};
 
     use super::*;
 
@@ -86,28 +84,8 @@ mod tests {
     }
 
     fn spec(port_mappings: Vec<PortMapping>) -> PodSpec {
-        PodSpec {
-            metadata: PodMetadata { name: "p".into(), uid: "u".into(), namespace: "n".into(), attempt: 0 },
-            hostname: "p".into(),
-            log_directory: None,
-            dns: None,
-            port_mappings,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            handler: "vm".into(),
-            placement: Placement::Vm,
-            cgroup_parent: String::new(),
-            sysctls: BTreeMap::new(),
-            namespaces: PodNamespaces {
-                user: None,
-                host_network: false,
-                host_ipc: false,
-                pid: PidMode::Container,
-            },
-            privileged: false,
-            overhead: None,
-            resources: None,
-        }
+        let spec = kina_testkit::spec::pod("p");
+        PodSpec { port_mappings, handler: "vm".into(), placement: Placement::Vm, ..spec }
     }
 
     #[test]

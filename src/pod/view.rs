@@ -76,9 +76,7 @@ pub struct Identity {
 /// Snapshots for tests of what reads them.
 #[cfg(test)]
 pub(crate) mod test_support {
-    use kina_model::{
-        ContainerMetadata, PidMode, Placement, PodMetadata, PodNamespaces, Resources, Security, Signal, User,
-    };
+    use kina_model::{Signal, User};
 
     use super::*;
 
@@ -87,54 +85,11 @@ pub(crate) mod test_support {
         state: PodState,
         containers: BTreeMap<ContainerId, Arc<ContainerView>>,
     ) -> PodView {
-        let spec = PodSpec {
-            metadata: PodMetadata { name: "p".into(), uid: "u".into(), namespace: "n".into(), attempt: 0 },
-            hostname: "p".into(),
-            log_directory: None,
-            dns: None,
-            port_mappings: Vec::new(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            handler: String::new(),
-            placement: Placement::Shared,
-            cgroup_parent: String::new(),
-            sysctls: BTreeMap::new(),
-            namespaces: PodNamespaces {
-                user: None,
-                host_network: false,
-                host_ipc: false,
-                pid: PidMode::Container,
-            },
-            privileged: false,
-            overhead: None,
-            resources: None,
-        };
+        let spec = kina_testkit::spec::pod("p");
         PodView { id, spec: Arc::new(spec), state, created_at: 1, machine: "fake", containers }
     }
 
     pub(crate) fn container(id: ContainerId, pod: PodId, state: ContainerState) -> ContainerView {
-        let spec = ContainerSpec {
-            metadata: ContainerMetadata { name: "c".into(), attempt: 0 },
-            image: "i".into(),
-            user_specified_image: String::new(),
-            image_annotations: BTreeMap::new(),
-            command: Vec::new(),
-            args: Vec::new(),
-            working_dir: String::new(),
-            env: Vec::new(),
-            mounts: Vec::new(),
-            devices: Vec::new(),
-            cdi_devices: Vec::new(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            log_path: String::new(),
-            stdin: false,
-            stdin_once: false,
-            tty: false,
-            resources: Resources::default(),
-            security: Security::default(),
-            stop_signal: None,
-        };
         let digest: kina_model::Digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
         let image = ContainerImage {
             requested: "i".into(),
@@ -150,7 +105,7 @@ pub(crate) mod test_support {
             user: User::Uid(0),
             stop_signal: Signal::TERM,
         };
-        let spec = Arc::new(spec);
+        let spec = Arc::new(kina_testkit::spec::container("c", "i"));
         let (log_path, created_at, identity) = (None, 1, None);
         let image_volumes = Vec::new();
         ContainerView { id, pod, spec, image, image_volumes, process, log_path, state, created_at, identity }

@@ -1,6 +1,5 @@
 //! A runtime whose machines, guests and node are in memory.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +9,12 @@ use kina::pod::view::PodView;
 use kina::runtime::Runtime;
 use kina_machine::fake::FakeDriver;
 use kina_machine::{Capabilities, Driver, LayerAccess};
-use kina_model::{
-    ContainerMetadata, ContainerSpec, ContainerState, PidMode, Placement, PodMetadata, PodNamespaces,
-    PodSpec, Resources, Security,
-};
+use kina_model::{ContainerSpec, ContainerState};
 use kina_testkit::fake_cni::PLUGIN;
 use kina_testkit::fake_guest::FakeGuests;
 use kina_testkit::fake_node::FakeNode;
 use kina_testkit::images::{File, archive};
+pub(crate) use kina_testkit::spec::pod as pod_spec;
 use serde_json::json;
 
 pub(crate) const IMAGE: &str = "example.test/app:1";
@@ -160,59 +157,8 @@ fn entries(path: &Path) -> Vec<String> {
     std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-pub(crate) fn pod_spec(name: &str) -> PodSpec {
-    PodSpec {
-        metadata: PodMetadata {
-            name: name.into(),
-            uid: "uid".into(),
-            namespace: "default".into(),
-            attempt: 0,
-        },
-        hostname: name.into(),
-        log_directory: None,
-        dns: None,
-        port_mappings: Vec::new(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        handler: String::new(),
-        placement: Placement::Shared,
-        cgroup_parent: String::new(),
-        sysctls: BTreeMap::new(),
-        namespaces: PodNamespaces {
-            user: None,
-            host_network: false,
-            host_ipc: false,
-            pid: PidMode::Container,
-        },
-        privileged: false,
-        overhead: None,
-        resources: None,
-    }
-}
-
 pub(crate) fn container_spec(name: &str) -> ContainerSpec {
-    ContainerSpec {
-        metadata: ContainerMetadata { name: name.into(), attempt: 0 },
-        image: IMAGE.into(),
-        user_specified_image: String::new(),
-        image_annotations: BTreeMap::new(),
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: String::new(),
-        env: Vec::new(),
-        mounts: Vec::new(),
-        devices: Vec::new(),
-        cdi_devices: Vec::new(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        log_path: String::new(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        resources: Resources::default(),
-        security: Security::default(),
-        stop_signal: None,
-    }
+    kina_testkit::spec::container(name, IMAGE)
 }
 
 /// Waits until a pod looks as wanted.

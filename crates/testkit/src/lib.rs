@@ -6,5 +6,6 @@ pub mod fake_node;
 #[cfg(target_os = "linux")]
 pub mod ground;
 pub mod images;
+pub mod spec;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod vm;

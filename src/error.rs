@@ -47,7 +47,9 @@ pub enum Error {
         id: String,
     },
     /// The name belongs to another one.
-    #[error("{what} {name} exists already with id {id} and another configuration")]
+    #[error(
+        "{what} {name} exists already with id {id}: it has another configuration, or has ended and is not removed yet"
+    )]
     NameTaken {
         /// Pod sandbox or container.
         what: &'static str,

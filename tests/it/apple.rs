@@ -1,6 +1,8 @@
 //! Machines of Apple's `container`, simulated: what only they have, and each of
 //! Apple's ways to go wrong, seen by the caller.
 
+mod traps;
+
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};

@@ -81,7 +81,8 @@ pub(crate) async fn open(connection: &Connection, kind: &str) -> Stream {
     timeout(PATIENCE, connection.open(Headers::new().with("streamType", kind))).await.unwrap().unwrap()
 }
 
-async fn text(mut stream: impl AsyncRead + Unpin) -> String {
+/// All that comes.
+pub(crate) async fn text(mut stream: impl AsyncRead + Unpin) -> String {
     let mut text = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
     text

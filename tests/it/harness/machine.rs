@@ -212,11 +212,20 @@ pub(crate) fn set_boot_time(place: &Place, time: Duration) {
     set_simulator(&place.path(""), time, &[]);
 }
 
+/// Settings of the simulator, beside the tests' own.
+pub(crate) fn set(place: &Place, mut settings: serde_json::Value) {
+    settings["boot-ms"] = u64::try_from(BOOT_TIME.as_millis()).unwrap().into();
+    write_settings(&place.path(""), &settings);
+}
+
 fn set_simulator(directory: &Path, boot: Duration, traps: &[&str]) {
-    let settings = serde_json::json!({ "boot-ms": boot.as_millis(), "traps": traps }).to_string();
+    write_settings(directory, &serde_json::json!({ "boot-ms": boot.as_millis(), "traps": traps }));
+}
+
+fn write_settings(directory: &Path, settings: &serde_json::Value) {
     let root = simulator_root(directory);
     std::fs::create_dir_all(&root).unwrap();
-    std::fs::write(root.join("new"), settings).unwrap();
+    std::fs::write(root.join("new"), settings.to_string()).unwrap();
     std::fs::rename(root.join("new"), root.join("simulator.json")).unwrap();
 }
 

@@ -177,6 +177,7 @@ fn mount(mount: &spec::Mount) -> Result<Mount, String> {
         return refuse(format!("type {:?} is not bind", mount.kind));
     }
     let mut made = Mount {
+        relabel: false,
         container_path: mount.container_path.clone(),
         source: MountSource::HostPath(host_path),
         readonly: false,

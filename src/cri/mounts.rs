@@ -21,8 +21,7 @@ pub(super) fn mount(
         container_path,
         host_path,
         readonly,
-        // Containers have no SELinux label of their own to relabel for.
-        selinux_relabel: _,
+        selinux_relabel: relabel,
         propagation,
         uid_mappings,
         gid_mappings,
@@ -94,6 +93,7 @@ pub(super) fn mount(
         recursive_read_only,
         mapped,
         propagation,
+        relabel,
         options: mount_options,
     })
 }
@@ -147,7 +147,7 @@ fn message(mount: &Mount, image_id: Option<&Digest>) -> v1::Mount {
         container_path: mount.container_path.clone(),
         host_path,
         readonly: mount.readonly,
-        selinux_relabel: false,
+        selinux_relabel: mount.relabel,
         propagation: propagation.into(),
         uid_mappings: mount.mapped.iter().map(|user| user_namespace::mapping(user.uids)).collect(),
         gid_mappings: mount.mapped.iter().map(|user| user_namespace::mapping(user.gids)).collect(),
@@ -187,6 +187,7 @@ mod tests {
         let original = v1::Mount {
             readonly: true,
             recursive_read_only: true,
+            selinux_relabel: true,
             mount_options: vec!["noexec".into()],
             ..plain()
         };

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use kina_model::{
-    Dns, PidMode, Placement, PodMetadata, PodNamespaces, PodSpec, PortMapping, Resources, SpecError,
+    Dns, PidMode, Placement, PodMetadata, PodNamespaces, PodSpec, PortMapping, Resources, SelinuxOptions,
+    SpecError,
 };
 
 use super::{check, resources, security, v1};
@@ -44,7 +45,7 @@ pub fn pod_spec(
         linux.unwrap_or_default();
 
     let metadata = metadata_of(metadata)?;
-    let (namespaces, privileged) = security_of(security_context.unwrap_or_default())?;
+    let (namespaces, privileged, selinux) = security_of(security_context.unwrap_or_default())?;
     for (name, value) in &sysctls {
         let field = format!("config.linux.sysctls[{name}]");
         security::sysctl(&field, name, namespaces)?;
@@ -91,6 +92,7 @@ pub fn pod_spec(
         privileged,
         overhead,
         resources,
+        selinux,
     })
 }
 
@@ -108,7 +110,9 @@ fn metadata_of(metadata: Option<v1::PodSandboxMetadata>) -> Result<PodMetadata, 
 
 /// The pod has no process of its own, so most of this has nobody to hold for;
 /// what makes no sense is refused all the same.
-fn security_of(context: v1::LinuxSandboxSecurityContext) -> Result<(PodNamespaces, bool), SpecError> {
+fn security_of(
+    context: v1::LinuxSandboxSecurityContext,
+) -> Result<(PodNamespaces, bool, Option<SelinuxOptions>), SpecError> {
     const FIELD: &str = "config.linux.security_context";
     #[allow(deprecated, reason = "every field has to be named")]
     let v1::LinuxSandboxSecurityContext {
@@ -124,11 +128,11 @@ fn security_of(context: v1::LinuxSandboxSecurityContext) -> Result<(PodNamespace
         apparmor: _,
         seccomp_profile_path: _,
     } = context;
-    security::selinux(&format!("{FIELD}.selinux_options"), selinux_options)?;
+    let selinux = security::selinux(&format!("{FIELD}.selinux_options"), selinux_options)?;
     security::user(FIELD, run_as_user, "", run_as_group)?;
     security::groups(FIELD, &supplemental_groups, supplemental_groups_policy)?;
     let namespaces = security::pod_namespaces(&format!("{FIELD}.namespace_options"), namespace_options)?;
-    Ok((namespaces, privileged))
+    Ok((namespaces, privileged, selinux))
 }
 
 fn hostname_of(

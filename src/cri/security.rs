@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use kina_model::{
-    AppArmor, ContainerPid, PidMode, PodNamespaces, PodSpec, RunAs, Seccomp, Security, SpecError,
+    AppArmor, ContainerPid, PidMode, PodNamespaces, PodSpec, RunAs, Seccomp, Security, SelinuxOptions,
+    SpecError,
 };
 
 use super::{check, user_namespace, v1};
@@ -171,13 +172,31 @@ fn container_pid(
     }
 }
 
-/// Refuses a label: no container has one.
-pub(super) fn selinux(field: &str, options: Option<v1::SeLinuxOption>) -> Result<(), SpecError> {
-    if options.is_some_and(|options| options != v1::SeLinuxOption::default()) {
-        let reason = "kina does not set SELinux labels; leave seLinuxOptions out";
-        return Err(SpecError::unsupported(field, reason));
+/// A label; whether the kernel has SELinux shows once the pod's guest is asked.
+pub(super) fn selinux(
+    field: &str,
+    options: Option<v1::SeLinuxOption>,
+) -> Result<Option<SelinuxOptions>, SpecError> {
+    let Some(options) = options.filter(|options| *options != v1::SeLinuxOption::default()) else {
+        return Ok(None);
+    };
+    let v1::SeLinuxOption { user, role, r#type: kind, level } = options;
+    for (name, part, separators) in
+        [("user", &user, ""), ("role", &role, ""), ("type", &kind, ""), ("level", &level, ":,")]
+    {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if !part.bytes().all(|byte| fits(byte) || separators.as_bytes().contains(&byte)) {
+            let reason = format!(
+                "{part:?} is no part of an SELinux label such as {}",
+                match name {
+                    "level" => "s0:c1,c2",
+                    _ => "container_t",
+                }
+            );
+            return Err(SpecError::invalid(format!("{field}.{name}"), reason));
+        }
     }
-    Ok(())
+    Ok(Some(SelinuxOptions { user, role, kind, level }))
 }
 
 /// A user and a group; the group needs the user.
@@ -394,7 +413,7 @@ pub(super) fn security(
         let reason = "the pod is not privileged; set privileged in RunPodSandbox as well";
         return Err(SpecError::invalid(format!("{field}.privileged"), reason));
     }
-    selinux(&format!("{field}.selinux_options"), selinux_options)?;
+    let selinux = selinux(&format!("{field}.selinux_options"), selinux_options)?;
     let v1::Capability { add_capabilities, drop_capabilities, add_ambient_capabilities } =
         asked.unwrap_or_default();
     let named = |name: &str| format!("{field}.capabilities.{name}");
@@ -428,6 +447,7 @@ pub(super) fn security(
         readonly_paths: paths(readonly_paths),
         seccomp,
         apparmor,
+        selinux,
     })
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kina_model::{
     AppArmor, ContainerImage, ContainerPid, ContainerSpec, ContainerState, Digest, Dns, Exit, ExitReason,
     PidMode, Placement, PodId, PodNamespaces, PodSpec, PodState, Process, Ready, RunAs, Running, Seccomp,
-    Signal, SpecError, StopCause, User,
+    SelinuxOptions, Signal, SpecError, StopCause, User,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -333,8 +333,8 @@ fn pods_that_cannot_be_had() {
         (INVALID, "config.linux.security_context.namespace_options.userns_options", "NODE", |c| {
             options(c).userns_options.as_mut().unwrap().uids.push(v1::IdMapping::default());
         }),
-        (UNSUPPORTED, "config.linux.security_context.selinux_options", "seLinuxOptions", |c| {
-            context(c).selinux_options.as_mut().unwrap().level = "s0".into();
+        (INVALID, "config.linux.security_context.selinux_options.level", "s0:c1,c2", |c| {
+            context(c).selinux_options.as_mut().unwrap().level = "s0\n".into();
         }),
         (INVALID, "config.linux.security_context.run_as_group", "run_as_user", |c| {
             context(c).run_as_user = None;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kina_guest_api::v1;
-use kina_model::{AppArmor, Security, SpecError};
+use kina_model::{AppArmor, Security, SelinuxOptions, SpecError};
 use kina_node::{Node, Program};
 use tokio::sync::OnceCell;
 
@@ -38,10 +38,12 @@ const POLICY_LIMIT: usize = 1 << 20;
 /// What a container's process is confined by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Confinement {
-    /// A profile; empty is none.
+    /// An AppArmor profile; empty is none.
     pub(super) profile: String,
     /// A compiled policy that has it, to be loaded where it is missing; empty if it must be there.
     pub(super) policy: Vec<u8>,
+    /// An SELinux label.
+    pub(super) selinux: Option<SelinuxOptions>,
 }
 
 /// kina's own profile.
@@ -62,7 +64,7 @@ impl AppArmorPolicy {
         Self { features, compiled: OnceCell::new(), warned: AtomicBool::new(false) }
     }
 
-    /// What a container gets, on a kernel with those features.
+    /// What of it a container gets, on a kernel with those features.
     ///
     /// # Errors
     /// [`SpecError::Unsupported`] for a profile by name where there is no AppArmor; an error of
@@ -74,9 +76,10 @@ impl AppArmorPolicy {
         security: &Security,
     ) -> Result<Confinement, Error> {
         const FIELD: &str = "config.linux.security_context.apparmor.localhost_ref";
+        let own = |policy| Confinement { profile: PROFILE.to_owned(), policy, selinux: None };
         match &security.apparmor {
             AppArmor::Localhost(name) if features.apparmor => {
-                Ok(Confinement { profile: name.clone(), policy: Vec::new() })
+                Ok(Confinement { profile: name.clone(), ..Confinement::default() })
             }
             AppArmor::Localhost(name) => {
                 let reason =
@@ -90,10 +93,10 @@ impl AppArmorPolicy {
             AppArmor::RuntimeDefault => {
                 // Without a compiler somebody else may have loaded it: the guest knows.
                 let policy = self.policy(node).await?.unwrap_or_default();
-                Ok(Confinement { profile: PROFILE.to_owned(), policy })
+                Ok(own(policy))
             }
             AppArmor::Unset => match self.policy(node).await? {
-                Some(policy) => Ok(Confinement { profile: PROFILE.to_owned(), policy }),
+                Some(policy) => Ok(own(policy)),
                 None => {
                     if !self.warned.swap(true, Ordering::Relaxed) {
                         tracing::warn!(

@@ -17,6 +17,7 @@ use super::context::{Context, pod_cgroup};
 use super::guest_request;
 use super::logs::{ContainerLog, LogRecord};
 use super::record::ContainerRecord;
+use super::selinux;
 use super::start::Subject;
 use super::view::{ContainerView, Identity, PodView};
 use super::volumes::{self, Source};
@@ -75,7 +76,10 @@ impl Subject {
         let as_they_are = self.spec.namespaces.user.is_some();
         let edits = cdi::edits(&**node, cdi_directories, &view.spec.cdi_devices, as_they_are).await?;
         let features = guest.hello().features.unwrap_or_default();
-        let confinement = self.context.apparmor.confinement(&**node, features, &view.spec.security).await?;
+        let security = &view.spec.security;
+        let selinux = selinux::of_container(features, &self.spec, security)?;
+        let apparmor = self.context.apparmor.confinement(&**node, features, security).await?;
+        let confinement = Confinement { selinux, ..apparmor };
         let outside = FromNode { mounts: &sources, edits: &edits, confinement };
         let mut guest_layers = ImageLayers::default();
         for effect in container::CREATE {

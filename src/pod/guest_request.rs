@@ -6,7 +6,7 @@ use kina_guest_api::v1;
 use kina_machine::Attachment;
 use kina_model::{
     ContainerPid, ContainerSpec, Device, Dns, IdRange, Mount, PidMode, PodId, PodSpec, Process, Propagation,
-    Resources, RunAs, Seccomp, Security, User, UserNamespace,
+    Resources, RunAs, Seccomp, Security, SelinuxOptions, User, UserNamespace,
 };
 
 use super::apparmor::Confinement;
@@ -113,6 +113,7 @@ pub(super) fn setup_pod(
         dns: spec.dns.as_ref().map(dns),
         shm_bytes: 0,
         user: spec.namespaces.user.map(id_mappings),
+        selinux: spec.selinux.as_ref().map(selinux),
     })
 }
 
@@ -220,7 +221,7 @@ fn guest_process(spec: &ContainerSpec, process: &Process) -> v1::Process {
         seccomp: Some(v1::Seccomp { profile: Some(profile) }),
         apparmor_profile: String::new(),
         apparmor_policy: Vec::new(),
-        selinux_label: String::new(),
+        selinux: None,
         oom_score_adj: spec.resources.oom_score_adj,
         rlimits: Vec::new(),
     }
@@ -291,6 +292,7 @@ pub(super) fn mount(mount: &Mount, source: &Path) -> v1::Mount {
         volume: None,
         mapped: mount.mapped.map(id_mappings),
         image: None,
+        relabel: mount.relabel,
     }
 }
 
@@ -332,11 +334,17 @@ pub(super) fn edit(request: &mut v1::CreateContainerRequest, edits: &Edits) {
     request.mounts.extend(of_node);
 }
 
+fn selinux(options: &SelinuxOptions) -> v1::SelinuxOptions {
+    let SelinuxOptions { user, role, kind, level } = options.clone();
+    v1::SelinuxOptions { user, role, r#type: kind, level }
+}
+
 /// Confines a container's process.
 pub(super) fn confine(request: &mut v1::CreateContainerRequest, confinement: &Confinement) {
     if let Some(process) = &mut request.process {
         process.apparmor_profile.clone_from(&confinement.profile);
         process.apparmor_policy.clone_from(&confinement.policy);
+        process.selinux = confinement.selinux.as_ref().map(selinux);
     }
 }
 

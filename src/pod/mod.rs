@@ -9,6 +9,7 @@ mod guest_request;
 mod guest_watch;
 pub mod logs;
 pub mod record;
+mod selinux;
 pub mod size;
 mod start;
 pub mod user_namespaces;

@@ -20,6 +20,7 @@ use super::context::{CGROUP_DEADLINE, Context, pod_cgroup};
 use super::guest_request;
 use super::logs::LogRecord;
 use super::record::{ContainerRecord, PodRecord};
+use super::selinux;
 use super::size::size_of;
 use crate::error::{Error, chain};
 use crate::failpoint;
@@ -258,6 +259,7 @@ impl Subject {
         let Some(guest) = progress.guest.clone() else {
             return Ok(());
         };
+        selinux::admit(guest.hello().features.unwrap_or_default(), &self.spec)?;
         let (state, cgroup) = if self.driver.capabilities().own_kernel {
             (PathBuf::from(kina_guest_api::MACHINE_STATE_DIRECTORY), MACHINE_POD_CGROUP.to_owned())
         } else {

@@ -2,7 +2,7 @@
 
 use kina::error::{Error, chain};
 use kina_guest_api::v1::Features;
-use kina_model::{AppArmor, ContainerSpec, Placement, PodSpec, Security, SpecError};
+use kina_model::{AppArmor, ContainerSpec, Placement, PodSpec, Security, SelinuxOptions, SpecError};
 
 use crate::support::{World, container_spec, pod_spec};
 
@@ -72,5 +72,58 @@ async fn apparmor_profiles_by_what_is_asked_and_what_there_is() {
         assert!(matches!(refused, Error::Spec(SpecError::Unsupported { .. })), "{refused}");
         let text = chain(&refused);
         assert!(text.contains("apparmor.localhost_ref") && text.contains("\"mine\""), "{text}");
+    }
+}
+
+fn label(level: &str) -> Option<SelinuxOptions> {
+    Some(SelinuxOptions { level: level.to_owned(), ..SelinuxOptions::default() })
+}
+
+/// A container's own, else its pod's; a privileged one has none unless it asks for one.
+#[tokio::test]
+async fn selinux_labels_by_what_is_asked_and_what_there_is() {
+    let world = World::new();
+    let daemon = world.daemon_with_vm().await;
+    let labelled = |name: &str, selinux: Option<SelinuxOptions>, privileged| ContainerSpec {
+        security: Security { selinux, privileged, ..Security::default() },
+        ..container_spec(name)
+    };
+    for placement in [Placement::Vm, Placement::Shared] {
+        let handler = placement.handler();
+        let pod = |kind: &str, selinux| PodSpec {
+            placement,
+            handler: handler.to_owned(),
+            privileged: true,
+            selinux,
+            ..pod_spec(&format!("{handler}-{kind}"))
+        };
+        world.guests.have_features(Features { selinux: true, ..Features::default() });
+        let with = daemon.run_pod(pod("with", label("s0:c1"))).await.unwrap();
+        let without = daemon.run_pod(pod("without", None)).await.unwrap();
+        for (index, (pod, own, privileged, expected)) in [
+            (&with, None, false, Some("s0:c1")),
+            (&with, label("s0:c2"), false, Some("s0:c2")),
+            (&with, None, true, None),
+            (&with, label("s0:c2"), true, Some("s0:c2")),
+            (&without, None, false, None),
+            (&without, label("s0:c2"), false, Some("s0:c2")),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let container = labelled(&index.to_string(), own, privileged);
+            let id = daemon.create_container(pod.as_str(), container).await.unwrap();
+            let process = world.guests.request(pod, id.as_str()).unwrap().process.unwrap();
+            assert_eq!(process.selinux.map(|label| label.level).as_deref(), expected, "{handler} {index}");
+        }
+
+        world.guests.have_features(Features::default());
+        let error = daemon.run_pod(pod("unable", label("s0"))).await.unwrap_err().to_string();
+        assert!(error.contains("security_context.selinux_options"), "{error}");
+        let unable = daemon.run_pod(pod("unable", None)).await.unwrap();
+        let refused = daemon.create_container(unable.as_str(), labelled("a", label("s0"), false)).await;
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, Error::Spec(SpecError::Unsupported { .. })), "{refused}");
+        daemon.create_container(unable.as_str(), labelled("b", None, false)).await.unwrap();
     }
 }

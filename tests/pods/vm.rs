@@ -36,6 +36,7 @@ fn mounting(paths: &[PathBuf]) -> ContainerSpec {
         recursive_read_only: false,
         mapped: None,
         propagation: Propagation::Private,
+        relabel: false,
         options: Vec::new(),
     };
     ContainerSpec { mounts: paths.iter().enumerate().map(mount).collect(), ..container_spec("c") }

@@ -21,7 +21,7 @@ async fn vm_a_guest_of_arm64_runs_a_container() {
     std::fs::create_dir(&share).unwrap();
     let diff_id = pod::write_arm64_layer(&share);
 
-    let config = Config { pod_id: POD.to_owned(), share, memory_mib: 512 };
+    let config = Config::new(POD, share);
     let mut machine = Machine::boot(&prerequisites, &config).unwrap();
     let guest = machine.guest(BOOT_PATIENCE).await.unwrap_or_else(|error| panic!("{error:?}"));
     eprintln!("the guest answers after {:?}", machine.age());

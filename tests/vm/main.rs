@@ -12,3 +12,4 @@ mod daemon;
 mod pod;
 mod resources;
 mod seam;
+mod selinux;

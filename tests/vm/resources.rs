@@ -155,7 +155,7 @@ async fn vm_a_pod_has_its_limits_volumes_and_streams() {
     let share = directory.path().join("share");
     std::fs::create_dir(&share).unwrap();
     let diff_id = pod::write_layer(&share);
-    let config = Config { pod_id: POD.to_owned(), share, memory_mib: 512 };
+    let config = Config::new(POD, share);
     let mut machine = Machine::boot(&prerequisites, &config).unwrap();
     let guest = machine.guest(BOOT_PATIENCE).await.unwrap_or_else(|error| panic!("{error:?}"));
     let state_directory = MACHINE_STATE_DIRECTORY.to_owned();

@@ -40,7 +40,7 @@ async fn vm_a_pod_in_a_machine_survives_its_daemon() {
     std::fs::create_dir(&share).unwrap();
     let diff_id = pod::write_layer(&share);
 
-    let config = Config { pod_id: POD.to_owned(), share, memory_mib: 512 };
+    let config = Config::new(POD, share);
     let mut machine = Machine::boot(&prerequisites, &config).unwrap();
     let guest = machine.guest(BOOT_PATIENCE).await.unwrap_or_else(|error| panic!("{error:?}"));
     let on_panic = ConsoleOnPanic(&machine);

@@ -17,6 +17,7 @@ use crate::image_volume::ImageVolume;
 use crate::layers::LayerUse;
 use crate::pod::Pod;
 use crate::rootfs::{self, WritableLayer};
+use crate::selinux::Labels;
 use crate::spec::{self, PidNamespace};
 use crate::streams::Streams;
 use crate::user::Accounts;
@@ -34,6 +35,8 @@ impl Guest {
         let request_process =
             request.process.as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
         crate::apparmor::provide(request_process)?;
+        let labels = Labels::of(request_process.selinux.as_ref())?;
+        let files = labels.files.as_deref();
         let log = open_log(id, request.log.as_ref())?;
         let group = child_group(&pod.group, id)?;
         let mut layers = Vec::new();
@@ -43,14 +46,14 @@ impl Guest {
         }
         let directory = pod.state_directory.join("containers").join(id);
         let mut undo = Undo::new(group.clone(), WritableLayer::create(directory, pod.root)?);
-        let root = rootfs::assemble(id, &lower, undo.writable(), pod.namespaces.user.as_ref())?;
+        let root = rootfs::assemble(id, &lower, undo.writable(), pod.namespaces.user.as_ref(), files)?;
         let identity = Accounts::read(&root)?.resolve(request_process.user.as_ref())?;
         for group in std::iter::once(&identity.gid).chain(&identity.groups) {
             pod.ids.outside("process.user", identity.uid, *group)?;
         }
         let owns_pid_namespace = matches!(pid, PidNamespace::Own);
-        let images = self.images(request, pod, undo.writable(), &mut layers)?;
-        let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy, &images)?;
+        let images = self.images(request, pod, undo.writable(), files, &mut layers)?;
+        let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy, &images, &labels)?;
         let streams = Streams::open(request_process.terminal, request.stdin, pod.root)?;
         let launched = self
             .launcher
@@ -108,6 +111,7 @@ impl Guest {
         request: &v1::CreateContainerRequest,
         pod: &Pod,
         writable: &WritableLayer,
+        label: Option<&str>,
         uses: &mut Vec<LayerUse>,
     ) -> Result<Vec<ImageVolume>, Error> {
         let asked = request.mounts.iter().filter_map(|mount| mount.image.as_ref());
@@ -115,7 +119,7 @@ impl Guest {
             let lower = image.layers.iter().map(|layer| self.layer(pod, layer, uses));
             let lower = lower.collect::<Result<Vec<_>, _>>()?;
             let (place, user) = (writable.image_volume(index), pod.namespaces.user.as_ref());
-            ImageVolume::open(&request.id, &lower, &image.sub_path, &place, user)
+            ImageVolume::open(&request.id, &lower, &image.sub_path, &place, user, label)
         };
         asked.enumerate().map(open).collect()
     }

@@ -18,7 +18,7 @@ pub(crate) fn probe(hierarchy: Option<&Hierarchy>, state: Option<&Path>) -> v1::
         user_namespaces: number("/proc/sys/user/max_user_namespaces").is_some_and(|n| n > 0)
             && state.is_none_or(|state| kina_userns::probe(state).is_ok()),
         apparmor: crate::apparmor::enabled(),
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        selinux: crate::selinux::enabled(),
         seccomp: text("/proc/sys/kernel/seccomp/actions_avail").contains("errno"),
         recursive_read_only: has_mount_setattr(),
         cgroup_mode: cgroup_mode.into(),

@@ -24,7 +24,7 @@ pub(crate) struct ImageVolume {
 
 impl ImageVolume {
     /// Puts the layers (topmost first) together, mapped by the user namespace `user` if
-    /// there is one, and opens what is at `sub_path`. `place` becomes a directory of its
+    /// there is one and with that SELinux `label`, and opens what is at `sub_path`. `place` becomes a directory of its
     /// own. Blocks.
     pub(crate) fn open(
         id: &str,
@@ -32,9 +32,10 @@ impl ImageVolume {
         sub_path: &str,
         place: &Path,
         user: Option<&OwnedFd>,
+        label: Option<&str>,
     ) -> Result<Self, Error> {
         std::fs::create_dir_all(place).map_err(|source| Error::file("create", place, source))?;
-        let files = Unattached::new(rootfs::assemble_readonly(id, layers, place, user)?, place)?;
+        let files = Unattached::new(rootfs::assemble_readonly(id, layers, place, user, label)?, place)?;
         let asked = below(files.root(), sub_path)?;
         Ok(Self { asked, _files: files })
     }
@@ -98,7 +99,7 @@ mod tests {
         }
 
         fn open(&self, sub_path: &str) -> Result<ImageVolume, Error> {
-            ImageVolume::open("c", &self.layers, sub_path, &self.directory.path().join("place"), None)
+            ImageVolume::open("c", &self.layers, sub_path, &self.directory.path().join("place"), None, None)
         }
     }
 

@@ -54,6 +54,7 @@ mod process_count;
 mod relay;
 mod resources;
 mod rootfs;
+mod selinux;
 mod serve;
 mod service;
 mod spec;

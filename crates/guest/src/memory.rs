@@ -19,10 +19,12 @@ pub(crate) struct Shape {
     pub(crate) mode: u32,
     pub(crate) owner: (u32, u32),
     pub(crate) attributes: MountAttrFlags,
+    /// The SELinux label that all files in it show.
+    pub(crate) label: Option<String>,
 }
 
 /// The pod's /dev/shm of that size.
-pub(crate) fn shared(bytes: u64, owner: (u32, u32)) -> Shape {
+pub(crate) fn shared(bytes: u64, owner: (u32, u32), label: Option<String>) -> Shape {
     Shape {
         name: "shm",
         bytes: Some(bytes),
@@ -31,6 +33,7 @@ pub(crate) fn shared(bytes: u64, owner: (u32, u32)) -> Shape {
         attributes: MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        label,
     }
 }
 
@@ -50,6 +53,9 @@ fn tmpfs(shape: &Shape) -> Result<OwnedFd, Errno> {
     set("mode", &format!("{:o}", shape.mode))?;
     set("uid", &shape.owner.0.to_string())?;
     set("gid", &shape.owner.1.to_string())?;
+    if let Some(label) = &shape.label {
+        set("context", label)?;
+    }
     rustix::mount::fsconfig_create(&context)?;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, shape.attributes)
 }
@@ -64,7 +70,7 @@ mod tests {
     #[test]
     fn it_has_its_size_and_is_shared() {
         let directory = tempfile::tempdir().unwrap();
-        let memory = create(&shared(1 << 20, (0, 0)), &directory.path().join("shm")).unwrap();
+        let memory = create(&shared(1 << 20, (0, 0), None), &directory.path().join("shm")).unwrap();
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let copy = || rustix::mount::open_tree(rustix::fs::CWD, memory.source(), flags).unwrap();
         let (one, two) = (copy(), copy());
@@ -78,7 +84,7 @@ mod tests {
     #[test]
     fn the_way_of_older_kernels() {
         let directory = tempfile::tempdir().unwrap();
-        let mount = tmpfs(&shared(1 << 20, (0, 0))).unwrap();
+        let mount = tmpfs(&shared(1 << 20, (0, 0), None)).unwrap();
         let memory = test_support::attached(mount, &directory.path().join("shm"));
         let source = memory.source();
         std::fs::write(source.join("file"), "seen").unwrap();

@@ -17,6 +17,7 @@ use crate::memory;
 use crate::namespaces::{Plan, PodNamespaces};
 use crate::network;
 use crate::pause::Pause;
+use crate::selinux::Labels;
 use crate::unattached::Unattached;
 use crate::volumes::Volumes;
 
@@ -75,6 +76,7 @@ impl Pod {
         }
         let ids = Ids::new(request.user.as_ref())?;
         let root = ids.root()?;
+        let labels = Labels::of(request.selinux.as_ref())?;
         let host_ipc = request.ipc() == NamespaceMode::Host;
         let host_uts = request.uts() == NamespaceMode::Host;
         let host_network = matches!(request.network, Some(v1::PodNetwork { kind: Some(Kind::Host(_)) }));
@@ -113,7 +115,8 @@ impl Pod {
         let shared_memory = if host_ipc {
             None
         } else {
-            Some(memory::create(&memory::shared(bytes, root), &state_directory.join("shm"))?)
+            let shape = memory::shared(bytes, root, labels.files);
+            Some(memory::create(&shape, &state_directory.join("shm"))?)
         };
         let pid = match pause {
             Some(pause) => {

@@ -81,18 +81,21 @@ impl WritableLayer {
 }
 
 /// Mounts the layers (topmost first) below a writable one. What belongs to an id in them
-/// belongs to that id of the user namespace `user`, if there is one.
+/// belongs to that id of the user namespace `user`, if there is one. All files show the SELinux
+/// `label`, if there is one.
 pub(crate) fn assemble(
     id: &str,
     layers: &[PathBuf],
     writable: &WritableLayer,
     user: Option<&OwnedFd>,
+    label: Option<&str>,
 ) -> Result<OwnedFd, Error> {
     let overlay = Overlay {
         layers: layers.to_vec(),
         bottom: None,
         writable: Some((writable.upper(), writable.work())),
         at: writable.directory.clone(),
+        label: label.map(str::to_owned),
     };
     overlay.mount(id, "rootfs.layers", user)
 }
@@ -104,6 +107,7 @@ pub(crate) fn assemble_readonly(
     layers: &[PathBuf],
     place: &Path,
     user: Option<&OwnedFd>,
+    label: Option<&str>,
 ) -> Result<OwnedFd, Error> {
     let overlay = Overlay {
         layers: layers.to_vec(),
@@ -112,6 +116,7 @@ pub(crate) fn assemble_readonly(
         bottom: Some(place.to_owned()),
         writable: None,
         at: place.to_owned(),
+        label: label.map(str::to_owned),
     };
     overlay.mount(id, "mounts.image.layers", user)
 }
@@ -129,6 +134,8 @@ struct Overlay {
     writable: Option<(PathBuf, PathBuf)>,
     /// A directory to mount it at for a moment, where the kernel wants one.
     at: PathBuf,
+    /// The SELinux label that all files in it show.
+    label: Option<String>,
 }
 
 impl Overlay {
@@ -197,6 +204,9 @@ impl Overlay {
                 set("upperdir", upper)?;
                 set("workdir", work)?;
             }
+            if let Some(label) = &self.label {
+                rustix::mount::fsconfig_set_string(&context, "context", label)?;
+            }
             rustix::mount::fsconfig_create(&context)
         };
         configure().map_err(|errno| (errno, complaint(&context)))?;
@@ -236,6 +246,10 @@ impl Overlay {
         let mut options = format!("lowerdir={}", lower.join(":"));
         if let Some((upper, work)) = &self.writable {
             options.push_str(&format!(",upperdir={},workdir={}", short(upper)?, short(work)?));
+        }
+        if let Some(label) = &self.label {
+            // Quoted: there may be commas in it.
+            options.push_str(&format!(",context=\"{label}\""));
         }
         if options.len() > OPTIONS_LIMIT {
             return Err(io::ErrorKind::ArgumentListTooLong.into());
@@ -344,7 +358,7 @@ mod tests {
     fn one_layer_many_layers_and_long_paths() {
         for (count, name_length) in [(1, 4), (127, 4), (3, 250)] {
             let fixture = fixture(count, name_length);
-            let mount = assemble("c", &fixture.layers, &fixture.writable, None).unwrap();
+            let mount = assemble("c", &fixture.layers, &fixture.writable, None, None).unwrap();
             check(&mount, &fixture);
         }
     }
@@ -353,6 +367,7 @@ mod tests {
     fn the_way_of_older_kernels() {
         let fixture = fixture(127, 4);
         let overlay = Overlay {
+            label: None,
             layers: fixture.layers.clone(),
             bottom: None,
             writable: Some((fixture.writable.upper(), fixture.writable.work())),
@@ -367,19 +382,20 @@ mod tests {
         let place = fixture.writable.directory.join("empty");
         std::fs::create_dir(&place).unwrap();
         let overlay = Overlay {
+            label: None,
             layers: fixture.layers.clone(),
             bottom: Some(place.clone()),
             writable: None,
             at: place.clone(),
         };
         let older = overlay.by_mount().unwrap();
-        for mount in [older, assemble_readonly("c", &fixture.layers, &place, None).unwrap()] {
+        for mount in [older, assemble_readonly("c", &fixture.layers, &place, None, None).unwrap()] {
             let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
             assert_eq!(std::fs::read_to_string(root.join("name")).unwrap(), "0");
             let refused = std::fs::write(root.join("written"), "x").unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
         }
-        let one = assemble_readonly("c", &fixture.layers[..1], &place, None).unwrap();
+        let one = assemble_readonly("c", &fixture.layers[..1], &place, None, None).unwrap();
         let root = PathBuf::from(format!("/proc/self/fd/{}", one.as_raw_fd()));
         assert!(root.join("file0").exists() && !root.join("file1").exists());
     }
@@ -402,7 +418,7 @@ mod tests {
         let writable = WritableLayer::create(place, (200_000, 200_000)).unwrap();
         let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let before = mounts();
-        let mount = assemble("c", &fixture.layers, &writable, Some(&user)).unwrap();
+        let mount = assemble("c", &fixture.layers, &writable, Some(&user), None).unwrap();
         for (name, expected) in [
             (".", (200_000, 200_000)),
             ("file0", (200_000, 200_000)),
@@ -414,11 +430,11 @@ mod tests {
         // As an image that is mounted, too.
         let place = fixture.directory.path().join("image");
         std::fs::create_dir(&place).unwrap();
-        let image = assemble_readonly("c", &fixture.layers, &place, Some(&user)).unwrap();
+        let image = assemble_readonly("c", &fixture.layers, &place, Some(&user), None).unwrap();
         assert_eq!(owner(&image, "file1"), (200_007, 200_008));
         // A second container on the same layers, without a user namespace.
         assert_eq!(mounts(), before);
-        let plain = assemble("c", &fixture.layers, &fixture.writable, None).unwrap();
+        let plain = assemble("c", &fixture.layers, &fixture.writable, None, None).unwrap();
         assert_eq!(owner(&plain, "file1"), (7, 8));
     }
 
@@ -426,7 +442,7 @@ mod tests {
     fn it_is_attached_nowhere_and_removed_whole() {
         let fixture = fixture(2, 4);
         let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mount = assemble("c", &fixture.layers, &fixture.writable, None).unwrap();
+        let mount = assemble("c", &fixture.layers, &fixture.writable, None, None).unwrap();
         let writable = fixture.writable.directory.display().to_string();
         assert!(!mounts().contains(&writable));
         drop(mount);
@@ -439,7 +455,7 @@ mod tests {
     fn a_missing_layer_is_named() {
         let fixture = fixture(1, 4);
         let missing = vec![PathBuf::from("/no/such/layer")];
-        let error = assemble("c", &missing, &fixture.writable, None).unwrap_err();
+        let error = assemble("c", &missing, &fixture.writable, None, None).unwrap_err();
         assert!(error.to_string().contains("/no/such/layer"), "{error}");
     }
 }

@@ -24,6 +24,7 @@ use oci_spec::runtime::{
 use crate::error::Error;
 use crate::image_volume::ImageVolume;
 use crate::pod::Pod;
+use crate::selinux::Labels;
 use crate::unattached::descriptor_path;
 use crate::user::Identity;
 
@@ -48,6 +49,7 @@ pub(crate) fn build(
     pid: &PidNamespace,
     hierarchy: &Hierarchy,
     images: &[ImageVolume],
+    labels: &Labels,
 ) -> Result<(Spec, Vec<OwnedFd>), Error> {
     let readonly = request.rootfs.as_ref().is_some_and(|rootfs| rootfs.readonly);
     let root = RootBuilder::default().path("rootfs").readonly(readonly).build();
@@ -61,18 +63,18 @@ pub(crate) fn build(
     };
     let bound: Vec<_> =
         bound.into_iter().map(|node: Node| (node.source, node.device.path().clone())).collect();
-    let Mounts { mounts, propagation, held } = mounts::build(request, pod, images, readonly, &bound)?;
+    let Mounts { mounts, propagation, held } = mounts::build(request, pod, images, readonly, &bound, labels)?;
     let mut linux = linux(request, pod, pid, hierarchy)?;
     linux.set_devices(Some(made.into_iter().map(|node| node.device).collect()));
     if let Some(resources) = linux.resources_mut() {
         resources.set_devices(Some(rules));
     }
-    linux.set_rootfs_propagation(propagation.map(str::to_owned));
+    linux.set_rootfs_propagation(propagation.map(str::to_owned)).set_mount_label(labels.files.clone());
     let spec = SpecBuilder::default()
         .version("1.2.0")
         .root(built(root)?)
         .mounts(mounts)
-        .process(process(request, pod, identity)?)
+        .process(process(request, pod, identity, labels)?)
         .linux(linux)
         .build();
     // The builder's defaults are an example container's.
@@ -134,7 +136,12 @@ where
     text.parse().map_err(|error: T::Err| Error::invalid(field, format!("{text:?}: {error}")))
 }
 
-fn process(request: &v1::CreateContainerRequest, pod: &Pod, identity: &Identity) -> Result<Process, Error> {
+fn process(
+    request: &v1::CreateContainerRequest,
+    pod: &Pod,
+    identity: &Identity,
+    labels: &Labels,
+) -> Result<Process, Error> {
     let default = v1::Process::default();
     let asked = request.process.as_ref().unwrap_or(&default);
     if asked.args.is_empty() {
@@ -165,7 +172,7 @@ fn process(request: &v1::CreateContainerRequest, pod: &Pod, identity: &Identity)
     process.set_rlimits(Some(rlimits(&asked.rlimits)?));
     let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     process.set_apparmor_profile(text(&asked.apparmor_profile));
-    process.set_selinux_label(text(&asked.selinux_label));
+    process.set_selinux_label(labels.process.clone());
     Ok(process)
 }
 

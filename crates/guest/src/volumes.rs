@@ -85,6 +85,7 @@ impl Volumes {
                 mode: asked.mode & 0o7777,
                 owner: (asked.uid, asked.gid),
                 attributes: MountAttrFlags::empty(),
+                label: None,
             };
             return memory::create(&shape, &path).map(Volume::Memory);
         }

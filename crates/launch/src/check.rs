@@ -90,11 +90,15 @@ pub(crate) fn init(
             None => new_namespaces |= flag,
         }
     }
+    let label = linux.mount_label().as_deref().filter(|label| !label.is_empty());
+    if label.is_some() && !has_selinux() {
+        return Err(Error::refused("linux.mountLabel", NO_SELINUX));
+    }
     let mounts: Vec<MountOrder> = spec
         .mounts()
         .iter()
         .flatten()
-        .map(|mount| mount_order(mount, cgroup, user.is_some() && !new_cgroup_namespace))
+        .map(|mount| mount_order(mount, cgroup, user.is_some() && !new_cgroup_namespace, label))
         .collect::<Result<_, _>>()?;
     let fill_dev =
         spec.mounts().iter().flatten().zip(&mounts).any(|(_, order)| {
@@ -215,7 +219,6 @@ fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), Error> {
         spec.vm().is_some() => "vm",
         spec.zos().is_some() => "zos",
         linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) => "linux.netDevices",
-        linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) => "linux.mountLabel",
         linux.intel_rdt().is_some() => "linux.intelRdt",
         linux.memory_policy().is_some() => "linux.memoryPolicy",
         linux.personality().is_some() => "linux.personality",
@@ -346,6 +349,12 @@ fn clean(path: &Path) -> Option<PathBuf> {
     Some(clean)
 }
 
+const NO_SELINUX: &str = "the kernel has no SELinux";
+
+fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
 /// What both tasks need of the process, and its seccomp filter.
 fn confinement(
     linux: &Linux,
@@ -402,8 +411,8 @@ fn confinement(
         None => None,
     };
     let selinux = label(process.selinux_label());
-    if selinux.is_some() && !Path::new("/sys/fs/selinux/enforce").exists() {
-        return Err(Error::refused("process.selinuxLabel", "the kernel has no SELinux"));
+    if selinux.is_some() && !has_selinux() {
+        return Err(Error::refused("process.selinuxLabel", NO_SELINUX));
     }
     let filter = linux.seccomp().as_ref().map(compile).transpose()?;
     let available = capabilities::available(user_namespace)

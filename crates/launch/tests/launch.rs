@@ -476,7 +476,7 @@ fn nothing_but_the_streams_is_open() {
 #[test]
 fn refusals_name_the_field() {
     type Change = fn(&mut Spec);
-    let table: [(&str, Change); 17] = [
+    let table: [(&str, Change); 18] = [
         ("mounts.gidMappings", |spec| {
             map_mount(spec, "bind");
             spec.mounts_mut().as_mut().unwrap().last_mut().unwrap().set_gid_mappings(None);
@@ -522,6 +522,9 @@ fn refusals_name_the_field() {
         ("process.selinuxLabel", |spec| {
             spec.process_mut().as_mut().unwrap().set_selinux_label(Some("a:b:c:d".to_owned()));
         }),
+        ("linux.mountLabel", |spec| {
+            spec.linux_mut().as_mut().unwrap().set_mount_label(Some("a:b:c:d".to_owned()));
+        }),
         ("process.terminal", |spec| {
             spec.process_mut().as_mut().unwrap().set_terminal(Some(true));
         }),
@@ -544,6 +547,10 @@ fn refusals_name_the_field() {
     let place = Place::new();
     for (field, change) in table {
         if field == "process.apparmorProfile" && Path::new("/sys/kernel/security/apparmor").exists() {
+            continue;
+        }
+        let of_selinux = ["process.selinuxLabel", "linux.mountLabel"].contains(&field);
+        if of_selinux && Path::new("/sys/fs/selinux/enforce").exists() {
             continue;
         }
         let mut spec = shell("true");

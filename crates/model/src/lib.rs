@@ -20,5 +20,5 @@ pub use signal::Signal;
 pub use spec::{
     AppArmor, ContainerImage, ContainerMetadata, ContainerPid, ContainerSpec, Device, Dns, IdRange,
     ImageVolume, Mount, MountSource, PidMode, Placement, PodMetadata, PodNamespaces, PodSpec, PortMapping,
-    Propagation, Resources, RunAs, Seccomp, Security, SpecError, UserNamespace,
+    Propagation, Resources, RunAs, Seccomp, Security, SelinuxOptions, SpecError, UserNamespace,
 };

@@ -87,6 +87,9 @@ pub struct PodSpec {
     pub overhead: Option<Resources>,
     /// The sum of its containers' resources.
     pub resources: Option<Resources>,
+    /// The SELinux label of what its containers share, and theirs if they name none.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
 }
 
 /// On which kind of machine a pod runs.
@@ -346,6 +349,22 @@ pub struct Security {
     /// AppArmor profile.
     #[serde(default)]
     pub apparmor: AppArmor,
+    /// SELinux label; `None` takes the pod's unless it is privileged.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
+}
+
+/// An SELinux label of processes. Empty parts are what the pod's system has for containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelinuxOptions {
+    /// User.
+    pub user: String,
+    /// Role.
+    pub role: String,
+    /// Type.
+    pub kind: String,
+    /// Level: sensitivity and categories.
+    pub level: String,
 }
 
 /// An AppArmor profile, for where the kernel has AppArmor.
@@ -414,6 +433,9 @@ pub struct Mount {
     pub mapped: Option<UserNamespace>,
     /// Whether later mounts below pass between node and container.
     pub propagation: Propagation,
+    /// Whether its files get the SELinux label of the container's, where it has one.
+    #[serde(default)]
+    pub relabel: bool,
     /// Further options, of [`Mount::OPTIONS`].
     pub options: Vec<String>,
 }

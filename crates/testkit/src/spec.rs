@@ -36,6 +36,7 @@ pub fn pod(name: &str) -> PodSpec {
         privileged: false,
         overhead: None,
         resources: None,
+        selinux: None,
     }
 }
 

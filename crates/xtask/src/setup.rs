@@ -57,6 +57,8 @@ pub(crate) const TEST: Group = Group {
         "containernetworking-plugins",
         // Compiles the AppArmor profiles of containers, for whatever kernel.
         "apparmor",
+        // And SELinux policies.
+        "secilc",
         // Machines, and the modules of their kernel.
         "qemu-system-x86",
         "kmod",

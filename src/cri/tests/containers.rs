@@ -125,9 +125,13 @@ fn containers_that_cannot_be_had() {
         (INVALID, "config.linux.security_context.namespace_options.userns_options.uids", "0 mappings", |c| {
             pid(c).userns_options = Some(v1::UserNamespace::default());
         }),
-        (UNSUPPORTED, "config.linux.security_context.selinux_options", "leave", |c| {
+        (INVALID, "config.linux.security_context.selinux_options.type", "container_t", |c| {
             security(c).selinux_options =
-                Some(v1::SeLinuxOption { r#type: "t".into(), ..Default::default() });
+                Some(v1::SeLinuxOption { r#type: "t:s0".into(), ..Default::default() });
+        }),
+        (INVALID, "config.linux.security_context.selinux_options.level", "s0:c1,c2", |c| {
+            security(c).selinux_options =
+                Some(v1::SeLinuxOption { level: "s0 c1".into(), ..Default::default() });
         }),
         (INVALID, "config.linux.security_context.run_as_group", "run_as_username", |c| {
             security(c).run_as_user = None;
@@ -263,6 +267,26 @@ fn seccomp_profiles() {
     for bad in ["", "[]", "not json"] {
         let error = ask(localhost("/p.json"), "", Some(bad)).unwrap_err().to_string();
         assert!(error.contains("/p.json is no profile"), "{error}");
+    }
+}
+
+#[test]
+fn selinux_labels() {
+    let ask = |options: Option<v1::SeLinuxOption>| {
+        let mut request = container_request();
+        security(request.config.as_mut().unwrap()).selinux_options = options;
+        convert_container(request).unwrap().security.selinux
+    };
+    let (user, role, kind, level) = ("u".to_owned(), "r".to_owned(), "t_t".to_owned(), "s0:c1,c2".to_owned());
+    let options = v1::SeLinuxOption {
+        user: user.clone(),
+        role: role.clone(),
+        r#type: kind.clone(),
+        level: level.clone(),
+    };
+    assert_eq!(ask(Some(options)), Some(SelinuxOptions { user, role, kind, level }));
+    for nothing in [None, Some(v1::SeLinuxOption::default())] {
+        assert_eq!(ask(nothing), None);
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::ids::Ids;
 use crate::image_volume::ImageVolume;
 use crate::pod::{POD_FILES, Pod};
+use crate::selinux::{self, Labels};
 use crate::unattached::descriptor_path;
 
 /// The mounts of a container, in order.
@@ -32,6 +33,7 @@ pub(super) fn build(
     images: &[ImageVolume],
     readonly_root: bool,
     devices: &[(PathBuf, PathBuf)],
+    labels: &Labels,
 ) -> Result<Mounts, Error> {
     let mut mounts = system(request.privileged);
     let shared_memory = match &pod.shared_memory {
@@ -73,6 +75,14 @@ pub(super) fn build(
             (None, None, true) => tmpfs(mount, &destination)?,
             (None, None, false) => bound(mount, &destination)?,
         });
+        if let (true, Some(label), Some(made)) = (mount.relabel, &labels.files, mounts.last())
+            // What is made for the container has the label already.
+            && image.is_none()
+            && !mount.tmpfs
+            && let Some(source) = made.source()
+        {
+            selinux::relabel(source, label)?;
+        }
         propagation = match (mount.propagation(), propagation) {
             (MountPropagation::Bidirectional, _) => Some("rshared"),
             (MountPropagation::HostToContainer, None) => Some("rslave"),

@@ -24,10 +24,15 @@ const PROC_FILES: [&str; 9] = [
     "/proc/sys/kernel/ns_last_pid",
 ];
 
+/// File systems that the kernel shares between all who mount them: their labels are its policy's.
+const KERNELS_LABELS: [&str; 3] = ["proc", "sysfs", "mqueue"];
+
+/// `label` is the SELinux label of what is mounted anew.
 pub(super) fn mount_order(
     mount: &Mount,
     cgroup: Option<&Group>,
     bind_cgroup: bool,
+    label: Option<&str>,
 ) -> Result<MountOrder, Error> {
     let given_target = mount.destination();
     // Relative destinations are from the root, as runc takes them.
@@ -74,6 +79,9 @@ pub(super) fn mount_order(
         if kind == "devpts" {
             // Every devpts is an instance of its own since Linux 4.7.
             data.retain(|(key, _)| key != "newinstance");
+        }
+        if let Some(label) = label.filter(|_| !KERNELS_LABELS.contains(&kind)) {
+            data.push(("context".to_owned(), Some(label.to_owned())));
         }
         let source = source.to_str().unwrap_or_default().to_owned();
         MountKind::New {

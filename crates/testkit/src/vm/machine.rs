@@ -41,6 +41,15 @@ pub struct Config {
     pub share: PathBuf,
     /// Its memory in MiB; the host gives it when it is touched.
     pub memory_mib: u32,
+    /// Further words for its kernel.
+    pub kernel_words: Vec<String>,
+}
+
+impl Config {
+    /// One of 512 MiB.
+    pub fn new(pod_id: &str, share: PathBuf) -> Self {
+        Self { pod_id: pod_id.to_owned(), share, memory_mib: 512, kernel_words: Vec::new() }
+    }
 }
 
 /// When a boot came where, counted from the call of [`Machine::boot`].
@@ -230,6 +239,10 @@ fn qemu(
     };
     let mut line =
         line.verbose().pod(&config.pod_id).port(GUEST_PORT).share(SHARE_TAG, SHARE_IN_GUEST).build()?;
+    for word in &config.kernel_words {
+        line.push(' ');
+        line.push_str(word);
+    }
     let mut command = Command::new(&prerequisites.qemu);
     if prerequisites.processor == Processor::Arm {
         line.push_str(" console=ttyAMA0");

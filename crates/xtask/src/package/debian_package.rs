@@ -13,7 +13,8 @@ use super::archive::{Entry, Tree};
 use crate::shell::run;
 
 /// What dpkg is told. QEMU is for pods in virtual machines; virtiofsd, the one in
-/// Rust, is in no release yet that Debian 12 has.
+/// Rust, is in no release yet that Debian 12 has. The compiler of package apparmor is for
+/// the containers' default profile.
 const CONTROL: &str = "\
 Package: kina
 Version: {version}
@@ -23,7 +24,7 @@ Architecture: amd64
 Maintainer: the kina project <kina@localhost>
 Installed-Size: {size}
 Depends: libc6 (>= 2.34), libgcc-s1
-Recommends: qemu-system-x86, containernetworking-plugins
+Recommends: qemu-system-x86, containernetworking-plugins, apparmor
 Description: CRI runtime that gives every Kubernetes pod a machine of its own
  A daemon for kubelet and crictl. A pod gets a virtual machine of QEMU's or, by its
  runtime handler, the node's own kernel. `kina doctor` says what the machine lacks;

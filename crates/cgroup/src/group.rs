@@ -229,8 +229,12 @@ fn inherit(directory: &Path, file: &str) -> Result<(), Error> {
     write(&own, value.trim())
 }
 
-/// Lets a v2 group's children have the controllers that it has itself.
+/// Lets a v2 group's children have the controllers that it has itself, unless processes are in it
+/// and it is not the kernel's root.
 fn hand_down(directory: &Path) -> Result<(), Error> {
+    if is_occupied(directory)? {
+        return Ok(());
+    }
     let has = read_bounded(&directory.join("cgroup.controllers"), FILE_LIMIT)?;
     let control = directory.join("cgroup.subtree_control");
     let gives = read_bounded(&control, FILE_LIMIT)?;
@@ -245,7 +249,7 @@ fn hand_down(directory: &Path) -> Result<(), Error> {
     if missing.is_empty() || write(&control, &missing.join(" ")).is_ok() {
         return Ok(());
     }
-    // One that cannot be handed down (busy in a v1 hierarchy, processes in the group) must not
+    // One that cannot be handed down (busy in a v1 hierarchy) must not
     // keep the others back; setting a limit of it fails later and names it.
     for controller in &missing {
         match write(&control, controller) {
@@ -254,6 +258,21 @@ fn hand_down(directory: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether handing something down would spoil the group. It is refused for most controllers while
+/// processes are in it; those that know threads are handed down, and no group below takes a
+/// process any more ("domain invalid", cgroups(7)). The kernel's root may do both, and has no type.
+fn is_occupied(directory: &Path) -> Result<bool, Error> {
+    if !directory.join("cgroup.type").exists() {
+        return Ok(false);
+    }
+    match read_bounded(&directory.join("cgroup.procs"), FILE_LIMIT) {
+        Ok(processes) => Ok(!processes.trim().is_empty()),
+        // A threaded group: its processes are listed by its domain.
+        Err(Error::Read { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn join(file: &Path, pid: i32) -> Result<(), Error> {

@@ -58,6 +58,23 @@ fn ancestors_hand_down_what_they_have() {
 }
 
 #[test]
+fn a_group_with_processes_in_it_hands_nothing_down() {
+    let fake = fake(&[]);
+    for (directory, processes) in [("", "1\n"), ("pod", "7\n0\n")] {
+        fs::write(fake.place(directory).join("cgroup.procs"), processes).unwrap();
+    }
+    // The kernel's root has no type, and may.
+    fs::write(fake.place("pod/cgroup.type"), "domain\n").unwrap();
+    fake.group.create().unwrap();
+    assert!(text(&fake.place("cgroup.subtree_control")).contains("+cpu"));
+    assert_eq!(text(&fake.place("pod/cgroup.subtree_control")), "");
+    // Once they have left it does.
+    fs::write(fake.place("pod/cgroup.procs"), "").unwrap();
+    fake.group.create().unwrap();
+    assert_eq!(text(&fake.place("pod/cgroup.subtree_control")), "+cpu +memory");
+}
+
+#[test]
 fn limits_are_converted() {
     let fake = fake(&[
         "cpu.weight",

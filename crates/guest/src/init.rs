@@ -207,7 +207,8 @@ fn probe(options: &Options) {
 }
 
 fn start(options: &Options, stderr: Stdio) -> io::Result<Child> {
-    Command::new("/proc/self/exe").args(options.serve()).env_clear().stderr(stderr).spawn()
+    let program = options.program.as_deref().unwrap_or("/proc/self/exe");
+    Command::new(program).args(options.serve()).env_clear().stderr(stderr).spawn()
 }
 
 /// Waits for everything that ends, until the guest does.

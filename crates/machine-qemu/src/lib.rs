@@ -46,8 +46,12 @@
 #[cfg(target_os = "linux")]
 pub mod accelerator;
 #[cfg(target_os = "linux")]
+pub mod arguments;
+#[cfg(target_os = "linux")]
 pub mod boot;
 mod config;
+#[cfg(target_os = "linux")]
+pub mod disk;
 #[cfg(target_os = "linux")]
 mod driver;
 #[cfg(target_os = "linux")]

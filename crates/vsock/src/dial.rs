@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd as _;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -147,6 +150,22 @@ enum Inner {
     Unix(UnixStream),
     #[cfg(target_os = "linux")]
     Kernel(VsockStream),
+}
+
+impl Stream {
+    /// The stream as a descriptor whose reads and writes block, for threads.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn into_blocking(self) -> io::Result<OwnedFd> {
+        let descriptor = match self.0 {
+            Inner::Unix(stream) => OwnedFd::from(stream.into_std()?),
+            #[cfg(target_os = "linux")]
+            Inner::Kernel(stream) => stream.as_fd().try_clone_to_owned()?,
+        };
+        rustix::io::ioctl_fionbio(&descriptor, false)?;
+        Ok(descriptor)
+    }
 }
 
 impl AsyncRead for Stream {

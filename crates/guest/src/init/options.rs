@@ -16,6 +16,8 @@ pub(super) struct Options {
     pub(super) shares: Vec<Mounted>,
     /// `kina.disk=DEVICE:PATH`, the pod's own disk.
     pub(super) disk: Option<Mounted>,
+    /// `kina.program=PATH`: run that in place of the guest, with the guest's arguments.
+    pub(super) program: Option<String>,
     /// `kina.probe`: say how the boot went, and switch off.
     pub(super) probe: bool,
 }
@@ -36,6 +38,7 @@ impl Options {
                 Some(("kina.vsock", value)) => options.port = Some(value.to_owned()),
                 Some(("kina.share", value)) => options.shares.extend(Mounted::parse(value)),
                 Some(("kina.disk", value)) => options.disk = Mounted::parse(value),
+                Some(("kina.program", value)) => options.program = Some(value.to_owned()),
                 Some(_) => {}
                 None => options.probe |= word == "kina.probe",
             }
@@ -92,11 +95,12 @@ mod tests {
     fn the_command_line_is_read() {
         let options = Options::parse(
             "console=ttyS0 kina.pod=p1 kina.vsock=77 kina.share=layers:/share kina.share=v:/volumes \
-             kina.disk=/dev/vda:/run/kina quiet kina.probe\n",
+             kina.disk=/dev/vda:/run/kina quiet kina.program=/share/init kina.probe\n",
         );
         let mounted = |source: &str, at: &str| Mounted { source: source.to_owned(), at: at.to_owned() };
         assert_eq!(options.shares, [mounted("layers", "/share"), mounted("v", "/volumes")]);
         assert_eq!(options.disk, Some(mounted("/dev/vda", "/run/kina")));
+        assert_eq!(options.program.as_deref(), Some("/share/init"));
         assert!(options.probe);
         assert_eq!(options.serve().join(" "), "serve --pod p1 --listen vsock:77");
     }

@@ -79,6 +79,13 @@ impl CommandLine {
         self.word(format!("kina.disk={device}:{at}"))
     }
 
+    /// Runs that program, absolute in the machine, in place of the guest and with its
+    /// arguments: one of a share, once that is mounted. For development.
+    #[must_use]
+    pub fn program(self, path: &str) -> Self {
+        self.word(format!("kina.program={path}"))
+    }
+
     /// Says on the console how the boot went once the guest listens, and
     /// switches off.
     #[must_use]
@@ -128,10 +135,11 @@ mod tests {
             .share("layers", "/share")
             .share("volumes", "/volumes")
             .disk("/dev/vda", "/run/kina")
+            .program("/share/init")
             .build()
             .unwrap();
         let words = "kina.pod=p1 kina.vsock=1024 kina.share=layers:/share kina.share=volumes:/volumes \
-                     kina.disk=/dev/vda:/run/kina";
+                     kina.disk=/dev/vda:/run/kina kina.program=/share/init";
         assert!(line.starts_with("console=ttyS0 ") && line.ends_with(words), "{line}");
         assert!(!line.contains("tsc_early_khz") && !line.contains("mitigations"), "{line}");
     }

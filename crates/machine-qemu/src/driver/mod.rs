@@ -1,7 +1,5 @@
 //! The driver.
 
-mod arguments;
-mod disk;
 mod ended;
 mod machines;
 mod record;
@@ -25,7 +23,7 @@ use kina_node::Node;
 
 use crate::accelerator::{self, ProbeConfig};
 use crate::boot::{self, BootConfig};
-use crate::{Accelerator, QemuConfig, Unavailable, Vsock};
+use crate::{Accelerator, QemuConfig, Unavailable, Vsock, disk};
 use machines::{Machines, Ready};
 
 /// The driver `qemu`.

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use kina_attachment::{Namespace, tap};
@@ -16,14 +15,13 @@ use kina_node::{Account, Daemon, DaemonNetwork, Error as NodeError, ProcessIdent
 use kina_vsock::Transport;
 use tokio::time::Instant;
 
-use super::arguments::{self, Card, Descriptor, Qemu, SHARE_TAG, Vsock};
-use super::disk;
 use super::machines::{CONSOLE, CONSOLE_PIPE, DISK, GUEST_PORT, GUEST_SOCKET, Machines, machine_cgroup};
 use super::record::{Record, Started};
 use super::shares::IN_GUEST;
 use super::streams::{self, Streams};
+use crate::arguments::{self, Card, Inherited, Qemu, SHARE_TAG, Vsock};
 use crate::boot::CommandLine;
-use crate::{Accelerator, Error};
+use crate::{Accelerator, Error, disk};
 
 /// The least memory that a machine boots with, in MiB.
 const LEAST_MEMORY_MIB: u64 = 128;
@@ -37,20 +35,6 @@ const VSOCK_SOCKET: &str = "vsock.sock";
 
 /// Between two looks whether a device listens.
 const PAUSE: Duration = Duration::from_millis(2);
-
-/// Most files that virtiofsd may have open.
-const SHARE_DESCRIPTORS: u64 = 1_000_000;
-
-/// The descriptors that QEMU inherits.
-#[derive(Default)]
-struct Inherited(Vec<Arc<OwnedFd>>);
-
-impl Inherited {
-    fn add(&mut self, descriptor: impl Into<OwnedFd>) -> Descriptor {
-        self.0.push(Arc::new(descriptor.into()));
-        Descriptor(self.0.len() - 1)
-    }
-}
 
 impl Machines {
     /// Starts everything of a machine. What was started when this fails is the
@@ -69,10 +53,8 @@ impl Machines {
         let console = console.await?;
         let output = Some(at(CONSOLE_PIPE));
         let tree = self.tree(pod, &record.storage_directory).root().to_owned();
-        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-        let descriptors = descriptors.unwrap_or(SHARE_DESCRIPTORS).min(SHARE_DESCRIPTORS);
         let virtiofsd = self.helper(pod, record, &self.config.virtiofsd, output.clone(), {
-            arguments::virtiofsd(&tree, &at(SHARE_SOCKET), descriptors, record.user)
+            arguments::virtiofsd(&tree, &at(SHARE_SOCKET), arguments::share_descriptors(), record.user)
         });
         let virtiofsd = virtiofsd.await?;
         let mut inherited = Inherited::default();
@@ -81,7 +63,7 @@ impl Machines {
         let kernel = inherited.add(open(pod, &ready.boot.kernel, false)?);
         let initramfs = inherited.add(open(pod, &ready.boot.initramfs, false)?);
         let disk = self.disk(pod, record).await?.map(|disk| inherited.add(disk));
-        let card = self.card(pod, record, &mut inherited).await?;
+        let cards = Vec::from_iter(self.card(pod, record, &mut inherited).await?);
         let share = inherited.add(self.device(pod, "virtiofsd", virtiofsd, &at(SHARE_SOCKET)).await?);
         let line = self.kernel_line(pod, disk.is_some())?;
         let args = arguments::qemu(&Qemu {
@@ -94,12 +76,12 @@ impl Machines {
             share,
             vsock,
             disk,
-            card,
+            cards,
         });
         let qemu = Daemon {
             args,
             user: Some(account(record.uid, ready.accelerator)),
-            inherit: inherited.0,
+            inherit: inherited.into_all(),
             ..self.daemon(record, &self.config.qemu, output)
         };
         let qemu = self.run(pod, &qemu).await?;

@@ -1,7 +1,10 @@
-//! The command lines of a machine's processes.
+//! The command lines of a machine's processes. The simulator of Apple's `container`
+//! boots machines with them, too.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use kina_attachment::Mac;
 use kina_model::{IdRange, UserNamespace};
@@ -11,43 +14,79 @@ use crate::Accelerator;
 /// The number of the first descriptor that a daemon inherits.
 const FIRST_DESCRIPTOR: usize = 3;
 
+/// Most files that virtiofsd may have open.
+const SHARE_DESCRIPTORS: u64 = 1_000_000;
+
 /// The shared tree's name between QEMU and the guest.
-pub(super) const SHARE_TAG: &str = "share";
+pub const SHARE_TAG: &str = "share";
 
 /// What QEMU is given; each `Descriptor` is one that it inherits.
-pub(super) struct Qemu<'a> {
-    pub(super) accelerator: Accelerator,
-    pub(super) cpus: u32,
-    pub(super) memory_mib: u64,
+pub struct Qemu<'a> {
+    /// How it runs the processor.
+    pub accelerator: Accelerator,
+    /// How many processors there are.
+    pub cpus: u32,
+    /// The memory, in MiB.
+    pub memory_mib: u64,
     /// The kernel's command line.
-    pub(super) kernel_line: &'a str,
-    pub(super) kernel: Descriptor,
-    pub(super) initramfs: Descriptor,
+    pub kernel_line: &'a str,
+    /// The kernel.
+    pub kernel: Descriptor,
+    /// Its first file system.
+    pub initramfs: Descriptor,
     /// Connected to virtiofsd.
-    pub(super) share: Descriptor,
-    pub(super) vsock: Vsock,
-    pub(super) disk: Option<Descriptor>,
-    pub(super) card: Option<Card>,
+    pub share: Descriptor,
+    /// What carries streams.
+    pub vsock: Vsock,
+    /// What the guest sees as `/dev/vda`, open for reading and writing.
+    pub disk: Option<Descriptor>,
+    /// The network's, in the order in which the guest finds them.
+    pub cards: Vec<Card>,
 }
 
 /// What the guest's streams come in by.
-pub(super) enum Vsock {
+pub enum Vsock {
     /// Connected to the process that is the device.
     Device(Descriptor),
     /// The kernel's device, opened, with the guest's address set.
-    Kernel { device: Descriptor, cid: u32 },
+    Kernel {
+        /// The device.
+        device: Descriptor,
+        /// The address.
+        cid: u32,
+    },
 }
 
 /// A network card.
-pub(super) struct Card {
-    pub(super) tap: Descriptor,
-    pub(super) mac: Mac,
-    pub(super) mtu: u32,
+pub struct Card {
+    /// A queue of its tap.
+    pub tap: Descriptor,
+    /// What it shows.
+    pub mac: Mac,
+    /// Its largest packet, in bytes.
+    pub mtu: u32,
+}
+
+/// The descriptors that QEMU inherits.
+#[derive(Default)]
+pub struct Inherited(Vec<Arc<OwnedFd>>);
+
+impl Inherited {
+    /// One more.
+    pub fn add(&mut self, descriptor: impl Into<OwnedFd>) -> Descriptor {
+        self.0.push(Arc::new(descriptor.into()));
+        Descriptor(self.0.len() - 1)
+    }
+
+    /// All of them, in order.
+    pub fn into_all(self) -> Vec<Arc<OwnedFd>> {
+        self.0
+    }
 }
 
 /// An inherited descriptor, by its place among them.
 #[derive(Clone, Copy)]
-pub(super) struct Descriptor(pub(super) usize);
+pub struct Descriptor(usize);
 
 impl Descriptor {
     fn number(self) -> usize {
@@ -61,7 +100,8 @@ impl Descriptor {
 
 /// Everything that QEMU uses it is given as a descriptor, but for programs and
 /// libraries: the user that it runs as can open nothing of kina's.
-pub(super) fn qemu(qemu: &Qemu<'_>) -> Vec<OsString> {
+#[must_use]
+pub fn qemu(qemu: &Qemu<'_>) -> Vec<OsString> {
     let mut args: Vec<String> = Vec::new();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     option("-machine", format!("{},memory-backend=memory", qemu.accelerator.machine()));
@@ -95,24 +135,27 @@ pub(super) fn qemu(qemu: &Qemu<'_>) -> Vec<OsString> {
         // A node whose disk is full shows in the guest as an error, not as a halt.
         option("-device", "virtio-blk-device,drive=disk,werror=report,rerror=report".to_owned());
     }
-    if let Some(card) = &qemu.card {
-        option("-netdev", format!("tap,id=card,fd={}", card.tap.number()));
-        option("-device", format!("virtio-net-device,netdev=card,mac={},host_mtu={}", card.mac, card.mtu));
+    for (index, Card { tap, mac, mtu }) in qemu.cards.iter().enumerate() {
+        option("-netdev", format!("tap,id=card{index},fd={}", tap.number()));
+        option("-device", format!("virtio-net-device,netdev=card{index},mac={mac},host_mtu={mtu}"));
     }
     args.extend(["-no-user-config", "-nodefaults", "-no-reboot"].map(str::to_owned));
     args.into_iter().map(OsString::from).collect()
+}
+
+/// How many files virtiofsd may have open: as many as this process could.
+#[must_use]
+pub fn share_descriptors() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    limit.unwrap_or(SHARE_DESCRIPTORS).min(SHARE_DESCRIPTORS)
 }
 
 /// virtiofsd keeps root's rights over files, as pods have files of many
 /// owners, and gives up the rest by itself. `descriptors` is how many files it
 /// may have open. With `user` it shows owners as ids of the pod's user namespace: kernels
 /// before 6.12 cannot map a mount of what it serves.
-pub(super) fn virtiofsd(
-    tree: &Path,
-    socket: &Path,
-    descriptors: u64,
-    user: Option<UserNamespace>,
-) -> Vec<OsString> {
+#[must_use]
+pub fn virtiofsd(tree: &Path, socket: &Path, descriptors: u64, user: Option<UserNamespace>) -> Vec<OsString> {
     let descriptors = descriptors.to_string();
     let mut args: Vec<OsString> = vec!["--shared-dir".into(), tree.into()];
     args.extend(["--socket-path".into(), socket.into()]);
@@ -142,13 +185,14 @@ pub(super) fn virtiofsd(
 }
 
 /// The vsock device, which becomes `user`.
-pub(super) fn vsock(device: &Path, host: &Path, user: u32) -> Vec<OsString> {
+#[must_use]
+pub fn vsock(device: &Path, host: &Path, user: u32) -> Vec<OsString> {
     let user = user.to_string();
     vec!["--vhost".into(), device.into(), "--host".into(), host.into(), "--user".into(), user.into()]
 }
 
 /// The keeper of the console: reads `pipe`, keeps the end of it in `file`, as `user`.
-pub(super) fn console(pipe: &Path, file: &Path, limit: usize, user: u32) -> Vec<OsString> {
+pub(crate) fn console(pipe: &Path, file: &Path, limit: usize, user: u32) -> Vec<OsString> {
     let [limit, user] = [limit.to_string(), user.to_string()];
     vec![
         "console".into(),
@@ -182,7 +226,11 @@ mod tests {
             share: Descriptor(2),
             vsock,
             disk: disk.then_some(Descriptor(4)),
-            card: card.then_some(Card { tap: Descriptor(5), mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1400 }),
+            cards: Vec::from_iter(card.then_some(Card {
+                tap: Descriptor(5),
+                mac: Mac([2, 0, 0, 0, 0, 1]),
+                mtu: 1400,
+            })),
         });
         let args: Vec<String> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
         args.join(" ")
@@ -220,7 +268,7 @@ mod tests {
             "-chardev socket,id=share,fd=5",
             "-add-fd fd=7,set=1",
             "werror=report,rerror=report",
-            "-netdev tap,id=card,fd=8 -device virtio-net-device,netdev=card,mac=02:00:00:00:00:01,host_mtu=1400",
+            "-netdev tap,id=card0,fd=8 -device virtio-net-device,netdev=card0,mac=02:00:00:00:00:01,host_mtu=1400",
             "-nodefaults",
         ] {
             assert!(all.contains(part), "no {part:?} in {all}");

@@ -1,8 +1,9 @@
 //! A simulator of Apple's `container` command, to test against on Linux.
 //!
 //! It has the command line, the output and the error texts of apple/container, runs images in
-//! namespaces of this kernel where Apple's runs them in virtual machines, and can be told to go
-//! wrong in the ways in which Apple's does. The README says how it is used and what it leaves out.
+//! namespaces of this kernel or in virtual machines of QEMU's where Apple's runs them in its own,
+//! and can be told to go wrong in the ways in which Apple's does. The README says how it is used
+//! and what it leaves out.
 //!
 //! ```text
 //! container … ──▶ apiserver ──▶ runtime (one per container) ──▶ the container's processes
@@ -20,6 +21,7 @@ pub mod error;
 pub mod images;
 pub mod place;
 mod process;
+pub mod programs;
 pub mod protocol;
 pub mod resources;
 mod runtime;
@@ -47,6 +49,8 @@ pub fn main() -> ExitCode {
         ["__runtime", root, id] => runtime::run(Path::new(root), id),
         ["__guard", group] => runtime::guard(group),
         ["__network", root] => vmnet::run(Path::new(root)),
+        // As kina's init starts what is in place of a guest.
+        ["serve", "--pod", _, "--listen", _] => runtime::inside(),
         _ => client::main(&words),
     }
 }

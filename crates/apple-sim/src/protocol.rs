@@ -10,6 +10,7 @@ use crate::resources::{
     Attachment, Configuration, ImageDescription, Network, NetworkConfiguration, Process, Snapshot, State,
     Stats, Volume,
 };
+use crate::settings::Kind;
 
 /// What a client asks of the server. The names are those of Apple's routes: error texts have them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -289,15 +290,31 @@ pub enum NetworkRequest {
         mac: Option<String>,
         /// The largest packet.
         mtu: u32,
-        /// A process in the machine's network namespace.
-        pid: i32,
-        /// The number of the card.
-        index: usize,
+        /// What joins the two.
+        card: Card,
         /// Of the network, if it has any.
         ipv6_prefix: Option<String>,
     },
     /// The process whose network namespace the networks are in.
     Where,
+}
+
+/// What joins a machine to a network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Card {
+    /// A pair of cards, one of them in the machine's network namespace, with its address.
+    Pair {
+        /// A process in that namespace.
+        pid: i32,
+        /// The number of the card.
+        index: usize,
+    },
+    /// A tap in the networks' namespace that somebody has open. It goes when that ends.
+    Tap {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// What the process that keeps the networks answers.
@@ -325,6 +342,8 @@ pub struct Bundle {
     pub kernel_arguments: Vec<String>,
     /// Prefixes of its networks that have any.
     pub ipv6_prefixes: BTreeMap<String, String>,
+    /// What its machine is.
+    pub kind: Kind,
 }
 
 /// The name of the route of a request.

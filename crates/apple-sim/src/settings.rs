@@ -3,7 +3,7 @@
 //! The settings lie in `simulator.json` of the application root and are read whenever one of
 //! them matters, so that a test can change them while everything runs. Environment variables
 //! outrank the file in the process that sees them: `CONTAINER_SIM_VERSION`,
-//! `CONTAINER_SIM_BOOT_MS` and `CONTAINER_SIM_TRAPS`.
+//! `CONTAINER_SIM_BOOT_MS`, `CONTAINER_SIM_TRAPS`, `CONTAINER_SIM_KIND` and `CONTAINER_SIM_PROGRAMS`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,6 +14,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::programs::Programs;
 
 /// A release of apple/container. The order is that of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -165,6 +167,29 @@ impl FromStr for Trap {
     }
 }
 
+/// What a machine is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Namespaces of the host's kernel.
+    #[default]
+    Namespaces,
+    /// A virtual machine, with a kernel of its own.
+    Microvm,
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "namespaces" => Ok(Self::Namespaces),
+            "microvm" => Ok(Self::Microvm),
+            other => Err(format!("no such kind of machine: {other:?}; known are namespaces, microvm")),
+        }
+    }
+}
+
 fn join<T: fmt::Display>(all: impl IntoIterator<Item = T>) -> String {
     all.into_iter().map(|one| one.to_string()).collect::<Vec<_>>().join(", ")
 }
@@ -183,6 +208,10 @@ pub struct Settings {
     pub patience_percent: u64,
     /// What goes wrong on purpose.
     pub traps: BTreeSet<Trap>,
+    /// What new containers' machines are.
+    pub kind: Kind,
+    /// What virtual machines take.
+    pub programs: Programs,
 }
 
 impl Default for Settings {
@@ -193,6 +222,8 @@ impl Default for Settings {
             machines: 128,
             patience_percent: 100,
             traps: BTreeSet::new(),
+            kind: Kind::default(),
+            programs: Programs::default(),
         }
     }
 }
@@ -208,6 +239,8 @@ impl Settings {
             ("CONTAINER_SIM_VERSION", "version"),
             ("CONTAINER_SIM_BOOT_MS", "boot-ms"),
             ("CONTAINER_SIM_TRAPS", "traps"),
+            ("CONTAINER_SIM_KIND", "kind"),
+            ("CONTAINER_SIM_PROGRAMS", "programs"),
         ] {
             if let Ok(value) = std::env::var(variable) {
                 settings.set(key, &value).map_err(|error| format!("{variable}: {error}"))?;
@@ -245,6 +278,10 @@ impl Settings {
             "traps" => {
                 let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
                 self.traps = names.map(str::parse).collect::<Result<_, _>>()?;
+            }
+            "kind" => self.kind = value.parse()?,
+            "programs" => {
+                self.programs = serde_json::from_str(value).map_err(|error| format!("programs: {error}"))?;
             }
             other => return Err(format!("no such setting: {other:?}")),
         }
@@ -298,6 +335,8 @@ mod tests {
         settings.set("version", "0.12.3").unwrap();
         settings.set("traps", "server-hangs, relay-dies").unwrap();
         settings.set("boot-ms", "10").unwrap();
+        settings.set("kind", "microvm").unwrap();
+        settings.set("programs", r#"{"virtiofsd": "/v"}"#).unwrap();
         settings.save(root.path()).unwrap();
         let read = Settings::load(root.path()).unwrap();
         assert_eq!(read, settings);
@@ -307,9 +346,14 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let mut settings = Settings::default();
-        for (key, value, word) in
-            [("traps", "x", "\"x\""), ("version", "9", "1.2.2"), ("boot-ms", "-1", "-1"), ("y", "", "\"y\"")]
-        {
+        for (key, value, word) in [
+            ("traps", "x", "\"x\""),
+            ("version", "9", "1.2.2"),
+            ("boot-ms", "-1", "-1"),
+            ("kind", "x", "microvm"),
+            ("programs", r#"{"x": 1}"#, "`x`"),
+            ("y", "", "\"y\""),
+        ] {
             let error = settings.set(key, value).unwrap_err();
             assert!(error.contains(word), "{error}");
         }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::error::{Code, Problem};
 use crate::place::Place;
 use crate::process;
-use crate::protocol::{NetworkAnswer, NetworkRequest};
+use crate::protocol::{Card, NetworkAnswer, NetworkRequest};
 use crate::resources::{Attachment, Subnet, eui64};
 use crate::values::valid_mac;
 use crate::wire;
@@ -79,6 +79,14 @@ pub(crate) fn ask(stream: &UnixStream, request: &NetworkRequest) -> Result<Netwo
         Some((NetworkAnswer::Failed(problem), _)) => Err(problem),
         Some((answer, _)) => Ok(answer),
         None => Err(Problem::new(Code::Interrupted, "the networks have ended")),
+    }
+}
+
+/// The process whose network namespace the networks are in.
+pub(crate) fn keeper(stream: &UnixStream) -> Result<i32, Problem> {
+    match ask(stream, &NetworkRequest::Where)? {
+        NetworkAnswer::Process(keeper) => Ok(keeper),
+        other => Err(Problem::internal(format!("the networks are nowhere: {other:?}"))),
     }
 }
 
@@ -158,9 +166,9 @@ fn handle(
         NetworkRequest::Where => {
             Ok(NetworkAnswer::Process(i32::try_from(std::process::id()).unwrap_or_default()))
         }
-        NetworkRequest::Attach { network, hostname, mac, mtu, pid, index, ipv6_prefix } => {
+        NetworkRequest::Attach { network, hostname, mac, mtu, card, ipv6_prefix } => {
             bridges.cards += 1;
-            let card = bridges.cards;
+            let number = bridges.cards;
             let Some(bridge) = bridges.all.get_mut(&network) else {
                 let message = format!("network {network} must be running");
                 return Err(Problem::new(Code::InvalidState, message));
@@ -171,7 +179,13 @@ fn handle(
                 Some(mac) => valid_mac(&mac)?,
                 None => random_mac()?,
             };
-            join(bridge, card, address, mac, mtu, pid, index)?;
+            match card {
+                Card::Pair { pid, index } => join(bridge, number, address, mac, mtu, pid, index)?,
+                Card::Tap { name } => {
+                    let bridge = &bridge.interface;
+                    ip(None, &format!("link set {name} mtu {mtu} master {bridge}\nlink set {name} up"))?;
+                }
+            }
             let ipv6_address = ipv6_prefix.and_then(|prefix| {
                 let (first, bits) = prefix.split_once('/')?;
                 Some(format!("{}/{bits}", eui64(first.parse().ok()?, mac)))

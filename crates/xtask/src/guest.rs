@@ -75,7 +75,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
 
 /// Builds this machine's guest where its sources changed, and returns its path.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    compile(workspace, workspace.cargo(), Processor::HERE, &[])
+    compile(workspace, workspace.cargo(), Processor::HERE, &GUEST, &[])
+}
+
+/// Builds what runs in the virtual machines of the simulator of Apple's `container`: the
+/// simulator itself, where its sources changed.
+pub(crate) fn build_simulator(workspace: &Workspace) -> Result<PathBuf> {
+    compile(workspace, workspace.cargo(), Processor::HERE, &SIMULATOR, &[])
 }
 
 /// Builds the guest of a processor. `None` when it is another than this machine's
@@ -94,13 +100,26 @@ pub(crate) fn build_for(workspace: &Workspace, processor: Processor) -> Result<O
         .env_remove("LD_LIBRARY_PATH")
         .env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), processor.compiler())
         .env(format!("CC_{variable}"), processor.compiler());
-    compile(workspace, cargo, processor, &["-Zbuild-std=std,panic_abort"]).map(Some)
+    compile(workspace, cargo, processor, &GUEST, &["-Zbuild-std=std,panic_abort"]).map(Some)
 }
+
+/// A program that runs in machines.
+struct Program {
+    package: &'static str,
+    name: &'static str,
+    options: &'static [&'static str],
+}
+
+const GUEST: Program = Program { package: "kina-guest", name: "kina-guest", options: &[] };
+/// Without the half that boots machines.
+const SIMULATOR: Program =
+    Program { package: "kina-apple-sim", name: "container", options: &["--no-default-features"] };
 
 fn compile(
     workspace: &Workspace,
     mut cargo: Command,
     processor: Processor,
+    program: &Program,
     options: &[&str],
 ) -> Result<PathBuf> {
     run_command(
@@ -108,11 +127,12 @@ fn compile(
             .env("CARGO_TARGET_DIR", workspace.target("guest"))
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .args(["build", "--quiet", "--package", "kina-guest", "--bin", "kina-guest"])
+            .args(["build", "--quiet", "--package", program.package, "--bin", program.name])
             .args(["--profile", "guest", "--target", &processor.target()])
+            .args(program.options)
             .args(options),
     )?;
-    Ok(path_for(workspace, processor))
+    Ok(path_for(workspace, processor).with_file_name(program.name))
 }
 
 /// Where this machine's guest is once built.

@@ -106,6 +106,7 @@ fn perform(
         "advisories" => deny(workspace, &["advisories"])?,
         "guest" => {
             pod_image::build(workspace)?;
+            guest::build_simulator(workspace)?;
         }
         "tests" => tests(workspace, selection, summary)?,
         "arm64" => return arm64(workspace),

@@ -157,10 +157,19 @@ const HOUSE: &[Room] = &[
         ],
         may: &[Grpc, Platform, Unsafe, Anyhow],
     },
+    // Boots machines where Apple's program does, with the parts of the driver that boots
+    // QEMU's, so that nothing is written twice.
     Room {
         name: "kina-apple-sim",
         folder: "crates/apple-sim",
-        uses: &["kina-cgroup", "kina-launch"],
+        uses: &[
+            "kina-attachment",
+            "kina-cgroup",
+            "kina-launch",
+            "kina-machine-qemu",
+            "kina-node",
+            "kina-vsock",
+        ],
         may: &[Platform],
     },
     Room {

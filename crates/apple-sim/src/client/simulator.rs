@@ -16,7 +16,7 @@ use crate::{process, vmnet, wire};
 
 const USAGE: &str = "\
 usage: container simulator set SETTING VALUE   change a setting: version, boot-ms, machines,
-                                               patience-percent, traps
+                                               patience-percent, traps, kind, programs
        container simulator show                the settings in force
        container simulator netns               the path of the namespace that machines are reached in
        container simulator pid ID              the first process of a container's machine

@@ -20,14 +20,14 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use super::ports::Forwarder;
-use super::relay::Relay;
+use super::ports::{Forwarder, forward};
+use super::relay::{Relay, dial_guest};
 use super::spec;
 use super::streams::{Copies, Given};
 use crate::error::{Code, Problem};
 use crate::place::Place;
 use crate::process::PAUSE;
-use crate::protocol::{Bundle, NetworkAnswer, NetworkRequest};
+use crate::protocol::{Bundle, Card, NetworkAnswer, NetworkRequest};
 use crate::resources::{Attachment, State};
 use crate::settings::{Settings, Trap};
 use crate::vmnet;
@@ -35,17 +35,17 @@ use extra::Extra;
 use signals::{exit_code, parse_signal};
 
 /// How late the guest's end of a socket is with [`Trap::RelayLate`].
-const LATE: Duration = Duration::from_secs(2);
+pub(super) const LATE: Duration = Duration::from_secs(2);
 /// How long processes may take to be gone once they are killed.
 const GONE: Duration = Duration::from_secs(10);
 /// How many exit codes are remembered.
 const REMEMBERED: usize = 1024;
 /// The exit code of a machine that was stopped before its process told one.
-const STOPPED: i32 = 255;
+pub(super) const STOPPED: i32 = 255;
 
 /// What it is doing (`RuntimeService.State`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Created,
     Booted,
     Running,
@@ -54,7 +54,7 @@ enum Phase {
 }
 
 impl Phase {
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Created => "created",
             Self::Booted => "booted",
@@ -63,6 +63,14 @@ impl Phase {
             Self::Stopped => "stopped",
         }
     }
+}
+
+/// Whose kernel runs the processes.
+pub(super) enum Ground {
+    /// The host's, in namespaces of the machine's own.
+    HostKernel,
+    /// The machine's own, in which this is: with these cards, which are in place.
+    OwnKernel(Vec<Attachment>),
 }
 
 /// What exists only while a machine does.
@@ -90,6 +98,7 @@ pub(super) struct Machine {
     place: Place,
     directory: PathBuf,
     bundle: Bundle,
+    ground: Ground,
     launcher: Launcher,
     group: Group,
     spec: Mutex<Option<Spec>>,
@@ -102,18 +111,23 @@ pub(super) struct Machine {
     ended: Condvar,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn launch(error: &kina_launch::Error) -> Problem {
+    Problem::internal(chain(error))
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(inner) = cause {
         text.push_str(&format!(": {inner}"));
         cause = inner.source();
     }
-    Problem::internal(text)
+    text
 }
 
 fn cgroup(error: &kina_cgroup::Error) -> Problem {
@@ -121,7 +135,7 @@ fn cgroup(error: &kina_cgroup::Error) -> Problem {
 }
 
 impl Machine {
-    pub(super) fn new(place: &Place, bundle: Bundle) -> Result<Self, Problem> {
+    pub(super) fn new(place: &Place, bundle: Bundle, ground: Ground) -> Result<Self, Problem> {
         let id = &bundle.configuration.id;
         let group = Hierarchy::detect()
             .and_then(|hierarchy| hierarchy.group(&place.group(id)))
@@ -133,6 +147,7 @@ impl Machine {
                 .map_err(|error| launch(&error))?,
             group,
             bundle,
+            ground,
             spec: Mutex::new(None),
             turn: Mutex::new(()),
             cleaning: Mutex::new(()),
@@ -154,6 +169,14 @@ impl Machine {
         self.directory.join("rootfs")
     }
 
+    /// Where the output goes that the host keeps. In a kernel of its own it goes no further.
+    fn log(&self) -> PathBuf {
+        match self.ground {
+            Ground::HostKernel => self.directory.join("stdio.log"),
+            Ground::OwnKernel(_) => PathBuf::from("/dev/null"),
+        }
+    }
+
     fn settings(&self) -> Result<Settings, Problem> {
         Settings::load(&self.place.root).map_err(Problem::internal)
     }
@@ -172,7 +195,7 @@ impl Machine {
             let message = format!("container expected to be in created state, got: {}", phase.word());
             return Err(Problem::new(Code::InvalidState, message));
         }
-        File::create(self.directory.join("stdio.log"))?;
+        File::create(self.log())?;
         self.log_boot("[    0.000000] Booting Linux (a machine of the simulator)")?;
         let arguments = self.bundle.kernel_arguments.join(" ");
         self.log_boot(&format!("[    0.000000] Kernel command line: console=hvc0 {arguments}"))?;
@@ -210,12 +233,13 @@ impl Machine {
             }
         }
         for socket in &configuration.published_sockets {
+            let rootfs = self.rootfs();
             relays.push(Relay::publish(
                 self.id(),
                 Path::new(&socket.host_path),
                 &socket.container_path,
-                &self.rootfs(),
                 &self.place.root,
+                move |path| dial_guest(&rootfs, path),
             )?);
         }
         let late = if settings.trapped(Trap::RelayLate) { LATE } else { Duration::ZERO };
@@ -224,8 +248,10 @@ impl Machine {
             relay.guest_listens();
         }
 
-        let spec = spec::container(configuration, &self.rootfs(), spec::mounts(configuration, &staged))?;
-        let log = self.directory.join("stdio.log");
+        let own_kernel = matches!(self.ground, Ground::OwnKernel(_));
+        let mounts = spec::mounts(configuration, &staged);
+        let spec = spec::container(configuration, &self.rootfs(), mounts, own_kernel)?;
+        let log = self.log();
         let terminal = configuration.init_process.terminal;
         let (stdio, mut copies, mut given) = if terminal {
             (Stdio::Terminal, None, Some(given))
@@ -286,7 +312,9 @@ impl Machine {
     fn join_networks(&self, pid: i32) -> Result<(), Problem> {
         let configuration = &self.bundle.configuration;
         let mut attachments: Vec<Attachment> = Vec::new();
-        if !configuration.networks.is_empty() {
+        if let Ground::OwnKernel(cards) = &self.ground {
+            attachments.clone_from(cards);
+        } else if !configuration.networks.is_empty() {
             let networks = vmnet::connect(&self.place)?;
             for (index, wanted) in configuration.networks.iter().enumerate() {
                 let request = NetworkRequest::Attach {
@@ -294,8 +322,7 @@ impl Machine {
                     hostname: wanted.options.hostname.clone(),
                     mac: wanted.options.mac_address.clone(),
                     mtu: wanted.options.mtu.unwrap_or(1500),
-                    pid,
-                    index,
+                    card: Card::Pair { pid, index },
                     ipv6_prefix: self.bundle.ipv6_prefixes.get(&wanted.network).cloned(),
                 };
                 match vmnet::ask(&networks, &request)? {
@@ -303,7 +330,7 @@ impl Machine {
                     other => return Err(Problem::internal(format!("unexpected: {other:?}"))),
                 }
             }
-            let forwarders = self.forward(&networks, attachments.first())?;
+            let forwarders = forward(configuration, &networks, attachments.first())?;
             if let Some(booted) = locked(&self.inner).booted.as_mut() {
                 booted.networks = Some(networks);
                 booted.forwarders = forwarders;
@@ -311,22 +338,6 @@ impl Machine {
             }
         }
         self.write_names(attachments.first())
-    }
-
-    fn forward(&self, networks: &UnixStream, first: Option<&Attachment>) -> Result<Vec<Forwarder>, Problem> {
-        let ports = &self.bundle.configuration.published_ports;
-        let (Some(first), false) = (first, ports.is_empty()) else {
-            return Ok(Vec::new());
-        };
-        let NetworkAnswer::Process(keeper) = vmnet::ask(networks, &NetworkRequest::Where)? else {
-            return Err(Problem::internal("the networks are nowhere"));
-        };
-        let address = first.ipv4_address.split('/').next().unwrap_or_default();
-        let mut forwarders = Vec::new();
-        for port in ports {
-            forwarders.extend(Forwarder::start(port, address, keeper)?);
-        }
-        Ok(forwarders)
     }
 
     /// `/etc/hosts` and `/etc/resolv.conf`.

@@ -4,10 +4,15 @@
 //! does not end it. Its own end is that of its machine; a guard, which waits for that, clears away
 //! what is left in the control group.
 
+mod carry;
 mod guard;
+mod inside;
 mod machine;
+#[cfg(feature = "microvm")]
+mod microvm;
 mod ports;
 mod relay;
+mod seam;
 mod spec;
 mod streams;
 
@@ -22,11 +27,15 @@ use std::time::Duration;
 
 use crate::error::Problem;
 use crate::place::Place;
-use crate::protocol::{HelperAnswer, HelperRequest};
+use crate::protocol::{Bundle, HelperAnswer, HelperRequest};
+use crate::settings::Kind;
 use crate::wire;
-use machine::Machine;
+use machine::{Ground, Machine};
+#[cfg(feature = "microvm")]
+use microvm::Microvm;
 
 pub(crate) use guard::{clear, run as guard};
+pub(crate) use inside::run as inside;
 
 /// How long a shutdown waits for what was asked before.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -44,9 +53,9 @@ pub(crate) fn run(root: &Path, id: &str) -> ExitCode {
 
 fn serve(place: &Place, id: &str) -> Result<(), Problem> {
     let bundle = place.bundle(id);
-    let content = serde_json::from_slice(&fs::read(bundle.join("bundle.json"))?)?;
+    let content: Bundle = serde_json::from_slice(&fs::read(bundle.join("bundle.json"))?)?;
+    let machine = Arc::new(Kept::new(place, content)?);
     guard::start(place, id)?;
-    let machine = Arc::new(Machine::new(place, content)?);
     let unanswered = Arc::new(Unanswered::default());
     let listener = wire::listen(&bundle.join("helper.sock"))?;
     for stream in listener.incoming() {
@@ -54,6 +63,42 @@ fn serve(place: &Place, id: &str) -> Result<(), Problem> {
         std::thread::spawn(move || talk(&stream, &machine, &unanswered));
     }
     Ok(())
+}
+
+/// What is kept.
+enum Kept {
+    Machine(Arc<Machine>),
+    #[cfg(feature = "microvm")]
+    Microvm(Arc<Microvm>),
+}
+
+impl Kept {
+    /// To be called with one thread.
+    fn new(place: &Place, bundle: Bundle) -> Result<Self, Problem> {
+        match bundle.kind {
+            Kind::Namespaces => Ok(Self::Machine(Arc::new(Machine::new(place, bundle, Ground::HostKernel)?))),
+            #[cfg(feature = "microvm")]
+            Kind::Microvm => Ok(Self::Microvm(Arc::new(Microvm::new(place, bundle)?))),
+            #[cfg(not(feature = "microvm"))]
+            Kind::Microvm => Err(Problem::internal("this program boots no machines")),
+        }
+    }
+
+    fn handle(&self, request: HelperRequest, descriptors: Vec<OwnedFd>) -> Result<HelperAnswer, Problem> {
+        match self {
+            Self::Machine(machine) => handle(machine, request, descriptors),
+            #[cfg(feature = "microvm")]
+            Self::Microvm(machine) => machine.handle(request, descriptors),
+        }
+    }
+
+    fn await_stopped(&self) {
+        match self {
+            Self::Machine(machine) => machine.await_stopped(),
+            #[cfg(feature = "microvm")]
+            Self::Microvm(machine) => machine.await_stopped(),
+        }
+    }
 }
 
 /// How many requests have no answer yet.
@@ -70,22 +115,22 @@ impl Unanswered {
         self.changed.notify_all();
     }
 
-    /// Waits until there is one left, the caller's own.
-    fn await_last(&self) {
+    /// Waits until there are no more than some: the caller's own.
+    fn await_left(&self, left: usize) {
         let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.changed.wait_timeout_while(count, DRAIN, |count| *count > 1));
+        drop(self.changed.wait_timeout_while(count, DRAIN, |count| *count > left));
     }
 }
 
-fn talk(stream: &UnixStream, machine: &Arc<Machine>, unanswered: &Unanswered) {
+fn talk(stream: &UnixStream, machine: &Kept, unanswered: &Unanswered) {
     while let Ok(Some((request, descriptors))) = wire::receive(stream) {
         unanswered.change(|count| count + 1);
         let answer = if matches!(request, HelperRequest::Shutdown) {
             machine.await_stopped();
-            unanswered.await_last();
+            unanswered.await_left(1);
             HelperAnswer::Done
         } else {
-            handle(machine, request, descriptors).unwrap_or_else(HelperAnswer::Failed)
+            machine.handle(request, descriptors).unwrap_or_else(HelperAnswer::Failed)
         };
         let sent = wire::send(stream, &answer, &[]);
         unanswered.change(|count| count - 1);

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +11,8 @@ use nix::sched::{CloneFlags, setns};
 
 use super::relay::join;
 use crate::error::{Code, Problem};
-use crate::resources::PublishedPort;
+use crate::resources::{Attachment, Configuration, PublishedPort};
+use crate::vmnet;
 
 /// A port of the host, until it is dropped.
 pub(super) struct Forwarder {
@@ -61,6 +63,25 @@ impl Drop for Forwarder {
         // Wakes whoever waits for a connection.
         drop(TcpStream::connect(self.address));
     }
+}
+
+/// Forwards all ports that a container publishes, to its first address.
+pub(super) fn forward(
+    configuration: &Configuration,
+    networks: &UnixStream,
+    first: Option<&Attachment>,
+) -> Result<Vec<Forwarder>, Problem> {
+    let ports = &configuration.published_ports;
+    let (Some(first), false) = (first, ports.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let keeper = vmnet::keeper(networks)?;
+    let address = first.ipv4_address.split('/').next().unwrap_or_default();
+    let mut forwarders = Vec::new();
+    for port in ports {
+        forwarders.extend(Forwarder::start(port, address, keeper)?);
+    }
+    Ok(forwarders)
 }
 
 fn bracketed(address: &str) -> String {

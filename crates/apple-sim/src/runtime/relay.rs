@@ -30,15 +30,15 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Publishes a guest's socket on the host, in place of what is there. Until
-    /// [`guest_listens`](Self::guest_listens) is called, a connection cannot be passed on, and
-    /// the first such ends the relay.
+    /// Publishes a guest's socket on the host, in place of what is there: `dial` connects to its
+    /// path below the machine's root. Until [`guest_listens`](Self::guest_listens) is called, a
+    /// connection cannot be passed on, and the first such ends the relay.
     pub(super) fn publish(
         id: &str,
         host: &Path,
         guest: &str,
-        rootfs: &Path,
         root: &Path,
+        dial: impl Fn(&str) -> io::Result<UnixStream> + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let listener = wire::listen(host)?;
         let relay = Self {
@@ -50,7 +50,7 @@ impl Relay {
         let (stopped, listens) = (Arc::clone(&relay.stopped), Arc::clone(&relay.guest_listens));
         let (host, guest) = (host.to_owned(), guest.trim_start_matches('/').to_owned());
         let fits = GUEST_PREFIX + id.len() + 1 + guest.len() <= LONGEST_GUEST_PATH;
-        let (rootfs, root) = (rootfs.to_owned(), root.to_owned());
+        let (dial, root) = (Arc::new(dial), root.to_owned());
         std::thread::spawn(move || {
             for connection in listener.incoming() {
                 let Ok(connection) = connection else { break };
@@ -62,11 +62,11 @@ impl Relay {
                     // One dial that fails ends the relay until the machine is started again.
                     break;
                 }
-                let (rootfs, guest) = (rootfs.clone(), guest.clone());
+                let (dial, guest) = (Arc::clone(&dial), guest.clone());
                 std::thread::spawn(move || {
                     // Where the guest does not listen the host's connection is made all the
                     // same, and ends.
-                    let inside = fits.then(|| dial_guest(&rootfs, &guest));
+                    let inside = fits.then(|| dial(&guest));
                     if let Some(Ok(inside)) = inside {
                         join(connection, inside);
                     }
@@ -121,7 +121,7 @@ impl Drop for Relay {
 /// Connects to a socket in the guest as the machine's first process does, which sees the root
 /// file system and nothing that is mounted in it, and for which a link that leads out of it leads
 /// elsewhere.
-fn dial_guest(rootfs: &Path, path: &str) -> io::Result<UnixStream> {
+pub(super) fn dial_guest(rootfs: &Path, path: &str) -> io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(CWD, rootfs, flags | OFlags::DIRECTORY, Mode::empty())?;
     let socket: OwnedFd = rustix::fs::openat2(&directory, path, flags, Mode::empty(), ResolveFlags::BENEATH)?;

@@ -15,7 +15,7 @@ use crate::error::Problem;
 use crate::resources::{Configuration, FilesystemKind, Process, User};
 use crate::values;
 
-/// What no machine of the simulator gets even if it asks for all: its kernel is the host's.
+/// What no machine gets even if it asks for all where its kernel is the host's.
 const WITHHELD: [Capability; 3] = [Capability::SysTime, Capability::SysModule, Capability::SysRawio];
 
 /// Loop devices that a machine has.
@@ -26,9 +26,10 @@ pub(super) fn container(
     configuration: &Configuration,
     rootfs: &Path,
     mounts: Vec<Mount>,
+    own_kernel: bool,
 ) -> Result<Spec, Problem> {
     let mut spec = defaults::spec();
-    let capabilities = capabilities(configuration)?;
+    let capabilities = capabilities(configuration, own_kernel)?;
     spec.set_process(Some(process(&configuration.init_process, &capabilities, rootfs)?));
     spec.set_hostname(Some(hostname(configuration)));
     let mut root = Root::default();
@@ -38,15 +39,16 @@ pub(super) fn container(
     let Some(linux) = spec.linux_mut() else {
         return Err(Problem::internal("a specification without its Linux part"));
     };
-    linux.set_namespaces(Some(defaults::namespaces(&[
+    let mut namespaces = vec![
         LinuxNamespaceType::Cgroup,
         LinuxNamespaceType::Ipc,
         LinuxNamespaceType::Mount,
         LinuxNamespaceType::Pid,
         LinuxNamespaceType::Uts,
-        // The machine's own, where Apple's has a kernel of its own.
-        LinuxNamespaceType::Network,
-    ])));
+    ];
+    // The machine's own, where it has no kernel of its own.
+    namespaces.extend((!own_kernel).then_some(LinuxNamespaceType::Network));
+    linux.set_namespaces(Some(defaults::namespaces(&namespaces)));
     let all = |given: &Option<Vec<String>>, otherwise: &[&str]| match given {
         Some(paths) => paths.clone(),
         None => otherwise.iter().map(|path| (*path).to_owned()).collect(),
@@ -152,7 +154,10 @@ fn lookup(file: &Path, name: &str) -> Option<Vec<String>> {
 }
 
 /// `effectiveCapabilities`: drop all, then what is added, then what is dropped by name.
-pub(super) fn capabilities(configuration: &Configuration) -> Result<LinuxCapabilities, Problem> {
+pub(super) fn capabilities(
+    configuration: &Configuration,
+    own_kernel: bool,
+) -> Result<LinuxCapabilities, Problem> {
     let all = |names: &[String]| names.iter().any(|name| name == "ALL");
     let mut set: HashSet<Capability> = if all(&configuration.cap_drop) {
         HashSet::new()
@@ -169,7 +174,7 @@ pub(super) fn capabilities(configuration: &Configuration) -> Result<LinuxCapabil
     for name in configuration.cap_drop.iter().filter(|name| *name != "ALL") {
         set.remove(&values::capability(name)?);
     }
-    set.retain(|capability| !WITHHELD.contains(capability));
+    set.retain(|capability| own_kernel || !WITHHELD.contains(capability));
     Ok(defaults::capabilities(&set.into_iter().collect::<Vec<_>>()))
 }
 

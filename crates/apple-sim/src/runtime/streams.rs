@@ -85,6 +85,12 @@ impl Given {
 }
 
 impl Copies {
+    /// What is carried elsewhere.
+    #[cfg(feature = "microvm")]
+    pub(super) fn of(carried: Vec<Receiver<Infallible>>) -> Self {
+        Self(carried)
+    }
+
     /// Waits for the end of the output, but not for ever.
     pub(super) fn wait(self) {
         let deadline = Instant::now() + UNREAD;

@@ -101,7 +101,8 @@ impl Containers {
         }
         let directory = self.place.bundle(&id);
         fs::create_dir_all(&directory)?;
-        let bundle = Bundle { configuration, auto_remove, kernel_arguments, ipv6_prefixes };
+        let kind = self.settings()?.kind;
+        let bundle = Bundle { configuration, auto_remove, kernel_arguments, ipv6_prefixes, kind };
         let written = images
             .unpack(&bundle.configuration.image, &bundle.configuration.platform, &directory.join("rootfs"))
             .and_then(|()| Ok(fs::write(directory.join("bundle.json"), serde_json::to_vec(&bundle)?)?));

@@ -12,3 +12,4 @@ mod relay;
 mod restart;
 mod shape;
 mod traps;
+mod vm;

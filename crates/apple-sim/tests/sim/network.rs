@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
-use kina_apple_sim::protocol::{NetworkAnswer, NetworkRequest};
+use kina_apple_sim::protocol::{Card, NetworkAnswer, NetworkRequest};
 use kina_apple_sim::wire;
 
 use super::place::{Place, wait_until};
@@ -104,8 +104,7 @@ fn a_card_that_does_not_arrive_is_taken_away() {
         mac: None,
         mtu: 1500,
         // No process has such a number.
-        pid: i32::MAX,
-        index: 0,
+        card: Card::Pair { pid: i32::MAX, index: 0 },
         ipv6_prefix: None,
     };
     wire::send(&stream, &request, &[]).unwrap();

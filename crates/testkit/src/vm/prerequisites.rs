@@ -77,6 +77,23 @@ impl Prerequisites {
         })
     }
 
+    /// What the simulator of Apple's `container` takes for virtual machines, which are emulated:
+    /// its setting `programs`.
+    #[must_use]
+    pub fn simulator_programs(&self) -> serde_json::Value {
+        serde_json::json!({
+            "qemu": self.qemu,
+            "virtiofsd": self.virtiofsd,
+            "vsock": self.vsock_device,
+            "guest": self.guest,
+            "init": self.guest.with_file_name("container"),
+            "kernel": self.kernel,
+            "modules": self.modules,
+            "cache": self.cache,
+            "accelerator": "tcg",
+        })
+    }
+
     /// What machines boot from, made where it is not there yet.
     ///
     /// # Errors

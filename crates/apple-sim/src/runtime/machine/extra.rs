@@ -8,7 +8,7 @@ use kina_cgroup::Group;
 use kina_launch::{ExecPlan, Stdio};
 
 use super::signals::exit_code;
-use super::{Machine, Phase, cgroup, launch, locked};
+use super::{Ground, Machine, Phase, cgroup, launch, locked};
 use crate::error::{Code, Problem};
 use crate::resources::Process;
 use crate::runtime::spec;
@@ -55,7 +55,8 @@ impl Machine {
         };
         let group = self.group_of_first()?;
         let container = locked(&self.spec).clone().ok_or_else(missing)?;
-        let capabilities = spec::capabilities(&self.bundle.configuration)?;
+        let own_kernel = matches!(self.ground, Ground::OwnKernel(_));
+        let capabilities = spec::capabilities(&self.bundle.configuration, own_kernel)?;
         let made = spec::process(&configuration, &capabilities, &self.rootfs())?;
         let (stdio, given) =
             if configuration.terminal { (Stdio::Terminal, Some(given)) } else { (given.directly()?, None) };

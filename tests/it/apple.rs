@@ -2,6 +2,7 @@
 //! Apple's ways to go wrong, seen by the caller.
 
 mod traps;
+mod vm;
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kina::config::{Apple, DriverChoice, Machine, Qemu};
 use kina_testkit::vm::Prerequisites;
+use rustix::process::Signal;
 
 use super::Place;
 
@@ -15,6 +16,8 @@ thread_local! {
     static HANDLER: Cell<Option<&'static str>> = const { Cell::new(None) };
     /// Whether its machines are Apple's, simulated.
     static APPLE: Cell<bool> = const { Cell::new(false) };
+    /// Whether those have kernels of their own.
+    static KERNELS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// How long a boot of Apple's takes, unless a test says otherwise.
@@ -94,6 +97,12 @@ pub(crate) fn is_apple() -> bool {
 /// Has this test's pods run in machines of Apple's.
 pub(crate) fn use_apple() {
     APPLE.set(true);
+}
+
+/// Has this test's pods run in machines of Apple's with kernels of their own.
+pub(crate) fn use_apple_with_kernels() {
+    APPLE.set(true);
+    KERNELS.set(true);
 }
 
 /// Has this test's pods run in virtual machines.
@@ -215,14 +224,18 @@ pub(crate) fn set_boot_time(place: &Place, time: Duration) {
 /// Settings of the simulator, beside the tests' own.
 pub(crate) fn set(place: &Place, mut settings: serde_json::Value) {
     settings["boot-ms"] = u64::try_from(BOOT_TIME.as_millis()).unwrap().into();
-    write_settings(&place.path(""), &settings);
+    write_settings(&place.path(""), settings);
 }
 
 fn set_simulator(directory: &Path, boot: Duration, traps: &[&str]) {
-    write_settings(directory, &serde_json::json!({ "boot-ms": boot.as_millis(), "traps": traps }));
+    write_settings(directory, serde_json::json!({ "boot-ms": boot.as_millis(), "traps": traps }));
 }
 
-fn write_settings(directory: &Path, settings: &serde_json::Value) {
+fn write_settings(directory: &Path, mut settings: serde_json::Value) {
+    if KERNELS.get() {
+        settings["kind"] = "microvm".into();
+        settings["programs"] = Prerequisites::find().unwrap().simulator_programs();
+    }
     let root = simulator_root(directory);
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("new"), settings.to_string()).unwrap();
@@ -259,6 +272,13 @@ pub(super) fn number_inside(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     numbers.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Kills the process that is a pod's machine with a kernel of its own.
+pub(crate) fn kill_emulator(place: &Place, pod: &str) {
+    let output = simulate(&place.path(""), &["simulator", "pid", &format!("kina-{pod}")]);
+    assert!(output.status.success(), "{output:?}");
+    super::kill(String::from_utf8(output.stdout).unwrap().trim().parse().unwrap(), Signal::KILL);
 }
 
 /// Ends a pod's machine behind the daemon's back.

@@ -76,7 +76,8 @@ impl Group {
         for (controllers, root) in self.hierarchy.v1_hierarchies() {
             let cpuset = controllers.iter().any(|name| name == "cpuset");
             let directory = below(root, &self.path);
-            if !cpuset && make_directory(&directory)? {
+            let complete = if cpuset { make_cpuset(&directory)? } else { make_directory(&directory)? };
+            if complete {
                 continue;
             }
             for level in levels(root, &self.path) {
@@ -87,6 +88,11 @@ impl Group {
             }
         }
         if let Some(root) = self.hierarchy.unified_root() {
+            let directory = below(root, &self.path);
+            // Nearly always the groups above were seen to when they were made.
+            if make_directory(&directory)? && lacks_nothing(&directory, root) {
+                return Ok(());
+            }
             let mut parent = root.to_owned();
             for level in levels(root, &self.path) {
                 hand_down(&parent)?;
@@ -214,6 +220,39 @@ fn make_directory(path: &Path) -> Result<bool, Error> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(source) => Err(Error::Create { path: path.to_owned(), source }),
     }
+}
+
+/// Makes a new cpuset group that its parent's processors and memory nodes can be given to, and
+/// gives them; `false` if it is there already, or its parent is missing or has none itself.
+fn make_cpuset(directory: &Path) -> Result<bool, Error> {
+    match fs::create_dir(directory) {
+        Ok(()) => {}
+        Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => {
+            return Ok(false);
+        }
+        Err(source) => return Err(Error::Create { path: directory.to_owned(), source }),
+    }
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let value = match directory.parent() {
+            Some(parent) => read_bounded(&parent.join(file), FILE_LIMIT)?,
+            None => return Ok(false),
+        };
+        if value.trim().is_empty() {
+            return Ok(false);
+        }
+        write(&directory.join(file), value.trim())?;
+    }
+    Ok(true)
+}
+
+/// Whether a v2 group has every controller for groups that the kernel has.
+fn lacks_nothing(directory: &Path, root: &Path) -> bool {
+    let controllers = |of: &Path| read_bounded(&of.join("cgroup.controllers"), FILE_LIMIT);
+    let (Ok(has), Ok(all)) = (controllers(directory), controllers(root)) else {
+        return false;
+    };
+    let has_one = |wanted: &str| has.split_whitespace().any(|had| had == wanted);
+    all.split_whitespace().filter(|one| V2_CONTROLLERS.contains(one)).all(has_one)
 }
 
 /// Copies a cpuset file from the parent if it is empty.

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use kina_userns::{Mapping, Range, With};
@@ -19,7 +19,7 @@ use crate::order::{
 };
 use crate::seccomp::Instruction;
 use crate::spawn::{EXTRA, FIRST_FREE, ORDER, SOCKET};
-use crate::{sys, terminal, wire};
+use crate::{forker, sys, terminal, wire};
 
 /// The most of an order that is read.
 const ORDER_LIMIT: u64 = 16 << 20;
@@ -47,14 +47,29 @@ impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
 /// is made, when the program was started with the arguments that were given to
 /// [`Launcher::new`](crate::Launcher::new).
 pub fn helper_main() -> ! {
-    // SAFETY: the launcher put the socket and the order there, and this is the first and only
-    // code that takes them.
-    let (socket, order) = unsafe { (sys::own(SOCKET), sys::own(ORDER)) };
-    // SAFETY: the same, if there is one; the number is only used by tasks that come with it.
-    let extra = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(EXTRA) })
-        .is_ok()
-        // SAFETY: open, and nothing else owns it.
-        .then(|| unsafe { sys::own(EXTRA) });
+    // SAFETY: the launcher put these there, and this is the first and only code that takes them.
+    // The latter two may be missing.
+    let take = || unsafe { (sys::own(SOCKET), passed(ORDER), passed(EXTRA)) };
+    let (socket, order, extra) = match take() {
+        (control, None, _) => match forker::serve(control) {
+            // In a helper that was forked off, where the same numbers are the helper's own.
+            Ok(()) => {
+                let own = take();
+                if wait_for(&own.0, GO).is_err() {
+                    sys::exit(1);
+                }
+                own
+            }
+            Err(_) => sys::exit(1),
+        },
+        executed => {
+            // One that was forked ends by its socket: its parent may be a thread that ends early.
+            // This cannot fail, and would only make a killed launcher's helper last longer.
+            let _ = sys::prctl(libc::PR_SET_PDEATHSIG, signal_number(libc::SIGKILL), 0);
+            executed
+        }
+    };
+    let Some(order) = order else { sys::exit(1) };
     let code = match run(&socket, order, extra) {
         Ok(()) => 0,
         Err(failure) => {
@@ -63,6 +78,18 @@ pub fn helper_main() -> ! {
         }
     };
     sys::exit(code)
+}
+
+/// Takes a descriptor that was passed on by number, if it was.
+///
+/// # Safety
+/// Nothing else owns the number.
+unsafe fn passed(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: it is only asked for; if it is open, nothing else owns it, as the caller promised.
+    unsafe {
+        let open = rustix::io::fcntl_getfd(BorrowedFd::borrow_raw(number)).is_ok();
+        open.then(|| sys::own(number))
+    }
 }
 
 /// Tells the launcher why there is no process; returns whether it was about the program.
@@ -87,7 +114,6 @@ fn report(socket: &OwnedFd, failure: Failure) -> i32 {
 
 fn run(socket: &OwnedFd, order: OwnedFd, extra: Option<OwnedFd>) -> Result<(), Failure> {
     sys::close_range(FIRST_FREE, false).during(|| Operation::CloseDescriptors)?;
-    sys::prctl(libc::PR_SET_PDEATHSIG, signal_number(libc::SIGKILL), 0).during(|| Operation::Communicate)?;
     // The launcher finds a process of ours by this group.
     rustix::process::setpgid(None, None).during(|| Operation::Communicate)?;
     // No container may look into a process that still has the launcher's privileges.
@@ -140,7 +166,7 @@ fn run(socket: &OwnedFd, order: OwnedFd, extra: Option<OwnedFd>) -> Result<(), F
 
     let flags = flags | u64::try_from(libc::CLONE_PARENT).unwrap_or(0);
     // SAFETY: this process has one thread, so the child may do whatever the parent could.
-    let pid = unsafe { sys::clone3(flags) }.during(|| Operation::Clone)?;
+    let pid = unsafe { sys::clone3(flags, None) }.during(|| Operation::Clone)?;
     if pid != 0 {
         let message = Message::Forked { pid, warnings };
         return wire::send(socket.as_fd(), &message, None).during(|| Operation::Communicate);

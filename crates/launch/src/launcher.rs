@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kina_cgroup::Group;
@@ -14,10 +15,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::check::{self, Checked};
 use crate::error::{Error, Operation};
+use crate::forker::{Forker, NotForked};
 use crate::helper::{read_verdict, set_born_in_cgroup, write_order};
 use crate::order::{GO, Message, START, Warning};
 use crate::plan::{ExecPlan, Plan, RootFs, Stdio};
-use crate::spawn::{Descriptors, open_sealed, spawn};
+use crate::spawn::{Descriptors, Program, open_sealed, spawn};
 use crate::wire::{self, Received};
 
 /// How long to wait for a process that was just killed.
@@ -27,9 +29,10 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// other.
 #[derive(Debug)]
 pub struct Launcher {
-    program: OwnedFd,
+    program: Program,
     path: PathBuf,
-    arguments: Vec<CString>,
+    /// Until it ends.
+    forker: Mutex<Option<Forker>>,
     deadline: Duration,
 }
 
@@ -65,7 +68,8 @@ impl Launcher {
     /// Prepares to run `program` (usually `/proc/self/exe`) as the helper. `arguments` are all of
     /// its arguments, the zeroth included; they must make its `main` call
     /// [`helper_main`](crate::helper_main). The program is opened now: a later change of the file
-    /// does not matter.
+    /// does not matter. It is executed now, too: what it becomes forks the helpers, with the
+    /// namespaces, limits and rights that the caller has at this moment.
     ///
     /// # Errors
     /// [`Error::Helper`].
@@ -76,10 +80,13 @@ impl Launcher {
             .map(|argument| CString::new(*argument))
             .collect::<Result<_, _>>()
             .map_err(|error| failed(error.into()))?;
+        let file = open_sealed(program).map_err(failed)?;
+        let executed = Program { file, arguments };
+        let forker = Forker::start(&executed).map_err(failed)?;
         Ok(Self {
-            program: open_sealed(program).map_err(failed)?,
+            program: executed,
             path: program.to_owned(),
-            arguments,
+            forker: Mutex::new(Some(forker)),
             deadline: crate::helper::DEFAULT_DEADLINE,
         })
     }
@@ -163,11 +170,11 @@ impl Launcher {
         let descriptors = Descriptors {
             streams: [&stdin, &stdout, &stderr],
             socket: &theirs,
-            order: &order,
+            order: Some(&order),
             extra: extra.as_ref(),
         };
         let (pid, pidfd) = self
-            .spawn(&descriptors, cgroup)
+            .spawn(&descriptors, &ours, &order, cgroup)
             .map_err(|source| Error::Helper { program: self.path.clone(), source })?;
         drop((stdin, stdout, stderr, theirs, extra));
         let attempt = Attempt {
@@ -186,19 +193,48 @@ impl Launcher {
     /// machine's forks and exits, for which the kernel waits some ten milliseconds. Where that is
     /// not possible (an old kernel, a seccomp filter, a group that takes no processes) the helper
     /// moves itself, and tells what is wrong if that fails too.
-    fn spawn(&self, descriptors: &Descriptors<'_>, cgroup: Option<&Group>) -> io::Result<(i32, OwnedFd)> {
+    fn spawn(
+        &self,
+        descriptors: &Descriptors<'_>,
+        socket: &OwnedFd,
+        order: &OwnedFd,
+        cgroup: Option<&Group>,
+    ) -> io::Result<(i32, OwnedFd)> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let directory = cgroup
             .and_then(Group::unified_directory)
             .and_then(|directory| rustix::fs::open(directory, flags, Mode::empty()).ok());
         if let Some(directory) = &directory {
-            set_born_in_cgroup(descriptors.order, true)?;
-            if let Ok(made) = spawn(&self.program, &self.arguments, descriptors, Some(directory)) {
+            set_born_in_cgroup(order, true)?;
+            if let Ok(made) = self.make(descriptors, socket, Some(directory)) {
                 return Ok(made);
             }
-            set_born_in_cgroup(descriptors.order, false)?;
+            set_born_in_cgroup(order, false)?;
         }
-        spawn(&self.program, &self.arguments, descriptors, None)
+        self.make(descriptors, socket, None)
+    }
+
+    /// Has a helper forked, or where that is not possible any more executes one. `socket` is the
+    /// launcher's end.
+    fn make(
+        &self,
+        descriptors: &Descriptors<'_>,
+        socket: &OwnedFd,
+        cgroup: Option<&OwnedFd>,
+    ) -> io::Result<(i32, OwnedFd)> {
+        let mut forker = self.forker.lock().unwrap_or_else(PoisonError::into_inner);
+        match forker.as_ref().map(|forker| forker.fork(descriptors, cgroup)) {
+            Some(Ok(made)) => {
+                // One that was killed meanwhile is found out later.
+                let _ = rustix::net::send(socket, &[GO], SendFlags::NOSIGNAL);
+                return Ok(made);
+            }
+            Some(Err(NotForked::Refused(error))) => return Err(error),
+            Some(Err(NotForked::Gone)) => *forker = None,
+            None => {}
+        }
+        drop(forker);
+        spawn(&self.program, descriptors, cgroup)
     }
 }
 

@@ -38,6 +38,7 @@ mod check;
 pub mod defaults;
 mod error;
 mod final_stage;
+mod forker;
 mod helper;
 mod launcher;
 mod mounts;

@@ -47,40 +47,46 @@ fn sealed_copy(program: &Path) -> io::Result<OwnedFd> {
     Ok(copy.into())
 }
 
+/// What is executed as the helper.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) file: OwnedFd,
+    pub(crate) arguments: Vec<CString>,
+}
+
 /// Descriptors for the helper, by the number that each will have.
 pub(crate) struct Descriptors<'a> {
     pub(crate) streams: [&'a OwnedFd; 3],
     pub(crate) socket: &'a OwnedFd,
-    pub(crate) order: &'a OwnedFd,
+    /// Without one it is to be a [`Forker`](crate::forker::Forker).
+    pub(crate) order: Option<&'a OwnedFd>,
     pub(crate) extra: Option<&'a OwnedFd>,
+}
+
+impl Descriptors<'_> {
+    /// Their present numbers in the order of their places; -1 for none.
+    fn numbers(&self) -> [RawFd; 6] {
+        let [stdin, stdout, stderr] = self.streams.map(AsRawFd::as_raw_fd);
+        let number = |descriptor: Option<&OwnedFd>| descriptor.map_or(-1, AsRawFd::as_raw_fd);
+        [stdin, stdout, stderr, self.socket.as_raw_fd(), number(self.order), number(self.extra)]
+    }
 }
 
 /// Forks and executes the helper; returns its pid and pidfd. The environment is empty. `cgroup` is
 /// the directory of the cgroup2 group that it is born in.
 pub(crate) fn spawn(
-    program: &OwnedFd,
-    arguments: &[CString],
+    program: &Program,
     descriptors: &Descriptors<'_>,
     cgroup: Option<&OwnedFd>,
 ) -> io::Result<(i32, OwnedFd)> {
-    let mut argv: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
+    let mut argv: Vec<*const libc::c_char> = program.arguments.iter().map(|a| a.as_ptr()).collect();
     argv.push(std::ptr::null());
     let envp = [std::ptr::null::<libc::c_char>()];
-    let program = program.as_raw_fd();
-    let mut moves: [(RawFd, RawFd); 6] = [
-        (descriptors.streams[0].as_raw_fd(), 0),
-        (descriptors.streams[1].as_raw_fd(), 1),
-        (descriptors.streams[2].as_raw_fd(), 2),
-        (descriptors.socket.as_raw_fd(), SOCKET),
-        (descriptors.order.as_raw_fd(), ORDER),
-        (-1, EXTRA),
-    ];
-    if let Some(extra) = descriptors.extra {
-        moves[5].0 = extra.as_raw_fd();
-    }
+    let program = program.file.as_raw_fd();
+    let numbers = descriptors.numbers();
     let child = || -> libc::c_int {
         // SAFETY: in the child; every pointer was made before the fork and is null-terminated.
-        unsafe { become_helper(program, argv.as_ptr(), envp.as_ptr(), &mut moves) }
+        unsafe { become_helper(program, argv.as_ptr(), envp.as_ptr(), numbers) }
     };
     // SAFETY: `become_helper` makes system calls only.
     let forked = unsafe { kina_fork::fork(0, cgroup.map(AsFd::as_fd), child) }?;
@@ -97,22 +103,12 @@ unsafe fn become_helper(
     program: RawFd,
     argv: *const *const libc::c_char,
     envp: *const *const libc::c_char,
-    moves: &mut [(RawFd, RawFd); 6],
+    numbers: [RawFd; 6],
 ) -> ! {
     // SAFETY: numbers and valid pointers only.
     unsafe {
-        // First out of the way, so that no target number is still somebody's source.
-        for (from, _) in moves.iter_mut().filter(|(from, _)| *from >= 0) {
-            *from = libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, PARKING);
-        }
         let program = libc::fcntl(program, libc::F_DUPFD_CLOEXEC, PARKING);
-        for (from, to) in moves.iter() {
-            if *from >= 0 {
-                libc::dup2(*from, *to);
-            } else {
-                libc::close(*to);
-            }
-        }
+        put_in_place(numbers);
         libc::syscall(libc::SYS_close_range, FIRST_FREE, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
@@ -120,5 +116,27 @@ unsafe fn become_helper(
         libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH);
         // The launcher finds the error number in the exit code.
         libc::_exit(*libc::__errno_location());
+    }
+}
+
+/// Gives descriptors the numbers 0 to 5, in their order; nothing is open where there is none.
+///
+/// # Safety
+/// Nothing in this process owns those numbers. Makes only system calls that are
+/// async-signal-safe, and does not allocate.
+pub(crate) unsafe fn put_in_place(mut numbers: [RawFd; 6]) {
+    // SAFETY: numbers only.
+    unsafe {
+        // First out of the way, so that no target number is still somebody's source.
+        for number in numbers.iter_mut().filter(|number| **number >= 0) {
+            *number = libc::fcntl(*number, libc::F_DUPFD_CLOEXEC, PARKING);
+        }
+        for (number, place) in numbers.into_iter().zip(0..) {
+            if number >= 0 {
+                libc::dup2(number, place);
+            } else {
+                libc::close(place);
+            }
+        }
     }
 }

@@ -46,14 +46,21 @@ pub(crate) fn change_propagation(path: &CStr, flags: u64) -> io::Result<()> {
     })
 }
 
-/// `clone3` as a fork with these flags: returns 0 in the child.
+/// `clone3` as a fork with these flags, into the cgroup2 group of a directory if one is given:
+/// returns 0 in the child.
 ///
 /// # Safety
 /// If the process has more than one thread, the child may only make async-signal-safe calls.
-pub(crate) unsafe fn clone3(flags: u64) -> io::Result<i32> {
+pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<i32> {
+    /// `CLONE_INTO_CGROUP` of linux/sched.h.
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
     // SAFETY: all zeros is a valid clone_args.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = flags;
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    }
     // SAFETY: the arguments are a `struct clone_args` of the size passed. Without CLONE_VM the
     // child has its own copy of the memory and the stack.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) })?;

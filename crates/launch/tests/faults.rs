@@ -44,6 +44,7 @@ fn cycles_in_many_threads_leave_nothing() {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let places: Vec<Place> = (0..4).map(|_| Place::new()).collect();
     let launcher = launcher();
+    let standing = children();
     let before = descriptors();
     std::thread::scope(|scope| {
         for place in &places {
@@ -73,6 +74,8 @@ fn cycles_in_many_threads_leave_nothing() {
         }
     });
     assert_eq!(descriptors(), before);
+    assert_eq!(children(), standing, "all but the forker have gone");
+    drop(launcher);
     assert_eq!(children(), Vec::<i32>::new());
     assert!(places.iter().all(|place| !place.group.exists()));
 }
@@ -81,9 +84,36 @@ fn cycles_in_many_threads_leave_nothing() {
 /// set-up spans.
 #[test]
 fn a_killed_helper_leaves_nothing() {
+    kill_helpers(true);
+}
+
+/// The same with helpers that are executed one by one, after the forker was killed.
+#[test]
+fn a_killed_helper_of_no_forker_leaves_nothing() {
+    kill_helpers(false);
+}
+
+fn kill_forker() {
+    for pid in children() {
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
+}
+
+fn kill_helpers(forked: bool) {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let place = Place::new();
     let launcher = launcher();
+    if !forked {
+        kill_forker();
+        let cgroup = Some(place.group.clone());
+        let plan = Plan { spec: shell("true"), rootfs: place.rootfs(), stdio: quiet(), cgroup };
+        let Created { pidfd, start, .. } = launcher.create(plan).unwrap();
+        start.start().unwrap();
+        assert_eq!(wait(&pidfd), 0);
+    }
+    let standing = children();
+    assert_eq!(standing.len(), usize::from(forked), "{standing:?}");
+    let helpers = || children().into_iter().filter(|pid| !standing.contains(pid)).collect::<Vec<_>>();
     let before = descriptors();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut failed = 0;
@@ -95,7 +125,7 @@ fn a_killed_helper_leaves_nothing() {
                 scope.spawn(|| {
                     let mut seen = Vec::new();
                     while seen.is_empty() && !done.load(Ordering::Acquire) {
-                        seen = children();
+                        seen = helpers();
                     }
                     let begin = Instant::now();
                     while begin.elapsed() < delay && !done.load(Ordering::Acquire) {
@@ -105,7 +135,7 @@ fn a_killed_helper_leaves_nothing() {
                         return;
                     }
                     if all {
-                        seen = children();
+                        seen = helpers();
                     }
                     for pid in seen {
                         // May have ended.
@@ -125,13 +155,45 @@ fn a_killed_helper_leaves_nothing() {
                     wait(&pidfd);
                 }
             }
-            assert_eq!(children(), Vec::<i32>::new(), "after {delay:?}");
+            assert_eq!(children(), standing, "after {delay:?}");
             wait_until("an empty group", || place.group.processes().unwrap().is_empty());
         }
     }
     assert!(failed > 10, "only {failed} launches were disturbed");
     assert_eq!(descriptors(), before);
     assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), mounts);
+}
+
+/// The forker is killed after every delay that a launch spans: that launch and the next succeed
+/// nevertheless.
+#[test]
+fn a_killed_forker_leaves_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let place = Place::new();
+    let before = descriptors();
+    for step in 0..60_u32 {
+        let launcher = launcher();
+        let forker = Pid::from_raw(children()[0]).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let begin = Instant::now();
+                while begin.elapsed() < Duration::from_micros(u64::from(step) * 20) {
+                    std::hint::spin_loop();
+                }
+                kill_process(forker, Signal::KILL).unwrap();
+            });
+            for _ in 0..2 {
+                let cgroup = Some(place.group.clone());
+                let plan = Plan { spec: shell("true"), rootfs: place.rootfs(), stdio: quiet(), cgroup };
+                let Created { pidfd, start, .. } = launcher.create(plan).unwrap();
+                start.start().unwrap();
+                assert_eq!(wait(&pidfd), 0);
+            }
+        });
+        drop(launcher);
+        assert_eq!(children(), Vec::<i32>::new(), "{step}");
+    }
+    assert_eq!(descriptors(), before);
 }
 
 /// The caller is killed while it launches, or while it holds what it launched.

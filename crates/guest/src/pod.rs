@@ -151,9 +151,9 @@ impl Pod {
         for (file, _) in POD_FILES {
             drop(fs::remove_file(self.state_directory.join(file)));
         }
-        for directory in ["containers", "layers"] {
-            drop(fs::remove_dir(self.state_directory.join(directory)));
-        }
+        // Whatever is still being removed of containers goes with it.
+        drop(fs::remove_dir_all(self.state_directory.join("containers")));
+        drop(fs::remove_dir(self.state_directory.join("layers")));
         self.volumes.remove()
     }
 }

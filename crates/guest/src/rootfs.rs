@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use kina_guest_api::v1;
@@ -24,6 +25,10 @@ use crate::namespaces::in_thread;
 pub(crate) const LAYERS_LIMIT: usize = 500;
 /// fsconfig(2) takes no longer text (256 with the end).
 const VALUE_LIMIT: usize = 255;
+/// Nothing is synced for an overlay, neither by its processes nor when it is unmounted, which
+/// would sync the whole disk below and hold the container's end up for it. Nobody sees a
+/// container's layer again once its mount is gone, least of all after a crash of the machine.
+const VOLATILE: &str = "volatile";
 /// mount(2) takes one page of options.
 const OPTIONS_LIMIT: usize = 4095;
 
@@ -70,12 +75,28 @@ impl WritableLayer {
         self.usage.of(&self.upper(), end)
     }
 
-    /// Removes it with all that the container has written.
+    /// Takes it away with all that the container has written. Where there is an event loop its
+    /// files are removed after that: on a busy disk each directory takes milliseconds, for which
+    /// nobody needs to wait. What is left when the guest ends goes with the pod's directory.
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        match std::fs::remove_dir_all(&self.directory) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(Error::file("remove", &self.directory, source)),
+        /// Tells what is being removed apart; no container's id begins with a dot.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let failed = |source| Error::file("remove", &self.directory, source);
+        let name = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let discarded = self.directory.with_file_name(format!(".{name}-{number}"));
+        match std::fs::rename(&self.directory, &discarded) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(failed(source)),
+        }
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                // One that fails is tried again with the whole of the pod.
+                runtime.spawn_blocking(move || drop(std::fs::remove_dir_all(discarded)));
+                Ok(())
+            }
+            Err(_) => std::fs::remove_dir_all(&discarded).map_err(failed),
         }
     }
 }
@@ -203,6 +224,7 @@ impl Overlay {
             if let Some((upper, work)) = &self.writable {
                 set("upperdir", upper)?;
                 set("workdir", work)?;
+                rustix::mount::fsconfig_set_flag(&context, VOLATILE)?;
             }
             if let Some(label) = &self.label {
                 rustix::mount::fsconfig_set_string(&context, "context", label)?;
@@ -224,8 +246,16 @@ impl Overlay {
             // Opened here: an overlay takes directories of its own mount namespace only.
             let (options, _keep) =
                 overlay.options().map_err(|source| Error::system("open the layers", source))?;
-            nix::mount::mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-                .map_err(step("mount"))?;
+            let mount = |options: &str| {
+                nix::mount::mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options))
+            };
+            let writable = overlay.writable.is_some();
+            match mount(&if writable { format!("{options},{VOLATILE}") } else { options.clone() }) {
+                // A kernel before 5.10 does not know it.
+                Err(nix::errno::Errno::EINVAL) if writable => mount(&options),
+                done => done,
+            }
+            .map_err(step("mount"))?;
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             rustix::mount::open_tree(rustix::fs::CWD, at, flags)
                 .map_err(|errno| Error::system("copy the mount", errno))
@@ -251,7 +281,7 @@ impl Overlay {
             // Quoted: there may be commas in it.
             options.push_str(&format!(",context=\"{label}\""));
         }
-        if options.len() > OPTIONS_LIMIT {
+        if options.len() + 1 + VOLATILE.len() > OPTIONS_LIMIT {
             return Err(io::ErrorKind::ArgumentListTooLong.into());
         }
         Ok((options, keep))
@@ -448,7 +478,40 @@ mod tests {
         drop(mount);
         fixture.writable.remove().unwrap();
         assert!(!fixture.writable.directory.exists());
+        assert!(discarded(&fixture).is_empty());
         fixture.writable.remove().unwrap();
+    }
+
+    /// What is still being removed.
+    fn discarded(fixture: &Fixture) -> Vec<String> {
+        let entries = std::fs::read_dir(fixture.directory.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with('.')).collect()
+    }
+
+    #[tokio::test]
+    async fn its_files_go_after_it() {
+        let fixture = fixture(1, 4);
+        let mount = assemble("c", &fixture.layers, &fixture.writable, None, None).unwrap();
+        let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+        std::fs::create_dir_all(root.join("some/where")).unwrap();
+        drop(mount);
+        fixture.writable.remove().unwrap();
+        assert!(!fixture.writable.directory.exists());
+        let gone = async {
+            while !discarded(&fixture).is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.expect("its files stay");
+    }
+
+    #[test]
+    fn nothing_is_synced_for_it() {
+        let fixture = fixture(1, 4);
+        let _mount = assemble("c", &fixture.layers, &fixture.writable, None, None).unwrap();
+        // The kernel's mark of a layer that must not be used again.
+        assert!(fixture.writable.work().join("work/incompat/volatile").is_dir());
     }
 
     #[test]

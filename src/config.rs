@@ -33,6 +33,8 @@ pub const SOCKET_PATH_LIMIT: usize = 103;
 
 /// The name of the guest's program.
 const GUEST: &str = "kina-guest";
+/// For whoever replaces a container by one of the same image.
+const LAYERS_KEPT: Duration = Duration::from_secs(2);
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -298,6 +300,7 @@ impl Config {
             images,
             network: self.network.runtime(),
             cdi_directories: self.cdi.directories.clone(),
+            layers_kept: LAYERS_KEPT,
         })
     }
 

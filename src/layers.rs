@@ -2,22 +2,27 @@
 //! knowledge, so that mounting for one container and unmounting for another
 //! cannot cross.
 //!
-//! A layer is mounted for its first container and unmounted after its last.
+//! A layer is mounted for its first container and unmounted a moment after its
+//! last: who removes a container often makes one of the same image.
 //! Nothing here is stored: a starting daemon counts anew from the records of
 //! its containers and from the node's mount table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kina_model::ContainerId;
 use kina_node::{LayerImage, Node};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 
 /// Requests that may wait.
 const QUEUE: usize = 256;
+/// Before the next attempt at unmounting a layer, after one that failed.
+const RETRY: Duration = Duration::from_secs(5);
 
 enum Request {
     Acquire {
@@ -27,7 +32,10 @@ enum Request {
     },
     Release {
         container: ContainerId,
-        reply: oneshot::Sender<Result<(), Error>>,
+        reply: oneshot::Sender<()>,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
     },
 }
 
@@ -39,25 +47,27 @@ pub struct Layers {
 
 impl Layers {
     /// Takes over a node's layer mounts: those of `users` (container and the
-    /// diff ids of its layers) stay, all others are unmounted.
+    /// diff ids of its layers) stay, all others are unmounted. A layer that loses
+    /// its last user is kept mounted for `kept`.
     ///
     /// # Errors
     /// When the mount table cannot be read.
     pub async fn adopt(
         node: Arc<dyn Node>,
         users: impl IntoIterator<Item = (ContainerId, Vec<String>)>,
+        kept: Duration,
     ) -> Result<Self, Error> {
-        let mut owner = Owner { node, users: BTreeMap::new() };
+        let mut owner = Owner { node, kept, layers: BTreeMap::new() };
         for (container, layers) in users {
             for layer in layers {
-                owner.users.entry(layer).or_default().insert(container.clone());
+                owner.layers.entry(layer).or_default().users.insert(container.clone());
             }
         }
         for mounted in owner.node.mounted_layers().await? {
-            if !owner.users.contains_key(&mounted) {
+            if !owner.layers.contains_key(&mounted) {
                 tracing::info!(layer = %mounted, "unmounting a layer that no container uses");
                 if let Err(error) = owner.node.unmount_layer(&mounted).await {
-                    tracing::warn!(layer = %mounted, error = crate::error::chain(&error), "unmount a layer");
+                    tracing::warn!(layer = %mounted, error = chain(&error), "unmount a layer");
                 }
             }
         }
@@ -82,38 +92,71 @@ impl Layers {
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
 
-    /// Gives up whatever a container holds, and unmounts what nobody else does.
+    /// Gives up whatever a container holds. What nobody else does is unmounted a
+    /// moment later; an unmount that fails is tried again and again.
     ///
     /// # Errors
-    /// When an unmount fails; it is tried again with the next release.
+    /// [`Error::ShuttingDown`].
     pub async fn release(&self, container: &ContainerId) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Release { container: container.clone(), reply };
         self.requests.send(request).await.map_err(|_| Error::ShuttingDown)?;
-        answer.await.map_err(|_| Error::ShuttingDown)?
+        answer.await.map_err(|_| Error::ShuttingDown)
     }
+
+    /// Unmounts now what nobody uses. For a daemon that ends.
+    pub async fn close(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Close { reply }).await.is_ok() {
+            // An owner that is gone has nothing more to say.
+            let _ = answer.await;
+        }
+    }
+}
+
+/// A layer that is mounted, or may be.
+#[derive(Default)]
+struct Layer {
+    users: BTreeSet<ContainerId>,
+    /// When it is unmounted, if it has no users.
+    until: Option<Instant>,
 }
 
 struct Owner {
     node: Arc<dyn Node>,
-    /// Containers by layer. An empty set is a layer whose unmount failed.
-    users: BTreeMap<String, BTreeSet<ContainerId>>,
+    kept: Duration,
+    layers: BTreeMap<String, Layer>,
 }
 
 impl Owner {
     async fn run(mut self, mut mailbox: mpsc::Receiver<Request>) {
-        while let Some(request) = mailbox.recv().await {
+        loop {
+            let request = match self.layers.values().filter_map(|layer| layer.until).min() {
+                None => mailbox.recv().await,
+                Some(until) => match timeout_at(until, mailbox.recv()).await {
+                    Ok(request) => request,
+                    Err(_) => {
+                        self.unmount(Instant::now()).await;
+                        continue;
+                    }
+                },
+            };
             // A caller that is gone does not matter: its container's record
             // says what to release.
             match request {
-                Request::Acquire { container, layers, reply } => {
+                Some(Request::Acquire { container, layers, reply }) => {
                     let result = self.acquire(&container, &layers).await;
                     let _ = reply.send(result);
                 }
-                Request::Release { container, reply } => {
-                    let result = self.release(&container).await;
-                    let _ = reply.send(result);
+                Some(Request::Release { container, reply }) => {
+                    self.release(&container).await;
+                    let _ = reply.send(());
                 }
+                Some(Request::Close { reply }) => {
+                    self.unmount(Instant::now() + self.kept.max(RETRY)).await;
+                    let _ = reply.send(());
+                }
+                None => return,
             }
         }
     }
@@ -124,14 +167,14 @@ impl Owner {
         layers: &[LayerImage],
     ) -> Result<Vec<PathBuf>, Error> {
         let mut directories = Vec::with_capacity(layers.len());
-        for layer in layers {
-            self.users.entry(layer.diff_id.clone()).or_default().insert(container.clone());
-            match self.node.mount_layer(layer).await {
+        for image in layers {
+            let layer = self.layers.entry(image.diff_id.clone()).or_default();
+            layer.users.insert(container.clone());
+            layer.until = None;
+            match self.node.mount_layer(image).await {
                 Ok(directory) => directories.push(directory),
                 Err(error) => {
-                    if let Err(undo) = self.release(container).await {
-                        tracing::warn!(%container, error = crate::error::chain(&undo), "release layers");
-                    }
+                    self.release(container).await;
                     return Err(error.into());
                 }
             }
@@ -139,23 +182,104 @@ impl Owner {
         Ok(directories)
     }
 
-    async fn release(&mut self, container: &ContainerId) -> Result<(), Error> {
-        let mut unused = Vec::new();
-        for (layer, users) in &mut self.users {
-            users.remove(container);
-            if users.is_empty() {
-                unused.push(layer.clone());
+    async fn release(&mut self, container: &ContainerId) {
+        let now = Instant::now();
+        for layer in self.layers.values_mut() {
+            if layer.users.remove(container) && layer.users.is_empty() {
+                layer.until = Some(now + self.kept);
             }
         }
-        let mut result = Ok(());
-        for layer in unused {
-            match self.node.unmount_layer(&layer).await {
-                Ok(()) => {
-                    self.users.remove(&layer);
+        if self.kept.is_zero() {
+            self.unmount(now).await;
+        }
+    }
+
+    /// Unmounts what was to be kept until `now` at most.
+    async fn unmount(&mut self, now: Instant) {
+        let due = self.layers.iter().filter(|(_, layer)| layer.until.is_some_and(|until| until <= now));
+        let due: Vec<String> = due.map(|(diff_id, _)| diff_id.clone()).collect();
+        for diff_id in due {
+            match self.node.unmount_layer(&diff_id).await {
+                Ok(()) => drop(self.layers.remove(&diff_id)),
+                Err(error) => {
+                    tracing::warn!(layer = %diff_id, error = chain(&error), "unmount a layer");
+                    if let Some(layer) = self.layers.get_mut(&diff_id) {
+                        layer.until = Some(Instant::now() + self.kept.max(RETRY));
+                    }
                 }
-                Err(error) => result = Err(error.into()),
             }
         }
-        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kina_testkit::fake_node::FakeNode;
+
+    use super::*;
+
+    const KEPT: Duration = Duration::from_secs(2);
+
+    fn image(name: char) -> LayerImage {
+        let hex: String = std::iter::repeat_n(name, 64).collect();
+        LayerImage { diff_id: format!("sha256:{hex}"), path: PathBuf::from("/image") }
+    }
+
+    fn mounted(node: &FakeNode) -> Vec<(char, u32)> {
+        let name = |diff_id: &str| diff_id.chars().last().unwrap();
+        node.world().layers.iter().map(|(diff_id, times)| (name(diff_id), *times)).collect()
+    }
+
+    async fn layers(node: &FakeNode) -> Layers {
+        Layers::adopt(Arc::new(node.clone()), [], KEPT).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_layer_is_kept_a_moment_after_its_last_container() {
+        let node = FakeNode::default();
+        let layers = layers(&node).await;
+        let [one, two] = [ContainerId::random(), ContainerId::random()];
+        layers.acquire(&one, vec![image('a'), image('b')]).await.unwrap();
+        layers.acquire(&two, vec![image('b')]).await.unwrap();
+        layers.release(&one).await.unwrap();
+        tokio::time::sleep(KEPT / 2).await;
+        assert_eq!(mounted(&node).len(), 2);
+        tokio::time::sleep(KEPT).await;
+        assert_eq!(mounted(&node), [('b', 2)], "the other container's stays");
+        // Whoever comes within that moment finds it, and it is theirs.
+        layers.release(&two).await.unwrap();
+        tokio::time::sleep(KEPT / 2).await;
+        layers.acquire(&one, vec![image('b')]).await.unwrap();
+        tokio::time::sleep(KEPT * 2).await;
+        assert_eq!(mounted(&node), [('b', 3)]);
+        layers.release(&one).await.unwrap();
+        tokio::time::sleep(KEPT * 2).await;
+        assert_eq!(mounted(&node), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_ends_leaves_no_unused_layer() {
+        let node = FakeNode::default();
+        let layers = layers(&node).await;
+        let [one, two] = [ContainerId::random(), ContainerId::random()];
+        layers.acquire(&one, vec![image('a')]).await.unwrap();
+        layers.acquire(&two, vec![image('b')]).await.unwrap();
+        layers.release(&one).await.unwrap();
+        layers.close().await;
+        assert_eq!(mounted(&node), [('b', 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unmount_that_fails_is_tried_again() {
+        let node = FakeNode::default();
+        let layers = layers(&node).await;
+        let one = ContainerId::random();
+        layers.acquire(&one, vec![image('a')]).await.unwrap();
+        node.fail("unmount_layer", 1);
+        layers.release(&one).await.unwrap();
+        tokio::time::sleep(KEPT * 2).await;
+        assert_eq!(mounted(&node), [('a', 1)]);
+        tokio::time::sleep(RETRY).await;
+        assert_eq!(mounted(&node), []);
     }
 }

@@ -325,6 +325,7 @@ async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), 
         warn!(%pod, "removing a network namespace without a record");
         context.node.remove_network_namespace(&pod).await?;
     }
+    context.remove_discarded().await?;
     for pod in strangers {
         warn!(%pod, "removing what lies in the directories of a pod without a record");
         for directory in [context.paths.run_pod(&pod), context.paths.pod(&pod)] {

@@ -21,6 +21,7 @@ use kina_model::{
 use kina_node::{LocalNodeConfig, Node};
 use kina_store::Store;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 pub use self::about::{Condition, Conditions, Handler};
@@ -47,6 +48,9 @@ use crate::stats;
 /// do; what a probe prints beyond that is dropped.
 const EXEC_OUTPUT_LIMIT: usize = 16 << 20;
 
+/// How long a daemon that ends waits for directories to be removed.
+const REMOVALS_DEADLINE: Duration = Duration::from_secs(10);
+
 /// What a runtime is made from.
 #[derive(Clone, Debug)]
 pub struct RuntimeConfig {
@@ -71,6 +75,8 @@ pub struct RuntimeConfig {
     pub network: NetworkConfig,
     /// Where specifications of devices are (see [`crate::cdi`]).
     pub cdi_directories: Vec<PathBuf>,
+    /// How long a layer stays mounted after its last container.
+    pub layers_kept: Duration,
 }
 
 /// What machines with a kernel of their own are made by.
@@ -164,7 +170,7 @@ impl Runtime {
         let images = Images::open(images).await?;
         let boot_id = node.boot_id().await?;
         let records = recover::read(&store)?;
-        let layers = Layers::adopt(Arc::clone(&node), records.layer_users()).await?;
+        let layers = Layers::adopt(Arc::clone(&node), records.layer_users(), config.layers_kept).await?;
         let metrics = Metrics::default();
         let network =
             Network::open(config.network.clone(), Arc::clone(&node), store.clone(), metrics.clone()).await;
@@ -189,6 +195,7 @@ impl Runtime {
             user_namespaces,
             apparmor,
             cdi_directories: config.cdi_directories.clone(),
+            removals: TaskTracker::new(),
         });
         let tasks = CancellationToken::new();
         let registry = Registry::default();
@@ -213,10 +220,17 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Leaves the node as it is but for the cgroup of pods without a parent,
-    /// which goes if no pod is in it. For a daemon that ends.
+    /// Leaves the node as it is but for layers that no container uses, directories of
+    /// removed pods, and the cgroup of pods without a parent, which goes if no pod is
+    /// in it. For a daemon that ends.
     pub async fn close(&self) {
         self.inner.images.close();
+        let context = &self.inner.context;
+        context.layers.close().await;
+        context.removals.close();
+        if tokio::time::timeout(REMOVALS_DEADLINE, context.removals.wait()).await.is_err() {
+            tracing::warn!("directories of removed pods are still being removed; the next daemon goes on");
+        }
         let parent = &self.inner.config.cgroup_parent;
         if parent.trim_end_matches('/').is_empty() {
             return;

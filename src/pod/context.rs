@@ -8,15 +8,23 @@ use kina_machine::Driver;
 use kina_model::{ContainerId, Nanos, Placement, PodId};
 use kina_node::Node;
 use kina_store::Store;
+use tokio_util::task::TaskTracker;
 
 use super::apparmor::AppArmorPolicy;
 use super::size::{NodeSize, SizePolicy};
 use super::user_namespaces::UserNamespaces;
 use super::volumes::VolumeRoots;
+use crate::error::chain;
 use crate::events::Events;
 use crate::layers::Layers;
 use crate::metrics::Metrics;
 use crate::network::Network;
+
+/// After each attempt at removing a directory; what then stays is left to the next daemon.
+const REMOVAL_PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::ZERO];
+
+/// What the name of a directory begins with that is to be removed; no id does.
+const DISCARDED: &str = ".discarded-";
 
 /// Where things lie, how long they may take, and who does them.
 pub struct Context {
@@ -52,6 +60,8 @@ pub struct Context {
     pub apparmor: AppArmorPolicy,
     /// Where specifications of devices are (see [`crate::cdi`]).
     pub cdi_directories: Vec<PathBuf>,
+    /// Directories that are being removed.
+    pub removals: TaskTracker,
 }
 
 impl Context {
@@ -64,20 +74,61 @@ impl Context {
         }
     }
 
-    /// Removes one of kina's own directories. A guest on a kernel before 6.15 mounts
-    /// memory and images in there, and cannot take them away when it is killed; what
-    /// is found of them is unmounted.
+    /// Takes a directory of a pod away: it has another name when this returns, and is removed
+    /// after that. Removing directories one by one can take many milliseconds where a disk is
+    /// busy, for which nobody needs to wait. A starting daemon removes what an earlier one did
+    /// not get to.
+    ///
+    /// # Errors
+    /// When the node cannot.
+    pub async fn discard_directory(&self, path: &Path) -> Result<(), kina_node::Error> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let discarded = path.with_file_name(format!("{DISCARDED}{name}"));
+        self.node.rename(path, &discarded).await?;
+        let node = Arc::clone(&self.node);
+        self.removals.spawn(async move {
+            for pause in REMOVAL_PAUSES {
+                let Err(error) = remove_directory(&*node, &discarded).await else { return };
+                tracing::warn!(path = %discarded.display(), error = chain(&error), "remove a directory");
+                tokio::time::sleep(pause).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Removes what was [discarded](Self::discard_directory) by a daemon that died.
+    ///
+    /// # Errors
+    /// When the node cannot.
+    pub async fn remove_discarded(&self) -> Result<(), kina_node::Error> {
+        for directory in [self.paths.pods(), self.paths.run_pods()] {
+            for name in self.node.list_directory(&directory).await? {
+                if name.starts_with(DISCARDED) {
+                    self.remove_directory(&directory.join(name)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes one of kina's own directories.
     ///
     /// # Errors
     /// When the node cannot.
     pub async fn remove_directory(&self, path: &Path) -> Result<(), kina_node::Error> {
-        match self.node.remove_tree(path).await {
-            Err(kina_node::Error::MountInside { .. }) => {
-                self.node.unbind(path).await?;
-                self.node.remove_tree(path).await
-            }
-            removed => removed,
+        remove_directory(&*self.node, path).await
+    }
+}
+
+/// A guest on a kernel before 6.15 mounts memory and images in a pod's directories, and
+/// cannot take them away when it is killed; what is found of them is unmounted.
+async fn remove_directory(node: &dyn Node, path: &Path) -> Result<(), kina_node::Error> {
+    match node.remove_tree(path).await {
+        Err(kina_node::Error::MountInside { .. }) => {
+            node.unbind(path).await?;
+            node.remove_tree(path).await
         }
+        removed => removed,
     }
 }
 

@@ -357,8 +357,8 @@ impl Subject {
                 result
             }
             PodEffect::RemoveDirectories => {
-                let volatile = node.remove_tree(&paths.run_pod(&self.id)).await;
-                let lasting = self.context.remove_directory(&paths.pod(&self.id)).await;
+                let volatile = self.context.discard_directory(&paths.run_pod(&self.id)).await;
+                let lasting = self.context.discard_directory(&paths.pod(&self.id)).await;
                 Ok(volatile.and(lasting)?)
             }
             PodEffect::DeleteRecords => {

@@ -43,6 +43,7 @@ async fn runtime(directory: &Path) -> Runtime {
         }
         .runtime(),
         cdi_directories: Vec::new(),
+        layers_kept: Duration::ZERO,
         paths,
     };
     Runtime::with_drivers(config, node, None, Err("none in tests".to_owned())).await.unwrap()

@@ -181,8 +181,11 @@ async fn a_stopped_pod_holds_no_layer() {
     let cri = daemon.cri();
     cri.sh(&of_running, "cat /bin/yes > /dev/null").await;
     cri.stop_pod(&running).await.unwrap();
-    let held = daemon.place.traces(Some(daemon.pid()));
-    assert!(!held.iter().any(|trace| matches!(trace, kina::traces::Trace::Mount(_))), "{held:?}");
+    wait_until("no layer to be mounted", async || {
+        let held = daemon.place.traces(Some(daemon.pid()));
+        !held.iter().any(|trace| matches!(trace, kina::traces::Trace::Mount(_)))
+    })
+    .await;
     assert_eq!(cri.status(&of_stopped).await.unwrap().exit_code, 137);
     daemon.leave_nothing().await;
 }

@@ -30,7 +30,7 @@ async fn fails_to_start(world: &World, words: &[&str]) {
     }
     assert!(text.len() < 1000, "{} bytes", text.len());
     assert!(daemon.pods().is_empty());
-    world.assert_empty();
+    world.assert_empty().await;
     world.assert_no_machines().await;
 }
 
@@ -95,7 +95,7 @@ async fn no_answer() {
         let text = chain(&error);
         assert!(text.contains(&format!("does not answer {name} in time")), "{call}: {text}");
         daemon.remove_pod(pod.as_str()).await.unwrap();
-        world.assert_empty();
+        world.assert_empty().await;
         world.assert_no_machines().await;
     }
 }
@@ -120,7 +120,7 @@ async fn a_stop_does_not_depend_on_the_guest() {
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     assert!(state_of(&daemon, container.as_str()).exit().is_some());
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
     world.assert_no_machines().await;
 }
 
@@ -144,6 +144,6 @@ async fn a_flood_of_events() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), answered).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
     world.assert_no_machines().await;
 }

@@ -99,7 +99,7 @@ async fn the_end_is_told_when_the_log_is_complete() {
     let expected: String = (0..logged.printed).map(record).collect();
     assert_eq!(std::fs::read_to_string(logged.log()).unwrap(), expected);
     daemon.remove_pod(logged.pod.as_str()).await.unwrap();
-    logged.world.assert_empty();
+    logged.world.assert_empty().await;
     kill(daemon).await;
     assert_no_cursor(&logged.world);
 }
@@ -266,7 +266,7 @@ async fn a_container_that_never_runs() {
     let error = daemon.create_container(pod.as_str(), spec).await.unwrap_err();
     assert!(matches!(error, kina::error::Error::Log { .. }), "{error:?}");
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
     kill(daemon).await;
     assert_no_cursor(&world);
 }

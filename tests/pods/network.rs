@@ -57,7 +57,7 @@ async fn a_pod_gets_addresses_and_gives_them_back() {
     }
     let sample = "kina_machine_boot_duration_seconds_count{driver=\"fake\",result=\"ready\"} 1\n";
     assert!(counted.contains(sample), "{counted}");
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn without_a_network() {
     // What was made is undone with the configuration that made it.
     daemon.remove_pod(connected.as_str()).await.unwrap();
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
 
     kill(daemon).await;
     let required = kina::config::Network { required: true, ..world.network() };
@@ -131,13 +131,13 @@ async fn a_failed_add() {
     for words in ["pod-attach-network", "no ADD today", "fake"] {
         assert!(error.to_string().contains(words), "{error}");
     }
-    world.assert_empty();
+    world.assert_empty().await;
 
     // The DEL after it fails, too, and then succeeds.
     world.node.fail_plugin("ADD", 1);
     world.node.fail_plugin("DEL", 1);
     daemon.run_pod(pod_spec("p")).await.unwrap_err();
-    world.assert_empty();
+    world.assert_empty().await;
     daemon.run_pod(pod_spec("p")).await.unwrap();
 }
 
@@ -153,7 +153,7 @@ async fn a_failed_del_is_repeated() {
     world.node.fail_plugin("DEL", 2);
     daemon.stop_pod(pod.as_str()).await.unwrap();
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
 
     let pod = daemon.run_pod(pod_spec("p")).await.unwrap();
     world.node.fail_plugin("DEL", 3);
@@ -167,7 +167,7 @@ async fn a_failed_del_is_repeated() {
     daemon.remove_pod(pod.as_str()).await.unwrap_err();
     assert_eq!(daemon.pods().len(), 1);
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 /// A start that fails after the pod was connected disconnects it.
@@ -181,7 +181,7 @@ async fn a_start_that_fails_later() {
     world.driver.fail_next(Operation::Start, failure);
     daemon.run_pod(pod_spec("p")).await.unwrap_err();
     assert_eq!(calls(&world, "ADD"), 1);
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 /// Addresses, and whom they belong to, outlive the daemon; so do attachments
@@ -213,7 +213,7 @@ async fn a_new_daemon_knows_the_network() {
     for pod in [lives, dies] {
         daemon.remove_pod(pod.as_str()).await.unwrap();
     }
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 /// What is left of pods that no record explains is undone by the cache.
@@ -252,7 +252,7 @@ async fn leftovers_are_collected() {
     world.node.fail_plugin("CHECK", 1);
     daemon.network().check(&pod, &pod_spec("p")).await.unwrap_err();
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 /// The network is as ready as its plugins say, in their words.
@@ -310,5 +310,5 @@ async fn a_hanging_plugin() {
     daemon.remove_pod(hanging.as_str()).await.unwrap();
     run.await.unwrap().unwrap_err();
     daemon.remove_pod(other.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
 }

@@ -31,7 +31,7 @@ async fn a_running_pod_is_adopted() {
     eventually(&daemon, pod.as_str(), "the exit", |view| view.containers[&running].state.exit().is_some())
         .await;
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn a_pod_whose_machine_is_gone_is_torn_down() {
     assert_eq!(state_of(&daemon, container.as_str()).exit().unwrap().code, 137);
     assert!(world.node.world().namespaces.is_empty());
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 #[tokio::test]
@@ -72,7 +72,7 @@ async fn a_reboot_ends_all_pods() {
     let exit = state_of(&daemon, container.as_str()).exit().cloned().unwrap();
     assert!(exit.message.contains("rebooted"), "{}", exit.message);
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 /// What no record explains is cleaned away.
@@ -86,5 +86,20 @@ async fn strangers_are_cleaned() {
     world.node.create_network_namespace(&stranger, None).await.unwrap();
     std::fs::create_dir_all(world.directory.path().join("root/pods").join(stranger.as_str())).unwrap();
     let _daemon = world.daemon().await;
-    world.assert_empty();
+    world.assert_empty().await;
+}
+
+#[tokio::test]
+async fn what_a_dead_daemon_did_not_get_to_remove_goes() {
+    let world = World::new();
+    for directory in ["root/pods", "run/pods"] {
+        let left = world.directory.path().join(directory).join(".discarded-0123/containers/one");
+        std::fs::create_dir_all(&left).unwrap();
+        std::fs::write(left.join("file"), "").unwrap();
+    }
+    let _daemon = world.daemon().await;
+    for directory in ["root/pods", "run/pods"] {
+        let left = world.directory.path().join(directory).join(".discarded-0123");
+        assert!(!left.exists(), "{directory}");
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kina::config::Config;
 use kina::pod::view::PodView;
-use kina::runtime::Runtime;
+use kina::runtime::{Runtime, RuntimeConfig};
 use kina_machine::fake::FakeDriver;
 use kina_machine::{Capabilities, Driver, LayerAccess};
 use kina_model::{ContainerSpec, ContainerState};
@@ -118,8 +118,10 @@ impl World {
             guest: kina::config::Guest { program: "/nonexistent".into(), handshake_seconds: 5 },
             ..Config::default()
         };
+        // What is left behind is looked for at once.
+        let config = RuntimeConfig { layers_kept: Duration::ZERO, ..config.runtime().unwrap() };
         let runtime = Runtime::with_drivers(
-            config.runtime().unwrap(),
+            config,
             Arc::new(self.node.clone()),
             Some(Arc::new(self.driver.clone())),
             vm,
@@ -134,8 +136,18 @@ impl World {
         runtime
     }
 
-    /// Asserts that nothing of any pod is left.
-    pub(crate) fn assert_empty(&self) {
+    /// Asserts that nothing of any pod is left, once what was being removed is.
+    pub(crate) async fn assert_empty(&self) {
+        let removing = |directory: &str| {
+            let entries = entries(&self.directory.path().join(directory));
+            entries.iter().any(|name| name.starts_with(".discarded-"))
+        };
+        let removed = async {
+            while removing("root/pods") || removing("run/pods") {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), removed).await.expect("what was removed stays");
         let world = self.node.world();
         assert!(world.namespaces.is_empty(), "{world:?}");
         assert!(world.layers.is_empty(), "{world:?}");

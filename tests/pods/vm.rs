@@ -119,7 +119,7 @@ async fn volumes() {
     assert!(refused(missing).await.contains("is not there"));
 
     daemon.remove_pod(pod.as_str()).await.unwrap();
-    world.assert_empty();
+    world.assert_empty().await;
     world.assert_no_machines().await;
 }
 
@@ -337,7 +337,7 @@ async fn machines_can_be_examined() {
     assert!(String::from_utf8_lossy(&console).contains("the console of"), "{console:?}");
     daemon.remove_pod(pod.as_str()).await.unwrap();
     assert!(daemon.machine_console(pod.as_str(), 10).await.is_err());
-    world.assert_empty();
+    world.assert_empty().await;
 }
 
 /// The refusal says why there are none.

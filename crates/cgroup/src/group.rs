@@ -222,25 +222,17 @@ fn make_directory(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Makes a new cpuset group that its parent's processors and memory nodes can be given to, and
-/// gives them; `false` if it is there already, or its parent is missing or has none itself.
+/// Makes a cpuset group; `true` if it has processors and memory nodes then, by itself or by its
+/// parent.
 fn make_cpuset(directory: &Path) -> Result<bool, Error> {
-    match fs::create_dir(directory) {
-        Ok(()) => {}
-        Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => {
-            return Ok(false);
-        }
-        Err(source) => return Err(Error::Create { path: directory.to_owned(), source }),
+    if !make_directory(directory)? {
+        return Ok(false);
     }
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        let value = match directory.parent() {
-            Some(parent) => read_bounded(&parent.join(file), FILE_LIMIT)?,
-            None => return Ok(false),
-        };
-        if value.trim().is_empty() {
+        inherit(directory, file)?;
+        if read_bounded(&directory.join(file), FILE_LIMIT)?.trim().is_empty() {
             return Ok(false);
         }
-        write(&directory.join(file), value.trim())?;
     }
     Ok(true)
 }

@@ -282,7 +282,11 @@ impl ContainerState {
             (Self::Created | Self::Running(_), Event::RemoveAsked(now)) => {
                 removing(killed(started_at, now, "removed before it had ended"))
             }
-            (Self::Exited(exit), Event::RemoveAsked(_)) => removing(exit.clone()),
+            // Its record says already that it has ended, and finds the rest. Should the daemon die
+            // of this, the container is there to be removed again.
+            (Self::Exited(exit), Event::RemoveAsked(_)) => {
+                Ok((Self::Removing(exit.clone()), REMOVE.to_vec()))
+            }
             (Self::Gone, Event::RemoveAsked(_)) => unchanged(),
 
             (Self::Removing(_), Event::Removed) => Ok((Self::Gone, Vec::new())),

@@ -318,7 +318,9 @@ impl PodState {
             }
 
             (Self::Stopped(_), StopAsked) => unchanged(),
-            (Self::Stopped(_), RemoveAsked) => Ok((Self::Removing, effects(&[&[Record], &FORGET]))),
+            // The record says already that nothing of it runs, and finds the rest. Should the daemon
+            // die of this, the pod is there to be removed again.
+            (Self::Stopped(_), RemoveAsked) => Ok((Self::Removing, effects(&[&FORGET]))),
 
             (Self::Removing, TornDown) => Ok((Self::Removed, Vec::new())),
             (Self::Removing, TeardownFailed(reason)) => {

@@ -267,6 +267,11 @@ impl Node for BareNode {
         Ok(())
     }
 
+    async fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        let to = to.to_owned();
+        blocking("rename", from, move |from| files::rename(from, &to)).await
+    }
+
     async fn hard_link(&self, source: &Path, target: &Path) -> Result<(), Error> {
         let target = target.to_owned();
         blocking("link", source, move |source| files::hard_link(source, &target)).await

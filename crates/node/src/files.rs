@@ -99,6 +99,16 @@ pub(crate) fn read_end(path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
     Ok(content)
 }
 
+/// See [`crate::Node::rename`].
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(from).is_err() => {
+            Ok(())
+        }
+        other => other.map_err(|error| Error::io("rename", from, error)),
+    }
+}
+
 /// See [`crate::Node::hard_link`].
 pub(crate) fn hard_link(source: &Path, target: &Path) -> Result<(), Error> {
     match fs::hard_link(source, target) {

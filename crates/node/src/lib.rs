@@ -377,6 +377,10 @@ pub trait Node: Send + Sync {
     /// Unmounts all that is mounted at and below a path, also what is in use.
     async fn unbind(&self, path: &Path) -> Result<(), Error>;
 
+    /// Gives a file or directory another name on the same file system, which must be free. One
+    /// that is not there is no error.
+    async fn rename(&self, from: &Path, to: &Path) -> Result<(), Error>;
+
     /// Gives a file a second name. The same again succeeds.
     async fn hard_link(&self, source: &Path, target: &Path) -> Result<(), Error>;
 

@@ -56,7 +56,7 @@ impl FakeNode {
 
     /// The next `count` calls of an operation fail: `create_network_namespace`,
     /// `remove_network_namespace`, `mount_layer`, `unmount_layer`,
-    /// `create_directory`, `remove_tree`.
+    /// `create_directory`, `rename`, `remove_tree`.
     pub fn fail(&self, operation: &'static str, count: u32) {
         self.lock().failures.insert(operation, count);
     }
@@ -268,6 +268,14 @@ impl Node for FakeNode {
 
     async fn unbind(&self, _path: &Path) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        self.perform("rename", |_| ())?;
+        match std::fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|error| failure("rename", from, error)),
+        }
     }
 
     async fn hard_link(&self, source: &Path, target: &Path) -> Result<(), Error> {

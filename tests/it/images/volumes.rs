@@ -128,7 +128,7 @@ async fn a_removed_image_stays_for_who_mounts_it() {
     assert_eq!(files(&daemon).len(), all.len());
     cri.remove(&one).await.unwrap();
     wait_until("the image's files to go", async || files(&daemon).len() == before.len()).await;
-    assert_eq!(mounted(&daemon), 0);
+    wait_until("its layers to be unmounted", async || mounted(&daemon) == 0).await;
     daemon.leave_nothing().await;
 }
 

@@ -72,7 +72,7 @@ macro_rules! effects {
 }
 
 effects! {
-    pod_record PodEffect::Record: 5 3;
+    pod_record PodEffect::Record: 4 3;
     pod_make_directories PodEffect::MakeDirectories: 1 1;
     pod_create_network PodEffect::CreateNetwork: 1 1;
     pod_attach_network PodEffect::AttachNetwork: 1 1;
@@ -87,7 +87,7 @@ effects! {
     pod_release_layers PodEffect::ReleaseLayers: 1 1;
     pod_remove_directories PodEffect::RemoveDirectories: 1 1;
     pod_delete_records PodEffect::DeleteRecords: 1 1;
-    container_record ContainerEffect::Record: 9 5;
+    container_record ContainerEffect::Record: 8 5;
     container_mount_layers ContainerEffect::MountLayers: 2 2;
     container_guest_create ContainerEffect::GuestCreate: 2 2;
     container_guest_start ContainerEffect::GuestStart: 2 1;

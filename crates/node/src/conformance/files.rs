@@ -57,6 +57,11 @@ pub async fn files_are_read_and_replaced(subject: &dyn Subject) {
     }
     refused("a link onto another file", node.hard_link(&file, &root.join("pipe")).await);
     assert_eq!(ok("read", node.read_file(&root.join("second"), 6).await), b"second");
+    for _ in 0..2 {
+        ok("rename", node.rename(&root.join("second"), &root.join("third")).await);
+    }
+    assert_eq!(ok("read", node.read_file(&root.join("third"), 6).await), b"second");
+    refused("rename into nothing", node.rename(&root.join("third"), &root.join("none/third")).await);
 
     refused("write into nothing", node.write_file(&root.join("none/file"), b"", 0o600).await);
     refused("directory on a file", node.create_directory(&file, 0o700).await);

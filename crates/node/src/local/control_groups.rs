@@ -57,6 +57,11 @@ impl ControlGroups {
         self.hierarchy()?.group(path).map_err(|source| failed("name", path, source))
     }
 
+    /// Whether a group is there in any hierarchy.
+    pub(crate) fn exists(&self, path: &str) -> Result<bool, Error> {
+        Ok(self.group(path)?.exists())
+    }
+
     /// See [`crate::Node::remove_idle_cgroup`].
     pub(crate) fn remove_idle(&self, path: &str) -> Result<(), Error> {
         use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};

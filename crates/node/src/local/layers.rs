@@ -58,6 +58,12 @@ impl Layers {
         Self { directory, changes: Mutex::new(()) }
     }
 
+    /// Where a layer is mounted, if it is. Quick: nothing is read from a disk.
+    pub(crate) fn find(&self, layer: &LayerImage) -> Result<Option<PathBuf>, Error> {
+        let target = self.directory.join(hex_of(&layer.diff_id)?);
+        Ok(is_mounted(&target)?.then_some(target))
+    }
+
     /// See [`crate::Node::mount_layer`]. Blocks.
     pub(crate) fn mount(&self, layer: &LayerImage) -> Result<PathBuf, Error> {
         let target = self.directory.join(hex_of(&layer.diff_id)?);
@@ -152,10 +158,15 @@ impl Layers {
         }
     }
 
-    /// Takes the directory's own mount away with the last layer. While there
-    /// is one it is busy; that is how the last one is known.
+    /// Takes the directory's own mount away with the last layer. Whoever looks into
+    /// the directory at that moment does not keep it.
     fn release(&self) {
-        let _busy = rustix::mount::unmount(&self.directory, UnmountFlags::NOFOLLOW);
+        let Ok(entries) = fs::read_dir(&self.directory) else { return };
+        let in_use = entries.flatten().any(|entry| is_mounted(&entry.path()).unwrap_or(true));
+        if !in_use {
+            let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+            let _no_mount = rustix::mount::unmount(&self.directory, flags);
+        }
     }
 }
 
@@ -297,6 +308,23 @@ mod tests {
             assert!(begin.elapsed().as_secs() < 10, "the loop device stays");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn who_looks_into_the_directory_keeps_no_mount() {
+        let directory = tempfile::tempdir().unwrap();
+        let layers = Layers::new(directory.path().join("layers"));
+        let layer = LayerImage { diff_id: format!("sha256:{:064}", 7), path: image(directory.path()) };
+        let mounted = || {
+            let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            table.matches(layers.directory.to_str().unwrap()).count()
+        };
+        layers.mount(&layer).unwrap();
+        let _guards = [layers.directory.clone(), layers.directory.join(format!("{:064}", 7))].map(Mounted);
+        assert!(mounted() > 0);
+        let _open = File::open(&layers.directory).unwrap();
+        layers.unmount(&layer.diff_id).unwrap();
+        assert_eq!(mounted(), 0);
     }
 
     #[test]

@@ -177,6 +177,9 @@ impl Node for LocalNode {
     }
 
     async fn mount_layer(&self, layer: &LayerImage) -> Result<PathBuf, Error> {
+        if let Some(directory) = self.inner.layers.find(layer)? {
+            return Ok(directory);
+        }
         let layer = layer.clone();
         self.blocking("mount layer", move |inner| inner.layers.mount(&layer)).await
     }
@@ -250,6 +253,10 @@ impl Node for LocalNode {
     }
 
     async fn kill_cgroup(&self, path: &str, deadline: Duration) -> Result<(), Error> {
+        // Nearly always whoever was in it has removed it.
+        if !self.inner.control_groups.exists(path)? {
+            return Ok(());
+        }
         let path = path.to_owned();
         self.blocking("kill cgroup", move |inner| inner.control_groups.kill(&path, deadline)).await
     }
@@ -275,6 +282,11 @@ impl Node for LocalNode {
     }
 
     async fn remove_tree(&self, path: &Path) -> Result<(), Error> {
+        if let Err(error) = std::fs::symlink_metadata(path)
+            && error.kind() == std::io::ErrorKind::NotFound
+        {
+            return Ok(());
+        }
         let path = path.to_owned();
         self.blocking("remove tree", move |_| tree::remove(&path)).await
     }
@@ -287,6 +299,10 @@ impl Node for LocalNode {
     async fn unbind(&self, path: &Path) -> Result<(), Error> {
         let path = path.to_owned();
         self.blocking("unbind", move |_| bind::unbind(&path)).await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        files::rename(from, to)
     }
 
     async fn hard_link(&self, source: &Path, target: &Path) -> Result<(), Error> {

@@ -7,6 +7,7 @@ mod place;
 mod traps;
 
 use kina_machine::conformance;
+use kina_testkit::vm::Prerequisites;
 use place::Place;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -20,6 +21,19 @@ async fn the_driver_conforms() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_driver_conforms_with_the_simulator() {
     let place = Place::simulated().await;
+    conformance::all(&place).await;
+    let left = place.simulate(&["list", "--all", "--quiet"]);
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
+
+/// The same, with kernels of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "boots a dozen machines"]
+async fn vm_the_driver_conforms_with_the_simulator() {
+    let programs = Prerequisites::find().unwrap().simulator_programs().to_string();
+    let place =
+        Place::simulated_with(&[("CONTAINER_SIM_KIND", "microvm"), ("CONTAINER_SIM_PROGRAMS", &programs)])
+            .await;
     conformance::all(&place).await;
     let left = place.simulate(&["list", "--all", "--quiet"]);
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");

@@ -61,17 +61,28 @@ impl Place {
 
     /// With the simulator of Apple's program, and the image that machines boot.
     pub(crate) async fn simulated() -> Self {
+        Self::simulated_with(&[]).await
+    }
+
+    /// The same, with some of the simulator's settings.
+    pub(crate) async fn simulated_with(settings: &[(&str, &str)]) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_stand-in-container")).with_file_name("container");
         assert!(program.is_file(), "no {}; `cargo build -p kina-apple-sim` builds it", program.display());
         let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest/kina-pod.tar");
         assert!(image.is_file(), "no {}; `cargo xtask pod-image` makes it", image.display());
         let mut place = Self::with(|config| {
             let root = config.pods_directory.with_file_name("simulated").display().to_string();
-            let variables = [("CONTAINER_APP_ROOT", root.as_str()), ("CONTAINER_SIM_BOOT_MS", "50")];
+            let own = [("CONTAINER_APP_ROOT", root.as_str()), ("CONTAINER_SIM_BOOT_MS", "50")];
+            let variables = [&own, settings].concat();
             let start = ["system", "start", "--enable-kernel-install"];
-            let started = std::process::Command::new(&program).args(start).envs(variables).output().unwrap();
+            let started = std::process::Command::new(&program)
+                .args(start)
+                .envs(variables.iter().copied())
+                .output()
+                .unwrap();
             assert!(started.status.success(), "{started:?}");
-            config.environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            config.environment = owned.collect();
             config.program = program;
             config.image = image;
         })

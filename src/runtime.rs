@@ -20,6 +20,7 @@ use kina_model::{
 };
 use kina_node::{LocalNodeConfig, Node};
 use kina_store::Store;
+use tokio::sync::OnceCell;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -110,6 +111,7 @@ struct Inner {
     kept_images: Mutex<Vec<Lease>>,
     /// How busy pods were when somebody asked.
     rates: stats::Rates,
+    writable_filesystem: OnceCell<PathBuf>,
 }
 
 impl Drop for Inner {
@@ -210,6 +212,7 @@ impl Runtime {
             _tasks,
             kept_images,
             rates: stats::Rates::default(),
+            writable_filesystem: OnceCell::new(),
         };
         let runtime = Self { inner: Arc::new(inner) };
         recover::run(&runtime, records).await?;

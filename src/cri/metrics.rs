@@ -1,11 +1,13 @@
 //! The metrics that the kubelet passes on under cAdvisor's names. CRI carries
 //! whole numbers only, so seconds are whole seconds.
 
+use std::collections::BTreeMap;
+
 use kina_guest_api::v1 as guest;
 use v1::MetricType::{Counter, Gauge};
 
 use super::stats::is_running;
-use super::v1;
+use super::{v1, views};
 use crate::pod::view::{ContainerView, PodView};
 use crate::stats::PodUsage;
 
@@ -37,6 +39,14 @@ fn since_epoch(nanos: i64) -> Option<u64> {
 /// Limits that are none are negative.
 fn positive(limit: Option<i64>) -> Option<u64> {
     limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0)
+}
+
+/// The period that the kernel takes where none is asked for, in microseconds.
+const KERNEL_PERIOD: u64 = 100_000;
+
+/// What of memory a container keeps whatever others need (`memory.min`).
+fn reservation(unified: &BTreeMap<String, String>) -> u64 {
+    unified.get("memory.min").and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0)
 }
 
 fn stalled(pressure: Option<&guest::Pressure>) -> Option<u64> {
@@ -75,12 +85,20 @@ const USAGE: &[Family<guest::Usage>] = &[
         |used| used.memory_rss_bytes),
     family!(Gauge "container_memory_cache" "Page cache in bytes." []
         |used| used.memory_cache_bytes),
+    family!(Gauge "container_memory_total_active_file_bytes" "Page cache in bytes that was used lately." []
+        |used| used.memory_active_file_bytes),
+    family!(Gauge "container_memory_total_inactive_file_bytes" "Page cache in bytes that was not used lately." []
+        |used| used.memory_inactive_file_bytes),
     family!(Gauge "container_memory_mapped_file" "Memory mapped from files in bytes." []
         |used| used.memory_mapped_file_bytes),
     family!(Gauge "container_memory_swap" "Swap used in bytes." []
         |used| used.memory_swap_bytes),
     family!(Counter "container_memory_failcnt" "How often the memory limit was reached." []
         |used| used.memory_failures),
+    family!(Counter "container_memory_events_high_total" "How often processes were slowed down because of much memory." []
+        |used| used.memory_high_events),
+    family!(Counter "container_memory_events_max_total" "How often usage was about to exceed the memory limit." []
+        |used| used.memory_high_events.and(used.memory_failures)),
     family!(Counter "container_memory_failures_total" "Page faults." ["failure_type" = "pgfault", "scope" = "container"]
         |used| used.page_faults),
     family!(Counter "container_memory_failures_total" "Page faults." ["failure_type" = "pgmajfault", "scope" = "container"]
@@ -130,6 +148,8 @@ const PROCESSES: &[Family<guest::ProcessCount>] = &[
     family!(Gauge "container_file_descriptors" "Open descriptors of the processes." []
         |count| Some(count.descriptors)),
     family!(Gauge "container_sockets" "Descriptors that are sockets." [] |count| Some(count.sockets)),
+    family!(Gauge "container_ulimits_soft" "Soft limit of the container's own process." ["ulimit" = "max_open_files"]
+        |count| count.descriptors_limit),
 ];
 
 /// Per device.
@@ -156,17 +176,21 @@ const DEVICES: &[Family<guest::BlockDeviceStats>] = &[
 /// What the daemon knows by itself. A limit that was not asked for has no value, but where 0 says
 /// so.
 const KNOWN: &[Family<ContainerView>] = &[
+    family!(Gauge "container_creation_time_seconds" "When it was made, in seconds since the epoch." []
+        |container| since_epoch(container.created_at)),
     family!(Gauge "container_start_time_seconds" "When it was started, in seconds since the epoch." []
     |container| match container.state {
         kina_model::ContainerState::Running(running) => since_epoch(running.started_at),
         _ => None,
     }),
     family!(Gauge "container_spec_cpu_period" "Period of the processor limit in microseconds." []
-        |container| container.spec.resources.cpu_period_micros),
+        |container| Some(container.spec.resources.cpu_period_micros.unwrap_or(KERNEL_PERIOD))),
     family!(Gauge "container_spec_cpu_quota" "Processor limit in microseconds of each period." []
         |container| positive(container.spec.resources.cpu_quota_micros)),
     family!(Gauge "container_spec_cpu_shares" "Weight for the processor." []
         |container| container.spec.resources.cpu_shares),
+    family!(Gauge "container_spec_memory_reservation_limit_bytes" "Memory that is kept for it in bytes; 0 is none." []
+        |container| Some(reservation(&container.spec.resources.unified))),
     family!(Gauge "container_spec_memory_swap_limit_bytes" "Limit of memory and swap together in bytes; 0 is none." []
         |container| Some(positive(container.spec.resources.memory_swap_limit_bytes).unwrap_or(0))),
 ];
@@ -184,6 +208,11 @@ const NETWORK: &[Family<guest::InterfaceStats>] = &[
     family!(Counter "container_network_transmit_packets_dropped_total" "Packets dropped while sending." []
         |one| Some(one.tx_dropped)),
 ];
+
+/// The timestamp of what is read when it is asked for, as the CRI has it. A time of its
+/// own keeps Prometheus from noticing that a container has gone, and would be of the
+/// machine's clock.
+const LIVE: i64 = 0;
 
 /// The further label of [`NETWORK`].
 const INTERFACE_LABEL: &str = "interface";
@@ -229,11 +258,11 @@ pub fn pod_metrics(usage: &PodUsage) -> v1::PodSandboxMetrics {
     let mut metrics = Vec::new();
     let labels = labels(pod, None);
     if let Some(used) = answer.and_then(|answer| answer.pod.as_ref()) {
-        add(&mut metrics, USAGE, used, used.timestamp_nanos, &labels, &[]);
+        add(&mut metrics, USAGE, used, LIVE, &labels, &[]);
         let interfaces =
             answer.filter(|_| !pod.spec.namespaces.host_network).map(|answer| &answer.interfaces);
         for interface in interfaces.into_iter().flatten() {
-            add(&mut metrics, NETWORK, interface, used.timestamp_nanos, &labels, &[&interface.name]);
+            add(&mut metrics, NETWORK, interface, LIVE, &labels, &[&interface.name]);
         }
     }
     let running = pod.containers.values().filter(|container| is_running(container));
@@ -251,14 +280,14 @@ fn container_metrics(container: &ContainerView, usage: &PodUsage) -> v1::Contain
     if let Some(stats) = usage.container(id)
         && let Some(used) = &stats.usage
     {
-        let at = used.timestamp_nanos;
-        add(&mut metrics, USAGE, used, at, &labels, &[]);
-        add(&mut metrics, KNOWN, container, at, &labels, &[]);
+        add(&mut metrics, USAGE, used, LIVE, &labels, &[]);
+        add(&mut metrics, KNOWN, container, LIVE, &labels, &[]);
         if let Some(layer) = &stats.writable_layer {
+            // Measured some seconds ago as a rule.
             add(&mut metrics, LAYER, layer, layer.timestamp_nanos, &labels, &[]);
         }
         if let Some(count) = &stats.processes {
-            add(&mut metrics, PROCESSES, count, at, &labels, &[]);
+            add(&mut metrics, PROCESSES, count, LIVE, &labels, &[]);
         }
         for device in &stats.block_devices {
             let (major, minor) = (device.major.to_string(), device.minor.to_string());
@@ -267,8 +296,8 @@ fn container_metrics(container: &ContainerView, usage: &PodUsage) -> v1::Contain
             } else {
                 format!("/dev/{}", device.name)
             };
-            add(&mut metrics, DEVICE_BYTES, device, at, &labels, &[&name, &major, &minor]);
-            add(&mut metrics, DEVICES, device, at, &labels, &[&name]);
+            add(&mut metrics, DEVICE_BYTES, device, LIVE, &labels, &[&name, &major, &minor]);
+            add(&mut metrics, DEVICES, device, LIVE, &labels, &[&name]);
         }
     }
     v1::ContainerMetrics { container_id: id.to_owned(), metrics }
@@ -281,7 +310,8 @@ fn labels(pod: &PodView, container: Option<&ContainerView>) -> [String; 6] {
     [
         id.to_owned(),
         id.to_owned(),
-        container.map(|container| container.image.requested.clone()).unwrap_or_default(),
+        // The kubelet asks for an image by its id.
+        container.map(|container| views::image_name(container).to_owned()).unwrap_or_default(),
         metadata.namespace.clone(),
         metadata.name.clone(),
         container.map(|container| container.spec.metadata.name.clone()).unwrap_or_default(),
@@ -318,7 +348,7 @@ fn add<T>(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet, HashMap};
+    use std::collections::{BTreeSet, HashMap};
     use std::sync::Arc;
 
     use kina_model::{ContainerId, ContainerState, PodId, PodState, Running};
@@ -337,10 +367,12 @@ mod tests {
             cpu_quota_micros: Some(20_000),
             cpu_shares: Some(1024),
             memory_swap_limit_bytes: Some(-1),
+            unified: BTreeMap::from([("memory.min".to_owned(), "4096".to_owned())]),
             ..kina_model::Resources::default()
         };
         let spec = kina_model::ContainerSpec { resources, ..(*container.spec).clone() };
         container.spec = Arc::new(spec);
+        container.image.user_specified = "files:1".to_owned();
         let container = Arc::new(container);
         let pod = test_support::pod(pod, PodState::Starting, BTreeMap::from([(id.clone(), container)]));
         let stall = guest::Stall { total_micros: 3_500_000, ..guest::Stall::default() };
@@ -368,6 +400,10 @@ mod tests {
             memory_peak_bytes: Some(120),
             oom_kills: Some(1),
             pids_limit: None,
+            memory_active_file_bytes: Some(30),
+            memory_inactive_file_bytes: Some(10),
+            memory_high_events: Some(12),
+            memory_swap_limit_bytes: Some(500),
             cpu_pressure: pressure,
             memory_pressure: pressure,
             io_pressure: pressure,
@@ -392,7 +428,12 @@ mod tests {
             id: id.to_string(),
             usage: Some(used),
             writable_layer: Some(layer),
-            processes: Some(guest::ProcessCount { processes: 2, descriptors: 7, sockets: 3 }),
+            processes: Some(guest::ProcessCount {
+                processes: 2,
+                descriptors: 7,
+                sockets: 3,
+                descriptors_limit: Some(1024),
+            }),
             block_devices: block_devices.to_vec(),
         };
         let interfaces = ["eth0", "net1"].map(|name| guest::InterfaceStats {
@@ -422,7 +463,9 @@ mod tests {
         let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
         for metric in metrics.metrics.iter().chain(of_containers) {
             assert_eq!(metric.label_values.len(), keys[metric.name.as_str()], "{metric:?}");
-            assert!(metric.timestamp > 0, "{metric:?}");
+            // What is read when it is asked for has none; a writable layer was measured before.
+            let measured = LAYER.iter().any(|family| family.name == metric.name);
+            assert_eq!(metric.timestamp, if measured { 8 } else { 0 }, "{metric:?}");
             assert!(seen.insert((&metric.name, &metric.label_values)), "{metric:?} is there twice");
             names.insert(metric.name.as_str());
         }
@@ -436,6 +479,10 @@ mod tests {
             let found = metrics.container_metrics[0].metrics.iter().find(|metric| metric.name == name);
             found.and_then(|metric| metric.value).map(|value| value.value)
         };
+        assert_eq!(
+            metrics.container_metrics[0].metrics[0].label_values[2], "files:1",
+            "not what it was asked by"
+        );
         assert_eq!(value("container_cpu_usage_seconds_total"), Some(2));
         assert_eq!(value("container_memory_working_set_bytes"), Some(90));
         assert_eq!(value("container_spec_memory_limit_bytes"), Some(0));
@@ -444,6 +491,10 @@ mod tests {
         assert_eq!(value("container_threads_max"), Some(0), "there is no limit");
         assert_eq!(value("container_sockets"), Some(3));
         assert_eq!(value("container_spec_cpu_quota"), Some(20_000));
+        assert_eq!(value("container_spec_memory_reservation_limit_bytes"), Some(4096));
+        assert_eq!(value("container_ulimits_soft"), Some(1024));
+        assert_eq!(value("container_memory_events_high_total"), Some(12));
+        assert_eq!(value("container_memory_events_max_total"), Some(6));
         assert_eq!(value("container_spec_memory_swap_limit_bytes"), Some(0), "there is no limit");
         let read = metrics.container_metrics[0].metrics.iter();
         let read: Vec<_> =
@@ -469,12 +520,24 @@ mod tests {
         assert_eq!(memory.working_set_bytes.unwrap().value, 90);
         assert_eq!(memory.available_bytes, None, "there is no limit");
         assert_eq!(stats.cpu.unwrap().usage_nano_cores, None, "asked for the first time");
+        // In nanoseconds, whatever the kernel counts in.
+        assert_eq!(stats.io.unwrap().psi.unwrap().some.unwrap().total, 3_500_000_000);
+        let swap = stats.containers[0].swap.unwrap();
+        assert_eq!(
+            (swap.swap_usage_bytes.unwrap().value, swap.swap_available_bytes.unwrap().value),
+            (50, 450)
+        );
         let network = stats.network.unwrap();
         assert_eq!(network.default_interface.unwrap().name, "eth0");
         assert_eq!(network.interfaces.len(), 1);
         assert_eq!(stats.containers[0].writable_layer.as_ref().unwrap().used_bytes.unwrap().value, 10);
+        let mut alone = usage();
+        alone.usage.as_mut().unwrap().interfaces.retain(|one| one.name != "eth0");
+        let stats = pod_stats(&alone, Disk("/disk")).linux.unwrap();
+        assert_eq!(stats.network, None, "an answer without the default interface kills the kubelet");
         let silent = PodUsage { usage: None, ..usage() };
         let stats = pod_stats(&silent, Disk("/disk")).linux.unwrap();
-        assert!(stats.memory.is_none() && stats.network.is_none() && stats.containers[0].cpu.is_none());
+        assert!(stats.memory.is_none() && stats.network.is_none());
+        assert_eq!(stats.containers, [], "to the kubelet an absent counter is at zero");
     }
 }

@@ -40,6 +40,14 @@ pub fn container_stats(container: &ContainerView, usage: &PodUsage, disk: Disk<'
     }
 }
 
+/// A container in a list; none of one that its guest says nothing about, because the
+/// kubelet takes an absent counter for one that is at zero.
+#[must_use]
+pub fn listed(container: &ContainerView, usage: &PodUsage, disk: Disk<'_>) -> Option<v1::ContainerStats> {
+    usage.container(container.id.as_str())?.usage.as_ref()?;
+    Some(container_stats(container, usage, disk))
+}
+
 /// A pod with its running containers.
 #[must_use]
 pub fn pod_stats(usage: &PodUsage, disk: Disk<'_>) -> v1::PodSandboxStats {
@@ -61,7 +69,7 @@ pub fn pod_stats(usage: &PodUsage, disk: Disk<'_>) -> v1::PodSandboxStats {
                 timestamp: used.timestamp_nanos,
                 process_count: number(used.pids),
             }),
-            containers: running.map(|container| container_stats(container, usage, disk)).collect(),
+            containers: running.filter_map(|container| listed(container, usage, disk)).collect(),
             io: used.and_then(io),
         }),
         windows: None,
@@ -104,7 +112,7 @@ fn memory(used: &guest::Usage) -> v1::MemoryUsage {
 fn swap(used: &guest::Usage) -> Option<v1::SwapUsage> {
     used.memory_swap_bytes.map(|bytes| v1::SwapUsage {
         timestamp: used.timestamp_nanos,
-        swap_available_bytes: None,
+        swap_available_bytes: number(used.memory_swap_limit_bytes.map(|limit| limit.saturating_sub(bytes))),
         swap_usage_bytes: number(Some(bytes)),
     })
 }
@@ -118,7 +126,7 @@ fn pressure(pressure: &guest::Pressure) -> v1::PsiStats {
     // A guest may write what it likes; no reader expects a percentage that is no number.
     let percent = |value: f64| if value.is_finite() { value.clamp(0.0, 100.0) } else { 0.0 };
     let data = |stall: &guest::Stall| v1::PsiData {
-        total: stall.total_micros,
+        total: stall.total_micros.saturating_mul(1_000),
         avg10: percent(stall.average_10),
         avg60: percent(stall.average_60),
         avg300: percent(stall.average_300),
@@ -126,7 +134,8 @@ fn pressure(pressure: &guest::Pressure) -> v1::PsiStats {
     v1::PsiStats { some: pressure.some.as_ref().map(data), full: pressure.full.as_ref().map(data) }
 }
 
-/// `None` for a pod on the node's network, whose traffic is not its own.
+/// `None` for a pod on the node's network, whose traffic is not its own, and for one
+/// that has loopback only: the kubelet dies of an answer without the default interface.
 fn network(pod: &PodView, answer: &guest::StatsResponse) -> Option<v1::NetworkUsage> {
     if pod.spec.namespaces.host_network {
         return None;
@@ -142,7 +151,7 @@ fn network(pod: &PodView, answer: &guest::StatsResponse) -> Option<v1::NetworkUs
     let (main, others): (Vec<_>, Vec<_>) = answer.interfaces.iter().partition(|one| one.name == INTERFACE);
     Some(v1::NetworkUsage {
         timestamp,
-        default_interface: main.first().map(|one| interface(one)),
+        default_interface: Some(interface(main.first()?)),
         interfaces: others.into_iter().map(interface).collect(),
     })
 }

@@ -109,14 +109,11 @@ pub fn container(container: &ContainerView) -> v1::Container {
     }
 }
 
-/// The same with the name that people know: the kubelet asks for containers by
-/// the image's id, and shows what their status says.
-fn container_image_by_name(container: &ContainerView) -> v1::ImageSpec {
-    let mut image = container_image(container);
-    if !image.user_specified_image.is_empty() {
-        image.image.clone_from(&image.user_specified_image);
-    }
-    image
+/// The image's name that people know: the kubelet asks for containers by the image's
+/// id, and shows what their status says.
+pub(super) fn image_name(container: &ContainerView) -> &str {
+    let image = &container.image;
+    if image.user_specified.is_empty() { &image.requested } else { &image.user_specified }
 }
 
 /// A container's status.
@@ -139,7 +136,7 @@ pub fn container_status(container: &ContainerView) -> v1::ContainerStatus {
         started_at,
         finished_at: exit.map_or(0, |exit| exit.finished_at),
         exit_code: exit.map_or(0, |exit| exit.code),
-        image: Some(container_image_by_name(container)),
+        image: Some(v1::ImageSpec { image: image_name(container).to_owned(), ..container_image(container) }),
         image_ref: container.image.reference.clone(),
         reason: of_exit(|exit| exit.reason.as_str().to_owned()),
         message: of_exit(|exit| exit.message.clone()),

@@ -1,5 +1,6 @@
 //! The images: brought in, kept for who uses them, and collected.
 
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,15 @@ impl Runtime {
         let images = context.node.usage(&context.paths.images()).await?;
         let containers = context.node.usage(&context.paths.pods()).await?;
         Ok((images, containers))
+    }
+
+    /// Where the file system of the writable layers is mounted, as [`Runtime::image_usage`]
+    /// has it. Found out once; until then, if that fails, where the layers lie.
+    pub(crate) async fn writable_filesystem(&self) -> PathBuf {
+        let context = &self.inner.context;
+        let pods = context.paths.pods();
+        let find = async || Ok::<_, kina_node::Error>(context.node.usage(&pods).await?.mountpoint);
+        self.inner.writable_filesystem.get_or_try_init(find).await.cloned().unwrap_or(pods)
     }
 
     /// Keeps an image that is here with all its files.

@@ -1,7 +1,5 @@
 //! Calls about what pods and containers use.
 
-use std::sync::Arc;
-
 use tonic::codegen::BoxStream;
 
 use super::runtime::Service;
@@ -13,9 +11,9 @@ use crate::pod::view::{ContainerView, PodView};
 use crate::stats::PodUsage;
 
 impl Service {
-    /// Where writable layers lie.
-    fn disk(&self) -> String {
-        self.runtime.context().paths.pods().display().to_string()
+    /// The file system of writable layers, as ImageFsInfo names it.
+    async fn disk(&self) -> String {
+        self.runtime.writable_filesystem().await.display().to_string()
     }
 
     pub(super) async fn container_stats(&self, id: &str) -> Result<v1::ContainerStatsResponse, Error> {
@@ -23,7 +21,7 @@ impl Service {
         let usage = self.runtime.usage(|pod| pod.id == container.pod).await;
         let gone = || Error::ContainerNotFound { id: id.to_owned() };
         let usage = usage.first().ok_or_else(gone)?;
-        let stats = cri::stats::container_stats(&container, usage, Disk(&self.disk()));
+        let stats = cri::stats::container_stats(&container, usage, Disk(&self.disk().await));
         Ok(v1::ContainerStatsResponse { stats: Some(stats) })
     }
 
@@ -33,13 +31,11 @@ impl Service {
     ) -> impl Iterator<Item = v1::ContainerStats> + Send + use<> {
         let listed = move |container: &ContainerView| cri::container_stats_listed(container, filter.as_ref());
         let usage = self.runtime.usage(|pod| pod.containers.values().any(|one| listed(one))).await;
-        let disk = self.disk();
+        let disk = self.disk().await;
         usage.into_iter().flat_map(move |usage| {
-            let containers: Vec<Arc<ContainerView>> =
-                usage.pod.containers.values().filter(|container| listed(container)).cloned().collect();
-            let stats =
-                |container: &Arc<ContainerView>| cri::stats::container_stats(container, &usage, Disk(&disk));
-            containers.iter().map(stats).collect::<Vec<_>>()
+            let containers = usage.pod.containers.values().filter(|container| listed(container));
+            let stats = containers.filter_map(|container| cri::stats::listed(container, &usage, Disk(&disk)));
+            stats.collect::<Vec<_>>()
         })
     }
 
@@ -48,7 +44,7 @@ impl Service {
         let usage = self.runtime.usage(|other| other.id == pod.id).await;
         let gone = || Error::PodNotFound { id: id.to_owned() };
         let usage = usage.first().ok_or_else(gone)?;
-        let stats = cri::stats::pod_stats(usage, Disk(&self.disk()));
+        let stats = cri::stats::pod_stats(usage, Disk(&self.disk().await));
         Ok(v1::PodSandboxStatsResponse { stats: Some(stats) })
     }
 
@@ -57,7 +53,7 @@ impl Service {
         filter: Option<v1::PodSandboxStatsFilter>,
     ) -> impl Iterator<Item = v1::PodSandboxStats> + Send + use<> {
         let usage = self.ready_usage(|pod| cri::pod_stats_listed(pod, filter.as_ref())).await;
-        let disk = self.disk();
+        let disk = self.disk().await;
         usage.into_iter().map(move |usage| cri::stats::pod_stats(&usage, Disk(&disk)))
     }
 

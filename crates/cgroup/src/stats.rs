@@ -32,14 +32,23 @@ pub struct Stats {
     pub memory_cache: Option<u64>,
     /// Of them, those that are mapped.
     pub memory_mapped_file: Option<u64>,
+    /// Of the page cache, what was used lately.
+    pub memory_active_file: Option<u64>,
+    /// Of the page cache, what was not.
+    pub memory_inactive_file: Option<u64>,
     /// Bytes that are swapped out.
     pub memory_swap: Option<u64>,
+    /// How many may be; `None` also if there is no limit.
+    pub memory_swap_limit: Option<u64>,
     /// Bytes that the kernel uses for the group; on v2 from Linux 5.18 on.
     pub memory_kernel: Option<u64>,
     /// The most bytes that were ever charged; on v2 from Linux 5.19 on.
     pub memory_peak: Option<u64>,
     /// How often the limit was reached.
     pub memory_failures: Option<u64>,
+    /// How often processes were slowed down because usage was above `memory.high`;
+    /// v2 only.
+    pub memory_high_events: Option<u64>,
     /// The limit in bytes; `None` also if there is no limit.
     pub memory_limit: Option<u64>,
     /// Page faults.
@@ -165,9 +174,10 @@ impl Group {
                 "total_pgmajfault",
                 "total_cache",
                 "total_mapped_file",
+                "total_active_file",
             ]
         } else {
-            ["inactive_file", "anon", "pgfault", "pgmajfault", "file", "file_mapped"]
+            ["inactive_file", "anon", "pgfault", "pgmajfault", "file", "file_mapped", "active_file"]
         };
         if let Some(path) = self.control("memory", files[0], files[0]) {
             let usage = number(&path)?;
@@ -181,13 +191,20 @@ impl Group {
             stats.major_page_faults = value(keys[3]);
             stats.memory_cache = value(keys[4]);
             stats.memory_mapped_file = value(keys[5]);
+            stats.memory_inactive_file = value(keys[0]);
+            stats.memory_active_file = value(keys[6]);
             let beside = |file: &str| path.with_file_name(file);
-            (stats.memory_swap, stats.memory_failures) = if v1 {
-                (value("total_swap"), number(&beside("memory.failcnt")).ok())
+            if v1 {
+                stats.memory_swap = value("total_swap");
+                stats.memory_failures = number(&beside("memory.failcnt")).ok();
             } else {
-                let events = keyed(&beside("memory.events"), "max").ok();
-                (number(&beside("memory.swap.current")).ok(), events)
-            };
+                let events = read(&beside("memory.events")).unwrap_or_default();
+                stats.memory_failures = find(&events, "max");
+                stats.memory_high_events = find(&events, "high");
+                stats.memory_swap = number(&beside("memory.swap.current")).ok();
+                // "max" is no number.
+                stats.memory_swap_limit = number(&beside("memory.swap.max")).ok();
+            }
             (stats.memory_kernel, stats.memory_peak) = if v1 {
                 let kernel = number(&beside("memory.kmem.usage_in_bytes")).ok();
                 (kernel, number(&beside("memory.max_usage_in_bytes")).ok())
@@ -197,6 +214,12 @@ impl Group {
             let limit = read(&path.with_file_name(files[1]))?;
             // v1 shows "no limit" as the largest page-aligned number.
             stats.memory_limit = limit.trim().parse().ok().filter(|limit| *limit < 1 << 62);
+            if v1 {
+                // Of memory and swap together.
+                let both = number(&beside("memory.memsw.limit_in_bytes")).ok();
+                let both = both.filter(|limit| *limit < 1 << 62).zip(stats.memory_limit);
+                stats.memory_swap_limit = both.map(|(both, memory)| both.saturating_sub(memory));
+            }
         }
         if let Some(path) = self.control("pids", "pids.current", "pids.current") {
             stats.pids = Some(number(&path)?);

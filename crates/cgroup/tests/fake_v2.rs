@@ -146,14 +146,15 @@ fn usage_is_read() {
         ),
         ("io.pressure", "nonsense\n"),
         ("memory.swap.current", "4096\n"),
+        ("memory.swap.max", "8192\n"),
         ("memory.current", "5000\n"),
         ("memory.max", "max\n"),
         ("memory.peak", "7000\n"),
         (
             "memory.stat",
-            "anon 3000\nfile 2000\nkernel 800\nfile_mapped 900\ninactive_file 1500\npgfault 4\npgmajfault 1\n",
+            "anon 3000\nfile 2000\nkernel 800\nfile_mapped 900\ninactive_file 1500\nactive_file 500\npgfault 4\npgmajfault 1\n",
         ),
-        ("memory.events", "low 0\nmax 6\noom 2\noom_kill 1\n"),
+        ("memory.events", "low 0\nhigh 11\nmax 6\noom 2\noom_kill 1\n"),
         ("pids.current", "3\n"),
         ("pids.max", "40\n"),
         ("io.stat", "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n"),
@@ -174,7 +175,9 @@ fn usage_is_read() {
     let throttled = (stats.cpu_periods, stats.cpu_throttled_periods, stats.cpu_throttled_ns);
     assert_eq!(throttled, (Some(9), Some(2), Some(3_000)));
     assert_eq!((stats.memory_cache, stats.memory_mapped_file), (Some(2000), Some(900)));
-    assert_eq!((stats.memory_swap, stats.memory_failures), (Some(4096), Some(6)));
+    assert_eq!((stats.memory_active_file, stats.memory_inactive_file), (Some(500), Some(1500)));
+    assert_eq!((stats.memory_swap, stats.memory_swap_limit), (Some(4096), Some(8192)));
+    assert_eq!((stats.memory_failures, stats.memory_high_events), (Some(6), Some(11)));
     let cpu = Stall { average_10: 9806, average_60: 100, average_300: 25, total_micros: 77 };
     assert_eq!(stats.cpu_pressure, Some(Pressure { some: cpu, full: None }));
     let full = Stall { average_10: 150, total_micros: 8, ..Stall::default() };

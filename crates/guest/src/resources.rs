@@ -81,7 +81,7 @@ fn container_stats(container: &Container, end: Instant) -> Result<Option<v1::Con
         id: container.id.clone(),
         usage: Some(usage(&made.group, &used)),
         // Bounded by itself; a large layer may take all of the time.
-        processes: process_count::of(&made.group, end),
+        processes: process_count::of(&made.group, made.pid, end),
         writable_layer: Some(made.writable.usage(end)),
         block_devices: block_devices(&made.group),
     }))
@@ -110,6 +110,10 @@ fn usage(group: &Group, used: &Stats) -> v1::Usage {
         pids_limit: used.pids_limit,
         memory_kernel_bytes: used.memory_kernel,
         memory_peak_bytes: used.memory_peak,
+        memory_active_file_bytes: used.memory_active_file,
+        memory_inactive_file_bytes: used.memory_inactive_file,
+        memory_high_events: used.memory_high_events,
+        memory_swap_limit_bytes: used.memory_swap_limit,
         // Older kernels do not count them.
         oom_kills: group.oom_kill_count().ok().flatten(),
         cpu_pressure: used.cpu_pressure.as_ref().map(pressure),

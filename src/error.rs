@@ -225,6 +225,10 @@ pub enum Error {
     /// The image store or a registry failed.
     #[error("image")]
     Image(#[from] kina_image::Error),
+    /// No registry that was asked for an image answers. The text is the CRI's word for it
+    /// (`ErrRegistryUnavailable` of its package `errors`), by which the kubelet knows it.
+    #[error("RegistryUnavailable")]
+    RegistryUnavailable(#[source] kina_image::Error),
     /// A streaming call asks for what cannot be, or its server cannot serve.
     #[error("streaming")]
     Streaming(#[from] kina_streaming::Error),

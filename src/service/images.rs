@@ -55,8 +55,14 @@ impl Images {
         let v1::PullImageRequest { image, auth, sandbox_config: _ } = request;
         let reference: Reference = name(image)?.parse()?;
         let credentials = cri::credentials(auth)?;
-        let image =
-            self.runtime.pull_image(&reference, credentials.as_ref(), watch::Sender::default()).await?;
+        let pulled =
+            self.runtime.pull_image(&reference, credentials.as_ref(), watch::Sender::default()).await;
+        let image = pulled.map_err(|error| match error {
+            Error::Image(source @ kina_image::Error::Unreachable { .. }) => {
+                Error::RegistryUnavailable(source)
+            }
+            other => other,
+        })?;
         tracing::info!(id = %image.id, bytes = image.size, "image is here");
         Ok(v1::PullImageResponse { image_ref: image.id.to_string() })
     }

@@ -74,6 +74,8 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Machine(source) => machine(source),
         Error::Node(source) => node(source),
         Error::Image(source) => image(source),
+        // The kubelet reads the text of errors without a code only.
+        Error::RegistryUnavailable(_) => Code::Unknown,
         Error::Store(source) => store(source),
         Error::Streaming(source) => streaming(source),
         Error::Encode { .. }
@@ -347,6 +349,13 @@ mod tests {
             (
                 Error::Node(kina_node::Error::io("write", "/x".as_ref(), io::ErrorKind::StorageFull)),
                 Code::ResourceExhausted,
+            ),
+            (
+                Error::RegistryUnavailable(kina_image::Error::Unreachable {
+                    subject: id(),
+                    attempts: Vec::new(),
+                }),
+                Code::Unknown,
             ),
             (denied(401), Code::Unauthenticated),
             (denied(403), Code::PermissionDenied),

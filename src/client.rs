@@ -24,7 +24,34 @@ pub struct ConnectError {
     pub socket: PathBuf,
     /// Why.
     #[source]
-    pub source: tonic::transport::Error,
+    pub source: Unreachable,
+}
+
+/// Why there is no connection, in the operating system's words where it has some:
+/// tonic's around them say nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreachable {
+    /// The socket is not there, or nobody listens on it.
+    #[error("{0}; is the daemon running, and is this its socket? (`kina serve`, --socket)")]
+    Io(std::io::Error),
+    /// Anything else.
+    #[error(transparent)]
+    Transport(tonic::transport::Error),
+}
+
+impl From<tonic::transport::Error> for Unreachable {
+    fn from(error: tonic::transport::Error) -> Self {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(current) = cause {
+            if let Some(found) = current.downcast_ref::<std::io::Error>()
+                && let Some(code) = found.raw_os_error()
+            {
+                return Self::Io(std::io::Error::from_raw_os_error(code));
+            }
+            cause = current.source();
+        }
+        Self::Transport(error)
+    }
 }
 
 /// Clients of all that a daemon serves, on one connection.
@@ -45,7 +72,8 @@ impl Client {
     /// When nobody listens there.
     pub async fn connect(socket: impl Into<PathBuf>) -> Result<Self, ConnectError> {
         let socket = socket.into();
-        let channel = channel(&socket).await.map_err(|source| ConnectError { socket, source })?;
+        let channel =
+            channel(&socket).await.map_err(|error| ConnectError { socket, source: error.into() })?;
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MESSAGE_LIMIT)

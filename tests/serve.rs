@@ -302,9 +302,15 @@ fn images_come_and_go_by_the_command_line() {
     assert_eq!(listed()[0]["id"], id);
     assert_eq!(listed()[0]["tags"], serde_json::json!(["localhost/eight:2"]));
 
-    let output = place.ask(&["image", "rm", "localhost/nine"]);
+    // One that is not there does not keep the others.
+    let tagged = place.ask(&["image", "tag", "localhost/eight:2", "localhost/ten:1"]);
+    assert!(tagged.status.success(), "{tagged:?}");
+    let output = place.ask(&["image", "rm", "localhost/nine", "localhost/ten:1", "localhost/eleven"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("not found"), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).starts_with("localhost/ten:1: name removed"), "{output:?}");
+    let error = text(&output.stderr);
+    assert!(error.contains("\"localhost/nine\" not found") && error.contains("localhost/eleven"), "{error}");
+    assert_eq!(error.matches("not found").count(), 2, "{error}");
     std::fs::write(place.path("bad"), "no archive").unwrap();
     let output = place.ask(&["image", "import", place.path("bad").to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
@@ -469,8 +475,23 @@ fn without_a_daemon_the_commands_say_so() {
     let place = Place::new();
     let output = place.ask(&["image", "ls"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("no kina answers on"), "{}", text(&output.stderr));
+    let error = text(&output.stderr);
+    assert!(error.contains("no kina answers on") && error.contains("kina serve"), "{error}");
+    assert!(error.contains("No such file") && !error.contains("transport"), "{error}");
     let output = place.ask(&["version"]);
     assert!(output.status.success());
     assert!(text(&output.stdout).contains("no kina answers on"));
+}
+
+#[test]
+fn a_reader_that_has_enough_hears_no_complaint() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = kina().args(["config", "default"]).stdout(writer).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    // An answer that is lost is a failure.
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = kina().args(["config", "default"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).starts_with("kina: write to standard output: No space"), "{output:?}");
 }

@@ -28,14 +28,14 @@ pub(super) enum Command {
 /// Runs one of them.
 pub(super) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Default => print_line(default_toml().trim_end()),
+        Command::Default => print_line(default_toml().trim_end())?,
         Command::Check { file } => {
             Config::load(file.as_deref())?.check()?;
-            print_line("the configuration is good");
+            print_line("the configuration is good")?;
         }
         Command::Show { file } => {
             let config = Config::load(file.as_deref())?;
-            print_line(toml::to_string_pretty(&config)?.trim_end());
+            print_line(toml::to_string_pretty(&config)?.trim_end())?;
         }
     }
     Ok(())

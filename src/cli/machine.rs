@@ -51,20 +51,20 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                 let request = v1::ListMachinesRequest { pod: String::new() };
                 let machines = admin.list_machines(request).await?.into_inner().machines;
                 let all: Vec<Value> = machines.iter().map(machine_json).collect();
-                show(json, &Value::from(all), || list(&machines));
+                show(json, &Value::from(all), || list(&machines))?;
             }
             Command::Console { pod, bytes } => {
                 let request = v1::MachineConsoleRequest { pod, limit_bytes: bytes };
                 let answer = admin.machine_console(request).await?.into_inner();
                 let text = String::from_utf8_lossy(&answer.console);
                 let value = serde_json::json!({ "pod": answer.pod, "console": text });
-                show(json, &value, || printable(&text).trim_end().to_owned());
+                show(json, &value, || printable(&text).trim_end().to_owned())?;
             }
             Command::Inspect { pod } => {
                 let machines =
                     admin.list_machines(v1::ListMachinesRequest { pod }).await?.into_inner().machines;
                 for machine in &machines {
-                    show(json, &machine_json(machine), || all(machine));
+                    show(json, &machine_json(machine), || all(machine))?;
                 }
             }
         }

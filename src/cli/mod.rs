@@ -13,8 +13,10 @@ mod service;
 mod socket;
 mod text;
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::error::chain;
@@ -82,10 +84,7 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Version(arguments) => version(&arguments),
-        Command::Failpoints => {
-            crate::failpoint::all().iter().for_each(|name| print_line(name));
-            Ok(())
-        }
+        Command::Failpoints => crate::failpoint::all().iter().try_for_each(|name| print_line(name)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,14 +98,14 @@ pub fn main() -> ExitCode {
 
 /// Both versions; a daemon that does not answer is no failure.
 fn version(arguments: &socket::DaemonSocket) -> anyhow::Result<()> {
-    print_line(&format!("kina {}", env!("KINA_VERSION")));
+    print_line(&format!("kina {}", env!("KINA_VERSION")))?;
     socket::block_on(async {
         match arguments.connect().await {
             Ok(mut client) => {
                 let info = client.admin.info(crate::admin::v1::InfoRequest {}).await?.into_inner();
-                print_line(&format!("daemon {} (process {})", info.version, info.pid));
+                print_line(&format!("daemon {} (process {})", info.version, info.pid))?;
             }
-            Err(error) => print_line(&format!("daemon: {error}")),
+            Err(error) => print_line(&format!("daemon: {error}"))?,
         }
         Ok(())
     })
@@ -125,23 +124,28 @@ fn describe(error: &anyhow::Error) -> String {
     texts.collect::<Vec<_>>().join(": ")
 }
 
-#[allow(clippy::print_stdout, reason = "a command's answer goes to standard output")]
-fn print_line(line: &str) {
-    println!("{line}");
+/// Prints a line of a command's answer.
+fn print_line(line: &str) -> anyhow::Result<()> {
+    write_line(&mut std::io::stdout().lock(), line).context("write to standard output")
 }
 
-/// Prints an answer: as JSON for programs, or as text for people.
-fn show(as_json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
-    if as_json {
-        print_line(&format!("{value:#}"));
-    } else {
-        print_line(&text());
+/// A reader that has enough (`kina image ls | head -1`) is no failure: the command goes
+/// on, and ends as it would have.
+fn write_line(out: &mut impl Write, line: &str) -> std::io::Result<()> {
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result,
     }
 }
 
-#[allow(clippy::print_stderr, reason = "a command's error goes to standard error")]
+/// Prints an answer: as JSON for programs, or as text for people.
+fn show(as_json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    print_line(&if as_json { format!("{value:#}") } else { text() })
+}
+
 fn print_error(message: &str) {
-    eprintln!("kina: {message}");
+    // There is nobody to be told that there is nobody to be told.
+    let _ = writeln!(std::io::stderr().lock(), "kina: {message}");
 }
 
 #[cfg(test)]
@@ -168,6 +172,8 @@ mod tests {
             ("doctor --run", false),
             ("demo --keep --json --guest /g --directory /d", true),
             ("version --socket /s", true),
+            ("version --socket unix:///s", true),
+            ("version --socket unix://", false),
             ("image ls --json", true),
             ("image list", true),
             ("image --socket /s ls", true),
@@ -223,6 +229,22 @@ mod tests {
         let error = anyhow::Error::new(std::io::Error::other("inner")).context("outer");
         assert_eq!(describe(&error), "outer: inner");
         assert!(!describe(&tonic::Status::unknown("").into()).is_empty());
+    }
+
+    #[test]
+    fn a_reader_that_has_enough_is_no_failure() {
+        struct Out(ErrorKind);
+        impl Write for Out {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        assert!(write_line(&mut Out(ErrorKind::BrokenPipe), "a").is_ok());
+        let error = write_line(&mut Out(ErrorKind::StorageFull), "a").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
     }
 
     #[test]

@@ -57,11 +57,11 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         match command {
             Command::Ls => {
                 let answer = admin.network(v1::NetworkRequest {}).await?.into_inner();
-                show(json, &network_json(&answer), || list(&answer));
+                show(json, &network_json(&answer), || list(&answer))?;
             }
             Command::Status => {
                 let answer = admin.network(v1::NetworkRequest {}).await?.into_inner();
-                show(json, &network_json(&answer), || status(&answer));
+                show(json, &network_json(&answer), || status(&answer))?;
                 if !answer.ready {
                     bail!("pods get no network");
                 }
@@ -73,7 +73,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                 });
                 show(json, &value, || {
                     format!("{}: CHECK of network {}: {}", short(&answer.pod), answer.network, answer.outcome)
-                });
+                })?;
             }
             Command::Gc => {
                 let answer = admin.collect_network(v1::CollectNetworkRequest {}).await?.into_inner();
@@ -81,7 +81,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                     "network": answer.network, "removed": answer.removed,
                     "pluginsTold": answer.plugins_told, "errors": answer.errors,
                 });
-                show(json, &value, || collected(&answer));
+                show(json, &value, || collected(&answer))?;
                 if !answer.errors.is_empty() {
                     bail!("not all could be collected");
                 }
@@ -89,7 +89,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Test { from, to, name } => {
                 let request = v1::TryNetworkRequest { from, to: to.unwrap_or_default(), name };
                 let answer = admin.try_network(request).await?.into_inner();
-                show(json, &trial_json(&answer), || trial(&answer));
+                show(json, &trial_json(&answer), || trial(&answer))?;
                 if !answer.failure.is_empty() {
                     bail!("{}", answer.failure);
                 }

@@ -9,8 +9,16 @@ use crate::config::Config;
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct DaemonSocket {
     /// The daemon's socket [default: as the configuration file has it].
-    #[arg(long, env = "KINA_SOCKET", global = true)]
+    #[arg(long, env = "KINA_SOCKET", global = true, value_parser = path)]
     socket: Option<PathBuf>,
+}
+
+/// A path, also in the form that crictl and the kubelet want.
+fn path(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("unix://").unwrap_or(text) {
+        "" => Err("name a socket".to_owned()),
+        text => Ok(text.into()),
+    }
 }
 
 impl DaemonSocket {

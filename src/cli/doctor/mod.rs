@@ -46,9 +46,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         let checks = examine(std::env::consts::OS, arguments.config.as_deref()).await;
         if arguments.json {
-            print_line(&serde_json::to_string_pretty(&checks)?);
+            print_line(&serde_json::to_string_pretty(&checks)?)?;
         } else {
-            print_line(&report(&checks));
+            print_line(&report(&checks))?;
         }
         if serves(&checks) { Ok(()) } else { Err(Unfit.into()) }
     })
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// The first run on a Mac, of this kina.
 async fn first_run(arguments: &Arguments) -> anyhow::Result<()> {
     if !arguments.run {
-        print_line(&mac::first_run::list());
+        print_line(&mac::first_run::list())?;
         return Ok(());
     }
     let socket = Config::load(arguments.config.as_deref())?.socket_path();

@@ -66,7 +66,7 @@ pub(super) async fn tag(daemon: &socket::DaemonSocket, source: String, target: S
     let mut client = daemon.connect().await?;
     let image = client.admin.tag_image(v1::TagImageRequest { source, target }).await?.into_inner().image;
     let image = image.context("the daemon named no image")?;
-    print_line(&image.id);
+    print_line(&image.id)?;
     Ok(())
 }
 
@@ -77,7 +77,7 @@ pub(super) async fn inspect(daemon: &socket::DaemonSocket, images: Vec<String>) 
         let json = client.admin.inspect_image(v1::InspectImageRequest { name }).await?.into_inner().json;
         found.push(serde_json::from_str(&json).context("read the daemon's answer")?);
     }
-    print_line(&serde_json::to_string_pretty(&found)?);
+    print_line(&serde_json::to_string_pretty(&found)?)?;
     Ok(())
 }
 
@@ -85,9 +85,9 @@ pub(super) async fn disk_use(daemon: &socket::DaemonSocket, json: bool) -> anyho
     let mut client = daemon.connect().await?;
     let found = client.admin.image_disk_use(v1::ImageDiskUseRequest {}).await?.into_inner();
     if json {
-        print_line(&serde_json::to_string_pretty(&use_json(&found))?);
+        print_line(&serde_json::to_string_pretty(&use_json(&found))?)?;
     } else {
-        print_line(&use_text(&found));
+        print_line(&use_text(&found))?;
     }
     Ok(())
 }
@@ -159,15 +159,15 @@ pub(super) async fn prune(daemon: &socket::DaemonSocket, arguments: &Prune) -> a
         let images: Vec<Value> = pruned.images.iter().map(image_json).collect();
         let answer =
             json!({ "dryRun": arguments.dry_run, "images": images, "freedBytes": pruned.freed_bytes });
-        print_line(&serde_json::to_string_pretty(&answer)?);
+        print_line(&serde_json::to_string_pretty(&answer)?)?;
         return Ok(());
     }
     let (removed, freed) =
         if arguments.dry_run { ("would be removed", "would be freed") } else { ("removed", "freed") };
     for image in &pruned.images {
-        print_line(&format!("{}: image {} {removed}", name(image), short(&image.id)));
+        print_line(&format!("{}: image {} {removed}", name(image), short(&image.id)))?;
     }
-    print_line(&format!("{} {freed}", bytes(pruned.freed_bytes)));
+    print_line(&format!("{} {freed}", bytes(pruned.freed_bytes)))?;
     Ok(())
 }
 
@@ -194,9 +194,9 @@ pub(super) async fn verify(daemon: &socket::DaemonSocket, arguments: Verify) -> 
     }
     let Some(report) = report else { bail!("the daemon ended the verification without a result") };
     if arguments.json {
-        print_line(&serde_json::to_string_pretty(&report_json(&report))?);
+        print_line(&serde_json::to_string_pretty(&report_json(&report))?)?;
     } else {
-        print_line(&report_text(&report));
+        print_line(&report_text(&report))?;
     }
     let damaged = damaged(&report);
     if damaged > 0 {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::text::{bytes, short, table};
-use super::{UsageError, print_line, socket};
+use super::{UsageError, describe, print_error, print_line, socket};
 use crate::admin::{CHUNK_LIMIT, v1};
 use progress::{Display, layer_json};
 
@@ -142,18 +142,18 @@ async fn pull(daemon: &socket::DaemonSocket, arguments: Pull) -> anyhow::Result<
         match message.event {
             Some(v1::pull_image_response::Event::Progress(progress)) if arguments.json => {
                 let layers: Vec<Value> = progress.layers.iter().map(layer_json).collect();
-                print_line(&json!({ "event": "progress", "layers": layers }).to_string());
+                print_line(&json!({ "event": "progress", "layers": layers }).to_string())?;
             }
             Some(v1::pull_image_response::Event::Progress(progress)) => {
                 write_progress(&display.update(&progress))?;
             }
             Some(v1::pull_image_response::Event::Image(image)) if arguments.json => {
-                print_line(&json!({ "event": "image", "image": image_json(&image) }).to_string());
+                print_line(&json!({ "event": "image", "image": image_json(&image) }).to_string())?;
                 return Ok(());
             }
             Some(v1::pull_image_response::Event::Image(image)) => {
                 write_progress(&display.finish())?;
-                print_line(&image.id);
+                print_line(&image.id)?;
                 return Ok(());
             }
             None => {}
@@ -197,21 +197,25 @@ async fn list(daemon: &socket::DaemonSocket, json: bool) -> anyhow::Result<()> {
     let images = client.admin.list_images(v1::ListImagesRequest {}).await?.into_inner().images;
     if json {
         let images: Vec<Value> = images.iter().map(image_json).collect();
-        print_line(&serde_json::to_string_pretty(&images)?);
+        print_line(&serde_json::to_string_pretty(&images)?)?;
     } else {
-        print_line(&image_table(&images));
+        print_line(&image_table(&images))?;
     }
     Ok(())
 }
 
 async fn remove(daemon: &socket::DaemonSocket, images: Vec<String>) -> anyhow::Result<()> {
     let mut client = daemon.connect().await?;
+    let mut failure = None;
     for name in images {
         let removed = client.admin.remove_image(v1::RemoveImageRequest { name: name.clone() }).await;
-        let removed = removed.with_context(|| format!("remove {name}"))?.into_inner();
-        print_line(&removed_line(&name, &removed));
+        match removed.with_context(|| format!("remove {name}")) {
+            Ok(removed) => print_line(&removed_line(&name, removed.get_ref()))?,
+            // The others go all the same; the last failure is the command's.
+            Err(error) => failure.replace(error).iter().for_each(|error| print_error(&describe(error))),
+        }
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
 fn removed_line(name: &str, removed: &v1::RemoveImageResponse) -> String {
@@ -244,7 +248,7 @@ async fn import(daemon: &socket::DaemonSocket, file: &Path, name: Option<String>
     };
     for image in answer?.into_inner().images {
         let name = image.tags.first().or(image.digests.first()).map_or("(without a name)", String::as_str);
-        print_line(&format!("{name} {}", short(&image.id)));
+        print_line(&format!("{name} {}", short(&image.id)))?;
     }
     Ok(())
 }

@@ -203,7 +203,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                     print_line(&match manager {
                         Manager::Launchd => launchd::plan(&host, &service)?,
                         Manager::Systemd => systemd::plan(&unit_directory, &service)?,
-                    });
+                    })?;
                     return Ok(());
                 }
                 let socket = config.socket_path();
@@ -214,9 +214,9 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                         Systemd::new(&host, &unit_directory)?.install(&host, &service, outdated).await?
                     }
                 };
-                lines.iter().for_each(|line| print_line(line));
+                lines.iter().try_for_each(|line| print_line(line))?;
                 let version = first_answer(&socket, Duration::from_secs(install.wait)).await?;
-                version.iter().for_each(|version| print_line(&format!("kina {version} answers")));
+                version.iter().try_for_each(|version| print_line(&format!("kina {version} answers")))?;
                 Ok(())
             }
             Command::Uninstall => {
@@ -225,9 +225,9 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                     Manager::Systemd => Systemd::new(&host, &unit_directory)?.uninstall(&host).await?,
                 };
                 if lines.is_empty() {
-                    print_line("the service is not installed");
+                    print_line("the service is not installed")?;
                 }
-                lines.iter().for_each(|line| print_line(line));
+                lines.iter().try_for_each(|line| print_line(line))?;
                 Ok(())
             }
             Command::Status { daemon, json } => {
@@ -240,7 +240,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
                 let mut value = serde_json::to_value(&status)?;
                 value["socket"] = socket.display().to_string().into();
                 value["daemon"] = answer.clone().ok().into();
-                show(json, &value, || report(&status, &socket, answer.as_ref().map_err(String::as_str)));
+                show(json, &value, || report(&status, &socket, answer.as_ref().map_err(String::as_str)))?;
                 if status.running && answer.is_ok() { Ok(()) } else { Err(NotRunning.into()) }
             }
             Command::Logs { lines, follow } => logs(manager, &host, lines, follow).await,

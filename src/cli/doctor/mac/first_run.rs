@@ -182,13 +182,13 @@ pub(in crate::cli::doctor) async fn run(
     ];
     let env = find("env", search).context("there is no env")?;
     for (index, step) in STEPS.iter().enumerate() {
-        print_line(heading(index, step).trim_end());
+        print_line(heading(index, step).trim_end())?;
         let shell = shell.display().to_string();
         let mut words: Vec<&str> = settings.iter().map(String::as_str).collect();
         words.extend([shell.as_str(), "-c", step.command]);
         let said = ask(&env, &words, PATIENCE).await?;
         for line in said.stdout.lines().chain(said.stderr.lines()) {
-            print_line(&format!("   {line}"));
+            print_line(&format!("   {line}"))?;
         }
         if !said.status.success() || !is_expected(step, &said.stdout) {
             bail!(
@@ -202,7 +202,7 @@ pub(in crate::cli::doctor) async fn run(
             );
         }
     }
-    print_line(&format!("\nAll {} steps printed what they should.", STEPS.len()));
+    print_line(&format!("\nAll {} steps printed what they should.", STEPS.len()))?;
     Ok(())
 }
 

@@ -172,6 +172,27 @@ impl Default for Config {
     }
 }
 
+impl Log {
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |reason| Err(ConfigError::Value { key: "log.level", reason });
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.level) {
+            return refuse(format!("{:?}: {error}", self.level));
+        }
+        // To the filter any other word is a part of the program, and all others are silent.
+        let stray = self.level.split(',').map(str::trim).find(|word| {
+            let is_level = word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+            !is_level && !word.contains(['=', '[']) && !word.starts_with("kina")
+        });
+        match stray {
+            Some(word) => refuse(format!(
+                "{word:?} is none of error, warn, info, debug and trace, nor a filter such as \
+                 info,kina::pod=debug"
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Text }
@@ -256,9 +277,7 @@ impl Config {
             let reason = format!("{:?} is not an absolute path without \"..\"", self.cgroup_parent);
             return refuse("cgroup_parent", reason);
         }
-        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
-            return refuse("log.level", format!("{:?}: {error}", self.log.level));
-        }
+        self.log.check()?;
         at_least_one(&[("guest.handshake_seconds", self.guest.handshake_seconds)])?;
         self.machine.check()?;
         self.image.check()?;
@@ -367,12 +386,31 @@ fn around(exe: &Path) -> Vec<PathBuf> {
     directories
 }
 
-/// Refuses numbers that are zero.
+/// The longest that anything may be waited for: a year, in seconds. Points in time that
+/// far away can still be told.
+const LONGEST_WAIT: u64 = 365 * 24 * 60 * 60;
+
+/// Refuses numbers that are zero, and seconds that are too many.
 fn at_least_one(values: &[(&'static str, u64)]) -> Result<(), ConfigError> {
-    match values.iter().find(|(_, value)| *value == 0) {
-        Some((key, _)) => Err(ConfigError::Value { key, reason: "must be at least 1".to_owned() }),
-        None => Ok(()),
+    let refuse = |key, reason: String| Err(ConfigError::Value { key, reason });
+    for (key, value) in values {
+        if *value == 0 {
+            return refuse(key, "must be at least 1".to_owned());
+        }
+        if key.ends_with("_seconds") && *value > LONGEST_WAIT {
+            return refuse(key, format!("{value} is more than a year, {LONGEST_WAIT}"));
+        }
     }
+    Ok(())
+}
+
+/// Refuses what is not a registry's `host` or `host:port`, in the words of registries.
+fn registry(key: &'static str, name: &str) -> Result<(), ConfigError> {
+    if format!("{name}/a").parse::<kina_image::Reference>().is_ok_and(|parsed| parsed.registry() == name) {
+        return Ok(());
+    }
+    let reason = format!("{name:?} is not a registry's HOST or HOST:PORT, such as registry.example:5000");
+    Err(ConfigError::Value { key, reason })
 }
 
 /// Refuses paths that are not absolute.
@@ -460,6 +498,15 @@ mod tests {
             (long.as_str(), "socket: "),
             ("cgroup_parent = \"/a/../b\"", "cgroup_parent: "),
             ("[log]\nlevel = \"a=b=c\"", "log.level: "),
+            ("[log]\nlevel = \"verbose\"", "log.level: \"verbose\" is none of error, warn"),
+            ("[log]\nlevel = \"info,very loud\"", "log.level: \"very loud\" is none of"),
+            ("[guest]\nhandshake_seconds = 31536001", "guest.handshake_seconds: 31536001 is more"),
+            ("[streaming]\nbase_url = \"http://node?a\"", "streaming.base_url: "),
+            ("[machine]\nshare_roots = [\"/a/../b\"]", "machine.share_roots: /a/../b has"),
+            ("[machine.qemu]\nmodules = [\"../a\"]", "machine.qemu.modules: \"../a\" is not"),
+            ("[image]\nca_bundle = \"ca.pem\"", "image.ca_bundle: ca.pem is not"),
+            ("[image]\nplain_http = [\"http://a.b\"]", "image.plain_http: \"http://a.b\" is not"),
+            ("[image.mirrors]\n\"https://a.b\" = []", "image.mirrors: \"https://a.b\" is not"),
             ("[network]\nplugin_directories = []", "network.plugin_directories: names no directory"),
             ("[network]\nplugin_directories = [\"a\"]", "network.plugin_directories: a is not"),
             ("[network]\nadd_seconds = 0", "network.add_seconds: must be at least 1"),
@@ -488,6 +535,21 @@ mod tests {
         ] {
             let error = parse(text).unwrap().check().unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_people_write_is_good() {
+        for text in [
+            "[log]\nlevel = \"warn\"",
+            "[log]\nlevel = \"INFO,kina::pod=debug,h2=off\"",
+            "[log]\nlevel = \"kina\"",
+            "[log]\nlevel = \"off,[pod]=trace\"",
+            "[image]\nplain_http = [\"localhost\", \"127.0.0.1:5000\", \"[::1]:5000\", \"Registry\"]",
+            "[image.mirrors]\n\"docker.io\" = [\"http://127.0.0.1:5000\"]",
+            "[machine.qemu]\nmodules = [\"nf_tables\", \"snd-hda\"]",
+        ] {
+            assert!(parse(text).unwrap().check().is_ok(), "{text}: {:?}", parse(text).unwrap().check());
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, absolute, at_least_one, mib};
+use super::{ConfigError, absolute, at_least_one, mib, registry};
 
 /// Images and registries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,10 +77,13 @@ impl Image {
         absolute("image.hosts_directories", &self.hosts_directories)?;
         absolute("image.docker_configs", &self.docker_configs)?;
         absolute("image.credential_helper_directories", &self.credential_helper_directories)?;
+        absolute("image.ca_bundle", Some(&self.ca_bundle).filter(|path| !path.as_os_str().is_empty()))?;
+        self.plain_http.iter().try_for_each(|name| registry("image.plain_http", name))?;
+        self.mirrors.keys().try_for_each(|name| registry("image.mirrors", name))?;
         let is_url = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
-        for (registry, urls) in &self.mirrors {
+        for (name, urls) in &self.mirrors {
             if let Some(url) = urls.iter().find(|url| !is_url(url)) {
-                let reason = format!("{url:?} of {registry:?} does not begin with http:// or https://");
+                let reason = format!("{url:?} of {name:?} does not begin with http:// or https://");
                 return Err(ConfigError::Value { key: "image.mirrors", reason });
             }
         }

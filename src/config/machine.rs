@@ -1,6 +1,6 @@
 //! `[machine]`
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use kina_machine_qemu::{Choice, KernelFiles, QemuConfig, Vsock};
@@ -155,6 +155,11 @@ impl Qemu {
         ] {
             absolute(key, set(path).as_ref())?;
         }
+        let word = |char: char| char.is_ascii_alphanumeric() || "-_.".contains(char);
+        if let Some(name) = self.modules.iter().find(|name| name.is_empty() || !name.chars().all(word)) {
+            let reason = format!("{name:?} is not a kernel module's name, such as nf_tables");
+            return Err(ConfigError::Value { key: "machine.qemu.modules", reason });
+        }
         if set(&self.kernel).is_some() != set(&self.kernel_modules).is_some() {
             let reason = "is set together with machine.qemu.kernel, or neither is".to_owned();
             return Err(ConfigError::Value { key: "machine.qemu.kernel_modules", reason });
@@ -211,6 +216,11 @@ impl Machine {
         ])?;
         absolute("machine.kubelet_root", [&self.kubelet_root])?;
         absolute("machine.share_roots", &self.share_roots)?;
+        let climbs = |path: &&PathBuf| path.components().any(|part| part == Component::ParentDir);
+        if let Some(path) = self.share_roots.iter().find(climbs) {
+            let reason = format!("{} has \"..\" in it", path.display());
+            return Err(ConfigError::Value { key: "machine.share_roots", reason });
+        }
         self.qemu.check()?;
         self.apple.check()
     }

@@ -54,6 +54,10 @@ impl Streaming {
             let reason = format!("{:?} does not begin with http:// or https://", self.base_url);
             return refuse("streaming.base_url", reason);
         }
+        if self.base_url.contains(['?', '#']) {
+            let reason = format!("{:?} has a query or a fragment; URLs go on with a path", self.base_url);
+            return refuse("streaming.base_url", reason);
+        }
         if self.base_url.is_empty() && address.ip().is_unspecified() {
             let reason = format!("is needed, because nobody can connect to {}", address.ip());
             return refuse("streaming.base_url", reason);

@@ -27,51 +27,52 @@ pub(super) struct Node {
     pub(super) device: LinuxDevice,
 }
 
-/// The nodes that a container gets and the access rules.
+/// The nodes that a container gets and the access rules. A privileged one has all of the
+/// machine's; what is asked for by name is beside them, or in the place of one of them.
 pub(super) fn build(
     request: &v1::CreateContainerRequest,
     identity: &Identity,
 ) -> Result<(Vec<Node>, Vec<LinuxDeviceCgroup>), Error> {
-    if request.privileged {
-        let mut devices = Vec::new();
-        collect(Path::new("/dev"), Path::new("/dev"), 0, true, &mut devices)?;
-        for asked in &request.devices {
-            if let Some(node) = &asked.node {
-                let node = described(asked, node, identity)?;
-                devices.retain(|known: &Node| known.device.path() != node.device.path());
-                devices.push(node);
-            }
-        }
-        let rule = LinuxDeviceCgroupBuilder::default().allow(true).access("rwm").build();
-        return Ok((devices, vec![built(rule)?]));
-    }
-    let none = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build();
-    let mut rules = vec![built(none)?];
     let mut devices = Vec::new();
+    let every = LinuxDeviceCgroupBuilder::default().allow(request.privileged).access("rwm").build();
+    let mut rules = vec![built(every)?];
+    if request.privileged {
+        collect(Path::new("/dev"), Path::new("/dev"), 0, true, &mut devices)?;
+    }
     for asked in &request.devices {
         let permissions = permissions(asked)?;
-        let first = devices.len();
-        let destination = match asked.destination.as_str() {
-            "" => Path::new(&asked.source),
-            destination => Path::new(destination),
-        };
+        let mut nodes = Vec::new();
         match &asked.node {
-            Some(node) => devices.push(described(asked, node, identity)?),
-            None => collect(Path::new(&asked.source), destination, 0, false, &mut devices)?,
+            Some(node) => nodes.push(described(asked, node, identity)?),
+            None => collect(Path::new(&asked.source), destination(asked), 0, false, &mut nodes)?,
         }
-        for Node { device, .. } in &devices[first..] {
-            rules.push(built(
-                LinuxDeviceCgroupBuilder::default()
-                    .allow(true)
-                    .typ(device.typ())
-                    .major(device.major())
-                    .minor(device.minor())
-                    .access(permissions)
-                    .build(),
-            )?);
+        if request.privileged {
+            let replaced = |known: &Node| nodes.iter().any(|node| node.device.path() == known.device.path());
+            devices.retain(|known| !replaced(known));
+        } else {
+            for Node { device, .. } in &nodes {
+                rules.push(built(
+                    LinuxDeviceCgroupBuilder::default()
+                        .allow(true)
+                        .typ(device.typ())
+                        .major(device.major())
+                        .minor(device.minor())
+                        .access(permissions)
+                        .build(),
+                )?);
+            }
+        }
+        devices.append(&mut nodes);
+        if devices.len() > DEVICES_LIMIT {
+            return Err(Error::TooMany { what: "devices", limit: DEVICES_LIMIT });
         }
     }
     Ok((devices, rules))
+}
+
+/// Where a device is in the container.
+fn destination(device: &v1::Device) -> &Path {
+    Path::new(if device.destination.is_empty() { &device.source } else { &device.destination })
 }
 
 fn permissions(device: &v1::Device) -> Result<&str, Error> {
@@ -99,10 +100,9 @@ fn described(asked: &v1::Device, node: &v1::DeviceNode, identity: &Identity) -> 
             (device.typ(), device.major(), device.minor(), device.file_mode().unwrap_or(0o666))
         }
     };
-    let path = if asked.destination.is_empty() { &asked.source } else { &asked.destination };
     let device = built(
         LinuxDeviceBuilder::default()
-            .path(path)
+            .path(destination(asked))
             .typ(kind)
             .major(major)
             .minor(minor)
@@ -126,7 +126,7 @@ pub(super) fn require_as_they_are(request: &v1::CreateContainerRequest) -> Resul
     match request.devices.iter().find(described) {
         None => Ok(()),
         Some(device) => {
-            let path = if device.destination.is_empty() { &device.source } else { &device.destination };
+            let path = destination(device).display();
             let reason = "cannot have a number, mode or owner of its own in a user namespace; leave them out";
             Err(Error::invalid("devices.node", format!("{path} {reason}")))
         }
@@ -270,5 +270,17 @@ mod tests {
         assert!(devices.iter().any(|node| node.device.path() == Path::new("/dev/null")));
         assert!(!devices.iter().any(|node| node.device.path().starts_with("/dev/pts")));
         assert!(rules[0].allow());
+
+        // And those that are asked for by another name, or by the name of another one.
+        let asked = vec![device("/dev/null", "/dev/nothing", "r"), device("/dev/null", "/dev/zero", "rw")];
+        let (devices, rules) =
+            build(&v1::CreateContainerRequest { devices: asked, ..all }, &user(0)).unwrap();
+        for path in ["/dev/nothing", "/dev/zero"] {
+            let found: Vec<&Node> =
+                devices.iter().filter(|node| node.device.path() == Path::new(path)).collect();
+            assert_eq!(found.len(), 1, "{path}");
+            assert_eq!((found[0].device.major(), found[0].device.minor()), (1, 3), "{path}");
+        }
+        assert_eq!(rules.len(), 1);
     }
 }

@@ -1,5 +1,6 @@
 //! Limits of a group.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -83,6 +84,43 @@ impl Group {
     /// [`Error::Unsupported`] for a field without a control on this kernel,
     /// [`Error::InvalidValue`], [`Error::Set`] if the kernel refuses a value.
     pub fn set(&self, resources: &Resources) -> Result<(), Error> {
+        Change { group: self, before: None }.set(resources)
+    }
+
+    /// Sets limits, all or none: after an error what was changed before it is changed back, as far
+    /// as the kernel allows.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn change(&self, resources: &Resources) -> Result<(), Error> {
+        let change = Change { group: self, before: Some(RefCell::default()) };
+        let result = change.set(resources);
+        if result.is_err() {
+            change.undo();
+        }
+        result
+    }
+}
+
+/// Limits being set.
+struct Change<'a> {
+    group: &'a Group,
+    /// What was changed and what was there before, if that is to be known.
+    before: Option<RefCell<Vec<(PathBuf, String)>>>,
+}
+
+impl Change<'_> {
+    /// Puts back what was there before, the latest change first.
+    fn undo(self) {
+        for (path, value) in self.before.into_iter().flat_map(RefCell::into_inner).rev() {
+            for line in value.lines() {
+                // What cannot be put back stays; the caller is told of the first failure.
+                drop(write(&path, &format!("{line}\n")));
+            }
+        }
+    }
+
+    fn set(&self, resources: &Resources) -> Result<(), Error> {
         self.set_processor(resources)?;
         self.set_memory(resources)?;
         if let Some(limit) = resources.pids_limit {
@@ -94,18 +132,19 @@ impl Group {
         }
         self.set_block_io(resources)?;
         if !resources.devices.is_empty() {
-            self.set_devices(&resources.devices)?;
+            self.group.set_devices(&resources.devices)?;
         }
         for (file, value) in &resources.unified {
             if file.contains('/') || !file.contains('.') {
                 return Err(Error::InvalidValue { field: "unified", value: file.clone() });
             }
             let path = self
+                .group
                 .unified_directory()
                 .map(|directory| directory.join(file))
                 .filter(|path| path.is_file())
                 .ok_or_else(|| Error::Unsupported { field: "unified", file: file.clone() })?;
-            put_at("unified", path, value)?;
+            self.put_at("unified", path, value)?;
         }
         Ok(())
     }
@@ -115,7 +154,7 @@ impl Group {
             self.put("cpu_idle", "cpu", "cpu.idle", "cpu.idle", &idle.to_string())?;
         }
         if let Some(shares) = resources.cpu_shares.filter(|shares| *shares != 0) {
-            if self.is_v1("cpu") {
+            if self.group.is_v1("cpu") {
                 self.put("cpu_shares", "cpu", "cpu.shares", "", &shares.to_string())?;
             } else {
                 let weight = weight_of_shares(shares).to_string();
@@ -124,7 +163,7 @@ impl Group {
         }
         let quota = resources.cpu_quota.filter(|quota| *quota != 0);
         let period = resources.cpu_period.filter(|period| *period != 0);
-        if self.is_v1("cpu") {
+        if self.group.is_v1("cpu") {
             let put_quota = |quota: i64| {
                 let quota = quota.max(-1).to_string();
                 self.put("cpu_quota", "cpu", "cpu.cfs_quota_us", "", &quota)
@@ -181,7 +220,7 @@ impl Group {
         // 0 means "not set" in the specification.
         let limit = resources.memory_limit.filter(|limit| *limit != 0);
         let swap = resources.memory_swap_limit.filter(|limit| *limit != 0);
-        if self.is_v1("memory") {
+        if self.group.is_v1("memory") {
             let put_limit = |limit: i64| {
                 let value = limit.max(-1).to_string();
                 self.put("memory_limit", "memory", "memory.limit_in_bytes", "", &value)
@@ -211,6 +250,14 @@ impl Group {
                 self.put("memory_limit", "memory", "", "memory.max", &or_max(limit))?;
             }
             if let Some(swap) = swap {
+                let limit = match limit {
+                    Some(limit) => Some(limit),
+                    // "max" is no number.
+                    None => read(&self.found("memory_swap_limit", "memory", "", "memory.max")?)?
+                        .trim()
+                        .parse()
+                        .ok(),
+                };
                 let value = match (swap, limit) {
                     (..0, _) => "max".to_owned(),
                     (swap, Some(limit)) if limit >= 0 && swap >= limit => (swap - limit).to_string(),
@@ -221,12 +268,19 @@ impl Group {
                         });
                     }
                 };
-                self.put("memory_swap_limit", "memory", "", "memory.swap.max", &value)?;
+                match self.put("memory_swap_limit", "memory", "", "memory.swap.max", &value) {
+                    // Nothing is swapped out that is not counted.
+                    Err(Error::Unsupported { .. }) if matches!(value.as_str(), "max" | "0") => {}
+                    done => done?,
+                }
             }
         }
         if let Some(reservation) = resources.memory_reservation.filter(|value| *value != 0) {
-            let value =
-                if self.is_v1("memory") { reservation.max(-1).to_string() } else { or_max(reservation) };
+            let value = if self.group.is_v1("memory") {
+                reservation.max(-1).to_string()
+            } else {
+                or_max(reservation)
+            };
             let (v1, v2) = ("memory.soft_limit_in_bytes", "memory.low");
             self.put("memory_reservation", "memory", v1, v2, &value)?;
         }
@@ -235,7 +289,9 @@ impl Group {
             self.put("memory_swappiness", "memory", "memory.swappiness", "", &value)?;
         }
         // v2 cannot disable it, so there "do not" is already so.
-        if let Some(disable) = resources.oom_kill_disable.filter(|disable| *disable || self.is_v1("memory")) {
+        if let Some(disable) =
+            resources.oom_kill_disable.filter(|disable| *disable || self.group.is_v1("memory"))
+        {
             let value = if disable { "1" } else { "0" };
             self.put("oom_kill_disable", "memory", "memory.oom_control", "", value)?;
         }
@@ -249,8 +305,13 @@ impl Group {
         }
         let (value, v1, v2) =
             (or_max(limit.limit), format!("hugetlb.{size}.limit_in_bytes"), format!("hugetlb.{size}.max"));
-        let value = if self.is_v1("hugetlb") { limit.limit.max(-1).to_string() } else { value };
-        self.put("hugepage_limits", "hugetlb", &v1, &v2, &value)
+        let value = if self.group.is_v1("hugetlb") { limit.limit.max(-1).to_string() } else { value };
+        match self.put("hugepage_limits", "hugetlb", &v1, &v2, &value) {
+            // A kernel that does not count them; the kubelet forbids every size of the node's to
+            // every container that asks for none.
+            Err(Error::Unsupported { .. }) if limit.limit == 0 => Ok(()),
+            done => done,
+        }
     }
 
     fn set_block_io(&self, resources: &Resources) -> Result<(), Error> {
@@ -261,12 +322,12 @@ impl Group {
             ];
             let mut done = false;
             for (v1, v2, converted) in names {
-                if self.control("blkio", v1, "").is_some() {
+                if self.group.control("blkio", v1, "").is_some() {
                     self.put("blkio_weight", "blkio", v1, "", &weight.to_string())?;
                     done = true;
                     break;
                 }
-                if !self.is_v1("blkio") && self.control("io", "", v2).is_some() {
+                if !self.group.is_v1("blkio") && self.group.control("io", "", v2).is_some() {
                     self.put("blkio_weight", "io", "", v2, &converted.to_string())?;
                     done = true;
                     break;
@@ -287,7 +348,7 @@ impl Group {
         ];
         for (field, v1, v2, devices) in rates {
             for ThrottleDevice { major, minor, rate } in devices {
-                if self.is_v1("blkio") {
+                if self.group.is_v1("blkio") {
                     let file = format!("blkio.throttle.{v1}_device");
                     self.put(field, "blkio", &file, "", &format!("{major}:{minor} {rate}"))?;
                 } else {
@@ -305,9 +366,9 @@ impl Group {
 
     /// The file of a control, or the error that names what is missing.
     fn found(&self, field: &'static str, controller: &str, v1: &str, v2: &str) -> Result<PathBuf, Error> {
-        self.control(controller, v1, v2).ok_or_else(|| Error::Unsupported {
+        self.group.control(controller, v1, v2).ok_or_else(|| Error::Unsupported {
             field,
-            file: match (v1, v2, self.is_v1(controller)) {
+            file: match (v1, v2, self.group.is_v1(controller)) {
                 ("", name, _) | (name, "", _) | (name, _, true) | (_, name, false) => name.to_owned(),
             },
         })
@@ -321,7 +382,17 @@ impl Group {
         v2: &str,
         value: &str,
     ) -> Result<(), Error> {
-        put_at(field, self.found(field, controller, v1, v2)?, value)
+        self.put_at(field, self.found(field, controller, v1, v2)?, value)
+    }
+
+    fn put_at(&self, field: &'static str, path: PathBuf, value: &str) -> Result<(), Error> {
+        // One that cannot be read cannot be put back either.
+        let before = self.before.as_ref().and_then(|before| Some((before, read(&path).ok()?)));
+        put_at(field, path.clone(), value)?;
+        if let Some((before, old)) = before {
+            before.borrow_mut().push((path, old));
+        }
+        Ok(())
     }
 }
 

@@ -29,10 +29,10 @@ impl Guest {
     pub(crate) async fn update(self: Arc<Self>, id: String, asked: v1::Resources) -> Result<(), Error> {
         let container = self.container(&id)?;
         let _turn = container.turn.lock().await;
-        let limits = spec::limits(&asked)?;
         let group = container.require_alive("update")?.group.clone();
+        let limits = spec::limits(&asked, group.hierarchy())?;
         blocking("update a container", move || {
-            group.set(&limits).map_err(|source| cgroup_error(&group, source))
+            group.change(&limits).map_err(|source| cgroup_error(&group, source))
         })
         .await
     }

@@ -269,7 +269,7 @@ fn linux(
     hierarchy: &Hierarchy,
 ) -> Result<Linux, Error> {
     let cgroup_namespace = hierarchy.layout() == Layout::V2 && !request.privileged;
-    let resources = resources(request.resources.as_ref())?;
+    let resources = resources(request.resources.as_ref(), hierarchy)?;
     let mut linux = built(
         LinuxBuilder::default()
             .namespaces(namespaces(pod, pid, cgroup_namespace)?)
@@ -316,16 +316,32 @@ fn namespaces(pod: &Pod, pid: &PidNamespace, cgroup: bool) -> Result<Vec<LinuxNa
 }
 
 /// The limits that are set, for a container that exists.
-pub(crate) fn limits(asked: &v1::Resources) -> Result<Resources, Error> {
-    kina_launch::resources(&resources(Some(asked))?)
+pub(crate) fn limits(asked: &v1::Resources, hierarchy: &Hierarchy) -> Result<Resources, Error> {
+    kina_launch::resources(&resources(Some(asked), hierarchy)?)
         .map_err(|source| Error::invalid("resources", source.to_string()))
 }
 
-fn resources(asked: Option<&v1::Resources>) -> Result<LinuxResources, Error> {
+/// How much memory and swap a container may have together. One whose memory is limited and
+/// that asks for no swap gets none, as containerd and CRI-O have it.
+fn memory_and_swap(asked: &v1::Resources, limits_swap: bool, has_swap: impl FnOnce() -> bool) -> Option<i64> {
+    match asked.memory_swap_limit_bytes {
+        None => asked.memory_limit_bytes.filter(|_| limits_swap),
+        // Where there is no swap, every limit of it is kept.
+        Some(limit) => Some(limit).filter(|_| limits_swap || has_swap()),
+    }
+}
+
+/// Whether this machine has swap now: a list of it with more than its heading.
+fn has_swap() -> bool {
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|list| list.lines().count() > 1)
+}
+
+fn resources(asked: Option<&v1::Resources>, hierarchy: &Hierarchy) -> Result<LinuxResources, Error> {
     let default = v1::Resources::default();
     let asked = asked.unwrap_or(&default);
     let mut memory = built(LinuxMemoryBuilder::default().build())?;
-    memory.set_limit(asked.memory_limit_bytes).set_swap(asked.memory_swap_limit_bytes);
+    let swap = memory_and_swap(asked, hierarchy.limits_swap(), has_swap);
+    memory.set_limit(asked.memory_limit_bytes).set_swap(swap);
     let mut cpu = built(LinuxCpuBuilder::default().build())?;
     let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     cpu.set_shares(asked.cpu_shares)
@@ -395,6 +411,29 @@ mod tests {
         assert!(all.effective().as_ref().unwrap().contains(&Capability::SysAdmin));
         let unknown = v1::Process { bounding: words(&["CAP_FLY"]), ..asked };
         assert!(capabilities(&unknown, false).unwrap_err().to_string().contains("FLY"));
+    }
+
+    #[test]
+    fn swap_is_asked_for() {
+        let asked = |memory, swap| v1::Resources {
+            memory_limit_bytes: memory,
+            memory_swap_limit_bytes: swap,
+            ..v1::Resources::default()
+        };
+        for (memory, swap, limits_swap, has_swap, expected) in [
+            (None, None, true, true, None),
+            (Some(7), None, true, true, Some(7)),
+            (Some(-1), None, true, true, Some(-1)),
+            (Some(7), None, false, true, None),
+            (Some(7), Some(9), true, true, Some(9)),
+            (None, Some(9), true, false, Some(9)),
+            (Some(7), Some(9), false, false, None),
+            // An error that says so is better than no limit.
+            (Some(7), Some(9), false, true, Some(9)),
+        ] {
+            let found = memory_and_swap(&asked(memory, swap), limits_swap, || has_swap);
+            assert_eq!(found, expected, "{memory:?} {swap:?} {limits_swap} {has_swap}");
+        }
     }
 
     #[test]

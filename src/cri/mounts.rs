@@ -1,6 +1,6 @@
 //! Mounts and devices.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use kina_model::{Device, Digest, ImageVolume, Mount, MountSource, Propagation, SpecError, UserNamespace};
 
@@ -32,11 +32,7 @@ pub(super) fn mount(
     } = message;
 
     let mapped = user_namespace::mapped(field, &uid_mappings, &gid_mappings, user)?;
-    check::absolute_path(&format!("{field}.container_path"), &container_path)?;
-    if container_path.bytes().all(|byte| byte == b'/') {
-        let reason = "the root itself cannot be mounted over; choose a path below it";
-        return Err(SpecError::invalid(format!("{field}.container_path"), reason));
-    }
+    container_place(&format!("{field}.container_path"), &container_path)?;
     let propagation = match check::known(&format!("{field}.propagation"), propagation)? {
         v1::MountPropagation::PropagationPrivate => Propagation::Private,
         v1::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
@@ -96,6 +92,27 @@ pub(super) fn mount(
         relabel,
         options: mount_options,
     })
+}
+
+/// A place in a container below its root. `..` in it is resolved by its text, as runc does.
+fn container_place(field: &str, path: &str) -> Result<(), SpecError> {
+    check::text(field, path)?;
+    if !path.starts_with('/') {
+        return Err(SpecError::invalid(field, format!("{path:?} is not an absolute path")));
+    }
+    let mut depth = 0_usize;
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir => depth = depth.saturating_sub(1),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    if depth == 0 {
+        let reason = "the root itself cannot be mounted over; choose a path below it";
+        return Err(SpecError::invalid(field, reason));
+    }
+    Ok(())
 }
 
 /// The image of a mount at that field.
@@ -200,6 +217,8 @@ mod tests {
         assert_eq!(kept.mapped, user);
         assert_eq!(message(&kept, None), mapped);
         assert_eq!(mount("m", plain(), false, user).unwrap().mapped, None);
+        let winding = v1::Mount { container_path: "/a/../etc/x".into(), ..plain() };
+        assert_eq!(message(&mount("m", winding.clone(), false, None).unwrap(), None), winding);
         let shared = v1::Mount {
             propagation: v1::MountPropagation::PropagationBidirectional.into(),
             selinux_relabel: true,
@@ -214,7 +233,7 @@ mod tests {
         type Change = fn(&mut v1::Mount);
         let cases: [(&str, &str, Change); 12] = [
             ("m.container_path", "absolute", |m| m.container_path = "data".into()),
-            ("m.container_path", "\"..\"", |m| m.container_path = "/a/../etc".into()),
+            ("m.container_path", "root itself", |m| m.container_path = "/a/../..".into()),
             ("m.container_path", "root itself", |m| m.container_path = "//".into()),
             ("m.host_path", "absolute", |m| m.host_path.clear()),
             ("m.propagation", "value 7", |m| m.propagation = 7),

@@ -1,12 +1,13 @@
 //! The effects on one container.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
 use kina_machine::{LayerAccess, Share, ShareKind, Shares};
 use kina_model::{
-    ContainerEffect, ContainerId, ContainerSpec, Mount, MountSource, Nanos, Resources, container,
+    ContainerEffect, ContainerId, ContainerSpec, Mount, MountSource, Nanos, Resources, SpecError, container,
 };
 use kina_node::LayerImage;
 use kina_store::Batch;
@@ -176,14 +177,17 @@ impl Subject {
         use v1::log_target::Target;
         let mut images = layers.volumes.into_iter();
         let mut mounts = Vec::with_capacity(view.spec.mounts.len());
-        for (mount, source) in view.spec.mounts.iter().zip(outside.mounts) {
+        for (index, (mount, source)) in view.spec.mounts.iter().zip(outside.mounts).enumerate() {
+            let shared = async |share: &Share| {
+                self.driver.share(&self.id, share).await.map_err(|error| share_error(index, error))
+            };
             mounts.push(match source {
                 // The node sees to it: a guest would make all of it read-only, which is what is left
                 // where directories are shared whole.
                 Source::SharedTopReadonly(path) if self.driver.capabilities().shares == Shares::Dynamic => {
                     let kind = ShareKind::Volume(view.id.clone());
                     let share = Share { source: path.clone(), readonly: true, readonly_below: false, kind };
-                    let source = self.driver.share(&self.id, &share).await?;
+                    let source = shared(&share).await?;
                     let mut request = guest_request::mount(mount, &source);
                     request.readonly = false;
                     request.set_propagation(v1::MountPropagation::Private);
@@ -194,7 +198,7 @@ impl Subject {
                     let kind = ShareKind::Volume(view.id.clone());
                     let share =
                         Share { source: path.clone(), readonly: mount.readonly, readonly_below: true, kind };
-                    let source = self.driver.share(&self.id, &share).await?;
+                    let source = shared(&share).await?;
                     let mut request = guest_request::mount(mount, &source);
                     if self.driver.capabilities().own_kernel {
                         // What the node mounts later comes with the share, as do mapped ids.
@@ -374,5 +378,18 @@ async fn ended(pod: &mut watch::Receiver<Arc<PodView>>, container: &ContainerId)
         view.containers.get(container).is_none_or(|container| container.state.exit().is_some())
     };
     // An error says that the pod's actor has ended, and the container with it.
+/// A mount's source that is not there is the caller's mistake.
+fn share_error(index: usize, error: kina_machine::Error) -> Error {
+    match &error {
+        kina_machine::Error::Share { path, source, .. }
+            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+        {
+            let reason = format!("{} is not there; make it first", path.display());
+            SpecError::invalid(format!("config.mounts[{index}].host_path"), reason).into()
+        }
+        _ => error.into(),
+    }
+}
+
     let _ = pod.wait_for(over).await;
 }

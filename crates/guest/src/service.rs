@@ -1,5 +1,6 @@
 //! The guest protocol: decode, call, encode.
 
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,22 +75,8 @@ fn status(error: &Error) -> Status {
         | Error::NoMountSource { .. } => Code::InvalidArgument,
         Error::Unsupported { .. } => Code::Unimplemented,
         Error::TooMany { .. } => Code::ResourceExhausted,
-        Error::Launch { source, .. } => match source {
-            LaunchError::Refused { .. } | LaunchError::Execute { .. } => Code::InvalidArgument,
-            LaunchError::Gone => Code::FailedPrecondition,
-            _ => Code::Internal,
-        },
-        Error::Cgroup { source, .. } => match source {
-            kina_cgroup::Error::Unsupported { .. } => Code::Unimplemented,
-            kina_cgroup::Error::InvalidValue { .. } => Code::InvalidArgument,
-            kina_cgroup::Error::Set { source, .. } => match source.kind() {
-                std::io::ErrorKind::InvalidInput => Code::InvalidArgument,
-                // Less memory than is used, say.
-                std::io::ErrorKind::ResourceBusy => Code::FailedPrecondition,
-                _ => Code::Internal,
-            },
-            _ => Code::Internal,
-        },
+        Error::Launch { source, .. } => launch_code(source),
+        Error::Cgroup { source, .. } => cgroup_code(source),
         Error::Network { source, .. } => match source {
             kina_attachment::Error::BadName { .. } => Code::InvalidArgument,
             _ => Code::Internal,
@@ -110,6 +97,48 @@ fn status(error: &Error) -> Status {
         message.pop();
     }
     Status::new(code, message)
+}
+
+fn launch_code(error: &LaunchError) -> Code {
+    match error {
+        LaunchError::Refused { .. } | LaunchError::Execute { .. } | LaunchError::OutOfMemory => {
+            Code::InvalidArgument
+        }
+        LaunchError::Gone => Code::FailedPrecondition,
+        LaunchError::Cgroup(source) => cgroup_code(source),
+        // What the request names does not fit what the image or the machine has.
+        LaunchError::Setup { operation, source } if operation.is_asked_for() => {
+            match (source.kind(), source.raw_os_error()) {
+                (
+                    ErrorKind::NotFound
+                    | ErrorKind::NotADirectory
+                    | ErrorKind::IsADirectory
+                    | ErrorKind::AlreadyExists
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::InvalidInput,
+                    _,
+                )
+                | (_, Some(libc::ELOOP)) => Code::InvalidArgument,
+                _ => Code::Internal,
+            }
+        }
+        _ => Code::Internal,
+    }
+}
+
+fn cgroup_code(error: &kina_cgroup::Error) -> Code {
+    match error {
+        kina_cgroup::Error::Unsupported { .. } => Code::Unimplemented,
+        kina_cgroup::Error::InvalidValue { .. } => Code::InvalidArgument,
+        kina_cgroup::Error::Set { source, .. } => match (source.kind(), source.raw_os_error()) {
+            (ErrorKind::InvalidInput, _) | (_, Some(libc::ERANGE)) => Code::InvalidArgument,
+            // Less memory than is used, say.
+            (ErrorKind::ResourceBusy, _) => Code::FailedPrecondition,
+            _ => Code::Internal,
+        },
+        _ => Code::Internal,
+    }
 }
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -382,6 +411,45 @@ async fn send_records(
         };
         if sender.send(message).await.is_err() || last {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kina_launch::Operation;
+
+    use super::*;
+
+    #[test]
+    fn who_is_at_fault_for_a_launch_that_fails() {
+        let setup = |operation, errno| LaunchError::Setup {
+            operation,
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        let set = |errno| kina_cgroup::Error::Set {
+            field: "cpuset_cpus",
+            value: "99".to_owned(),
+            path: "/x".into(),
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        let absent = kina_cgroup::Error::Unsupported { field: "unified", file: "memory.high".to_owned() };
+        for (source, expected) in [
+            (setup(Operation::WorkingDirectory("/etc/passwd".into()), libc::ENOTDIR), Code::InvalidArgument),
+            (setup(Operation::MountPoint("/loop/x".into()), libc::ELOOP), Code::InvalidArgument),
+            (setup(Operation::MountPoint("/x".into()), libc::ENOSPC), Code::Internal),
+            (setup(Operation::Pivot, libc::EINVAL), Code::Internal),
+            (LaunchError::OutOfMemory, Code::InvalidArgument),
+            (LaunchError::Gone, Code::FailedPrecondition),
+            (LaunchError::Died, Code::Internal),
+            (LaunchError::Cgroup(absent), Code::Unimplemented),
+            (LaunchError::Cgroup(set(libc::ERANGE)), Code::InvalidArgument),
+            (LaunchError::Cgroup(set(libc::EBUSY)), Code::FailedPrecondition),
+            (LaunchError::Cgroup(set(libc::EIO)), Code::Internal),
+        ] {
+            let text = source.to_string();
+            let status = status(&Error::Launch { id: "c".to_owned(), source });
+            assert_eq!(status.code(), expected, "{text}");
         }
     }
 }

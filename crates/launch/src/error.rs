@@ -51,6 +51,10 @@ pub enum Error {
     /// The helper or the new process ended without saying why: it was killed.
     #[error("the new process ended before it was ready")]
     Died,
+    /// The new process was killed because its control group may have too little memory even for
+    /// the set-up.
+    #[error("the memory limit is too low for a process to be made")]
+    OutOfMemory,
     /// The set-up took too long; everything was killed.
     #[error("the new process was not ready in time")]
     TimedOut,
@@ -141,6 +145,50 @@ pub enum Operation {
     ReadPasswd,
     /// Closing descriptors.
     CloseDescriptors,
+}
+
+impl Operation {
+    /// Whether what it works on is named by the spec, so that the spec is at fault if that is not
+    /// there or of another kind.
+    #[must_use]
+    pub fn is_asked_for(&self) -> bool {
+        match self {
+            Self::OpenSource(_)
+            | Self::MountPoint(_)
+            | Self::Mount(_)
+            | Self::Device(_)
+            | Self::MakeWorkingDirectory(_)
+            | Self::WorkingDirectory(_)
+            | Self::Sysctl(_)
+            | Self::Rlimit(_) => true,
+            Self::Communicate
+            | Self::EnterCgroup
+            | Self::JoinNamespace(_)
+            | Self::JoinContainer
+            | Self::Clone
+            | Self::MapIds
+            | Self::BecomeRoot
+            | Self::Propagation
+            | Self::OpenRoot
+            | Self::MapMount(_)
+            | Self::DeviceLink(_)
+            | Self::Pivot
+            | Self::Mask(_)
+            | Self::ReadOnly(_)
+            | Self::Hostname
+            | Self::Domainname
+            | Self::Loopback
+            | Self::Session
+            | Self::Terminal
+            | Self::User
+            | Self::Capabilities
+            | Self::NoNewPrivileges
+            | Self::Seccomp
+            | Self::Label
+            | Self::ReadPasswd
+            | Self::CloseDescriptors => false,
+        }
+    }
 }
 
 impl fmt::Display for Operation {

@@ -117,7 +117,11 @@ impl Launcher {
             RootFs::Path(_) => None,
             RootFs::Detached(mount) => Some(mount),
         };
-        self.launch(&checked, stdio, extra, cgroup.as_ref())
+        let killed = |group: &Group| matches!(group.oom_kill_count(), Ok(Some(1..)));
+        match self.launch(&checked, stdio, extra, cgroup.as_ref()) {
+            Err(Error::Died) if cgroup.as_ref().is_some_and(killed) => Err(Error::OutOfMemory),
+            done => done,
+        }
     }
 
     /// Sets up another process in a container, given by the pidfd of its first process. Blocks.

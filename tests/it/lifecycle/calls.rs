@@ -288,8 +288,10 @@ async fn what_cannot_be_made_leaves_nothing() {
     }];
     let mut no_image = script("no-image", FOREVER);
     no_image.image.as_mut().unwrap().image = "localhost/no-such-image:1".to_owned();
+    let mut no_directory = script("no-directory", FOREVER);
+    no_directory.working_dir = "/bin/sh".to_owned();
     let before = daemon.place.processes(&pod).len();
-    for config in [missing, no_device, no_image] {
+    for config in [missing, no_device, no_image, no_directory] {
         let name = config.metadata.as_ref().unwrap().name.clone();
         if let Ok(id) = cri.create(&pod, config).await {
             cri.start(&id).await.expect_err(&name);

@@ -7,5 +7,6 @@ mod images;
 mod mounts;
 mod output;
 mod process;
+mod resources;
 mod sharing;
 mod user_namespaces;

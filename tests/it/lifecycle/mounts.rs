@@ -126,6 +126,14 @@ async fn propagation() {
     cri.sh(&both, "mount -t tmpfs none /shared/container && touch /shared/container/seen").await;
     assert!(shared.join("container/seen").exists());
     assert_eq!(cri.sh(&slave, "ls /shared/container").await, "seen\n");
+    assert!(refused.message().starts_with("config.mounts[0].host_path: "), "{refused}");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+
+    // A way with turns in it leads where its text says.
+    let mut winding = script("winding", FOREVER);
+    winding.mounts = vec![mount(&data, "/no/such/../../place/of/files", |_| ())];
+    let winding = cri.run(&pod, winding).await;
+    assert_eq!(cri.sh(&winding, "cat /place/of/files/file").await, "from the node\n");
     assert_eq!(cri.sh(&private, "ls /shared/container").await, "");
     cri.sh(&both, "umount /shared/container").await;
     wait_until("the mount to go", async || !shared.join("container/seen").exists()).await;

@@ -57,7 +57,9 @@ pub(super) fn build(
         .map(|mount| (mount, mount.image.as_ref().and_then(|_| images.next())))
         .collect();
     // What lies deeper is mounted later; of equals the order stays.
-    asked.sort_by_key(|(mount, _)| depth(&mount.destination));
+    asked.sort_by_key(|(mount, _)| {
+        destination(&mount.destination).map_or(0, |path| path.components().count())
+    });
     let mut propagation = None;
     let mut held = Vec::new();
     for (mount, image) in asked {
@@ -98,23 +100,22 @@ fn is_asked(request: &v1::CreateContainerRequest, known: &Mount) -> bool {
     })
 }
 
-fn depth(destination: &str) -> usize {
-    destination.split('/').filter(|part| !part.is_empty()).count()
-}
-
-/// An absolute path without `.` and `..`.
+/// An absolute path, `.` and `..` resolved by its text as within a root.
 fn destination(text: &str) -> Result<PathBuf, Error> {
     let path = Path::new(text);
     let refuse = || Error::invalid("mounts.destination", format!("{text:?}"));
     if !path.is_absolute() {
         return Err(refuse());
     }
-    let clean: PathBuf = path.components().collect();
-    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
-    if clean == Path::new("/") || !clean.components().all(plain) {
-        return Err(refuse());
+    let mut clean = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
     }
-    Ok(clean)
+    if clean == Path::new("/") { Err(refuse()) } else { Ok(clean) }
 }
 
 fn mount(kind: &str, source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, Error> {
@@ -171,9 +172,8 @@ fn bound(asked: &v1::Mount, destination: &Path) -> Result<Mount, Error> {
     }
     match fs::metadata(source) {
         Ok(_) => {}
-        // As containerd does: a host path that is not there becomes a directory.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            fs::create_dir_all(source).map_err(|_| Error::NoMountSource { path: source.to_owned() })?
+            return Err(Error::NoMountSource { path: source.to_owned() });
         }
         Err(error) => return Err(Error::file("inspect mount source", source, error)),
     }
@@ -299,9 +299,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn destinations_are_absolute_and_plain() {
-        assert_eq!(destination("/a//b/").unwrap(), Path::new("/a/b"));
-        for bad in ["", "a", "/", "/a/../b"] {
+    fn destinations_are_absolute_and_made_plain() {
+        for (text, plain) in [("/a//b/", "/a/b"), ("/a/../b", "/b"), ("/../a/./b", "/a/b")] {
+            assert_eq!(destination(text).unwrap(), Path::new(plain));
+        }
+        for bad in ["", "a", "/", "/a/.."] {
             assert!(destination(bad).is_err(), "{bad}");
         }
     }
@@ -324,7 +326,7 @@ mod tests {
     #[test]
     fn a_bind_says_how() {
         let directory = tempfile::tempdir().unwrap();
-        let source = directory.path().join("made/on/demand");
+        let source = directory.path().join("source");
         let asked = v1::Mount {
             source: source.display().to_string(),
             destination: "/data".to_owned(),
@@ -334,7 +336,6 @@ mod tests {
             ..v1::Mount::default()
         };
         let mount = bound(&asked, Path::new("/data")).unwrap();
-        assert!(source.is_dir());
         let options = mount.options().as_deref().unwrap();
         assert_eq!(options, ["rbind", "rprivate", "rro", "noexec"]);
         let writable = v1::Mount { readonly: false, ..asked.clone() };
@@ -343,3 +344,6 @@ mod tests {
         assert!(bound(&relative, Path::new("/data")).is_err());
     }
 }
+        let missing = bound(&asked, Path::new("/data")).unwrap_err();
+        assert!(matches!(&missing, Error::NoMountSource { path } if *path == source), "{missing}");
+        fs::create_dir(&source).unwrap();

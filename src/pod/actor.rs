@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -91,6 +92,9 @@ pub(super) struct Container {
     pub(super) log: Option<ContainerLog>,
     /// It has ended, which is told once its log is complete.
     pub(super) ending: bool,
+    /// It was asked to end by its stop signal. A second one would tell many programs to
+    /// give up what they do in answer to the first.
+    pub(super) stop_asked: Arc<AtomicBool>,
     /// Requests that wait for what is under way.
     pub(super) waiting: Vec<Command>,
     /// Who waits for its creation.

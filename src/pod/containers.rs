@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
@@ -331,19 +332,23 @@ impl Subject {
         }
     }
 
-    /// Ends a running container: its stop signal, then SIGKILL after `timeout`;
-    /// returns when its end has been seen.
+    /// Ends a running container: its stop signal, unless it was `asked` by that before, then
+    /// SIGKILL after `timeout`; returns when its end has been seen.
     pub(super) async fn stop_container(
         &self,
         guest: &GuestClient,
         view: &ContainerView,
         timeout: Duration,
         mut pod: watch::Receiver<Arc<PodView>>,
+        asked: &AtomicBool,
     ) -> Result<(), Error> {
         let polite = !timeout.is_zero();
         if polite {
-            let signal = u32::from(view.process.stop_signal.number());
-            self.signal(guest, &view.id, signal, false).await?;
+            if !asked.swap(true, Ordering::Relaxed) {
+                let signal = u32::from(view.process.stop_signal.number());
+                let sent = self.signal(guest, &view.id, signal, false).await;
+                sent.inspect_err(|_| asked.store(false, Ordering::Relaxed))?;
+            }
             if tokio::time::timeout(timeout, ended(&mut pod, &view.id)).await.is_ok() {
                 return Ok(());
             }
@@ -372,12 +377,6 @@ impl Subject {
     }
 }
 
-/// Waits until a container has ended or is gone.
-async fn ended(pod: &mut watch::Receiver<Arc<PodView>>, container: &ContainerId) {
-    let over = |view: &Arc<PodView>| {
-        view.containers.get(container).is_none_or(|container| container.state.exit().is_some())
-    };
-    // An error says that the pod's actor has ended, and the container with it.
 /// A mount's source that is not there is the caller's mistake.
 fn share_error(index: usize, error: kina_machine::Error) -> Error {
     match &error {
@@ -392,4 +391,10 @@ fn share_error(index: usize, error: kina_machine::Error) -> Error {
 }
 
     let _ = pod.wait_for(over).await;
+/// Waits until a container has ended or is gone.
+async fn ended(pod: &mut watch::Receiver<Arc<PodView>>, container: &ContainerId) {
+    let over = |view: &Arc<PodView>| {
+        view.containers.get(container).is_none_or(|container| container.state.exit().is_some())
+    };
+    // An error says that the pod's actor has ended, and the container with it.
 }

@@ -155,6 +155,7 @@ impl PodHandle {
                 _leases: leases,
                 log: None,
                 ending: false,
+                stop_asked: Arc::default(),
                 waiting: Vec::new(),
                 creators: Vec::new(),
                 starters: Vec::new(),

@@ -80,6 +80,7 @@ impl Pod {
             log: None,
             ending: false,
             waiting: Vec::new(),
+            stop_asked: Arc::default(),
             creators: vec![reply],
             starters: Vec::new(),
             removers: Vec::new(),
@@ -245,7 +246,8 @@ impl Pod {
                 let (subject, guest) = (self.subject.clone(), guest.clone());
                 let (view, pod) = (container.view.clone(), self.publish.subscribe());
                 self.tasks.spawn(async move {
-                    Done::Answer(subject.stop_container(&guest, &view, timeout, pod).await, reply)
+                let asked = Arc::clone(&container.stop_asked);
+                    Done::Answer(subject.stop_container(&guest, &view, timeout, &asked, pod).await, reply)
                 });
             }
             (ContainerState::Creating | ContainerState::Starting, _) => {

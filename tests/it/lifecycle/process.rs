@@ -182,6 +182,21 @@ async fn a_stop_is_polite_first() {
     assert!(begin.elapsed() >= std::time::Duration::from_secs(1));
     assert_eq!(end(&cri.status(&stubborn).await.unwrap()), (137, "Error"));
 
+    // A second stop does not send the signal again: many programs take that for a last warning.
+    let count = "n=0; trap 'n=$((n+1)); echo asked $n' TERM; echo up; while :; do sleep 0.05; done";
+    let counting = cri.run(&pod, script("counting", count)).await;
+    cri.wait_output(&counting, "up").await;
+    let again = async {
+        cri.wait_output(&counting, "asked 1").await;
+        cri.stop(&counting, 1).await
+    };
+    let (first, second) = tokio::join!(cri.stop(&counting, 600), again);
+    first.unwrap();
+    second.unwrap();
+    let status = cri.status(&counting).await.unwrap();
+    assert_eq!(end(&status), (137, "Error"));
+    assert!(!std::fs::read_to_string(&status.log_path).unwrap().contains("asked 2"));
+
     // A second stop with less patience ends the first.
     let patient =
         cri.run(&pod, script("patient", "trap '' TERM; echo up; while :; do sleep 0.05; done")).await;

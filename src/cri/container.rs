@@ -128,13 +128,19 @@ pub fn container_spec(
 /// The pod's configuration was fixed by RunPodSandbox; callers repeat it here.
 /// A log directory that differs would lose the logs.
 fn same_pod(config: Option<v1::PodSandboxConfig>, pod: &PodSpec) -> Result<(), SpecError> {
+    const FIELD: &str = "sandbox_config.log_directory";
     let directory = config.map(|config| config.log_directory).unwrap_or_default();
     match &pod.log_directory {
-        Some(own) if !directory.is_empty() && Path::new(&directory) != own => {
+        _ if directory.is_empty() => Ok(()),
+        Some(own) if Path::new(&directory) == own => Ok(()),
+        Some(own) => {
             let reason = format!("{directory:?} differs from the pod's own, {:?}", own.display());
-            Err(SpecError::invalid("sandbox_config.log_directory", reason))
+            Err(SpecError::invalid(FIELD, reason))
         }
-        Some(_) | None => Ok(()),
+        None => {
+            let reason = format!("{directory:?}, but the pod was made without one; name it in RunPodSandbox");
+            Err(SpecError::invalid(FIELD, reason))
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use kina_model::{
 use super::{check, resources, security, v1};
 use crate::placement::PlacementRequest;
 
-/// The longest host name that Linux takes, and the longest of its parts (RFC 1123).
+/// The longest host name that Linux takes, and the longest of its parts (RFC 1123,
+/// which has no '_'; people use it all the same).
 const HOSTNAME_BYTES: usize = 64;
 const LABEL_BYTES: usize = 63;
 
@@ -152,7 +153,7 @@ fn hostname_of(
     }
     if !is_hostname(&hostname) {
         let reason = format!(
-            "{hostname:?} is no host name (at most {HOSTNAME_BYTES} letters, digits, '-' and '.', parts of at most {LABEL_BYTES})"
+            "{hostname:?} is no host name (at most {HOSTNAME_BYTES} letters, digits, '-', '_' and '.', parts of at most {LABEL_BYTES})"
         );
         return Err(SpecError::invalid("config.hostname", reason));
     }
@@ -162,7 +163,7 @@ fn hostname_of(
 fn is_hostname(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=LABEL_BYTES).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -208,8 +209,9 @@ fn port_mapping(
             Err(SpecError::invalid(format!("{field}.{name}"), reason))
         }
     };
-    let container_port = port("container_port", container_port, 1)?;
     let host_port = port("host_port", host_port, 0)?;
+    // Where no port of the node is asked for, nothing is mapped.
+    let container_port = port("container_port", container_port, u16::from(host_port != 0))?;
     if namespaces.host_network && host_port != 0 && host_port != container_port {
         let reason = "differs from container_port, but the pod is on the node's network; make them equal";
         return Err(SpecError::invalid(format!("{field}.host_port"), reason));
@@ -220,14 +222,33 @@ fn port_mapping(
     Ok(PortMapping { protocol: protocol.to_owned(), container_port, host_port, host_ip })
 }
 
-/// A systemd slice is taken as the path that it is. Empty leaves the choice to
-/// the configuration.
+/// A path of a control group; the bare name of a systemd slice, which a kubelet with
+/// the cgroup driver `systemd` sends, is where systemd has that slice. Empty leaves the
+/// choice to the configuration.
 fn cgroup_parent_of(path: String) -> Result<String, SpecError> {
     const FIELD: &str = "config.linux.cgroup_parent";
     if path.is_empty() {
         return Ok(path);
     }
+    if let Some(slice) = slice_path(&path) {
+        return Ok(slice);
+    }
+    if !path.starts_with('/') {
+        let reason = format!("{path:?} is neither an absolute path nor the name of a systemd slice");
+        return Err(SpecError::invalid(FIELD, reason));
+    }
     check::absolute_path(FIELD, &path)?;
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     Ok(format!("/{}", parts.join("/")))
+}
+
+/// Where a slice of that name is (systemd.slice(5)): `a-b.slice` is in `a.slice`.
+fn slice_path(name: &str) -> Option<String> {
+    let stem = name.strip_suffix(".slice")?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.\\".contains(&byte);
+    if stem.split('-').any(str::is_empty) || !stem.bytes().all(plain) {
+        return None;
+    }
+    let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+    Some(ends.map(|end| format!("/{}.slice", &stem[..end])).collect())
 }

@@ -206,6 +206,33 @@ fn a_pod_that_says_little() {
     assert_eq!((spec.overhead, spec.resources), (None, None));
 }
 
+#[test]
+fn a_pod_that_says_it_otherwise() {
+    let ask = |change: PodChange| {
+        let mut request = pod_request();
+        change(request.config.as_mut().unwrap());
+        convert_pod(request).unwrap()
+    };
+    assert_eq!(ask(|c| c.hostname = "crictl_host".into()).hostname, "crictl_host");
+    let mapping = &ask(|c| c.port_mappings[0].container_port = 0).port_mappings[0];
+    assert_eq!((mapping.container_port, mapping.host_port), (0, 0));
+    let parent = |text: &str| {
+        let mut request = pod_request();
+        request.config.as_mut().unwrap().linux.as_mut().unwrap().cgroup_parent = text.to_owned();
+        convert_pod(request).map(|spec| spec.cgroup_parent)
+    };
+    for (name, path) in [
+        ("kubepods.slice", "/kubepods.slice"),
+        ("pod_123-456.slice", "/pod_123.slice/pod_123-456.slice"),
+        ("a-b-c.d.slice", "/a.slice/a-b.slice/a-b-c.d.slice"),
+    ] {
+        assert_eq!(parent(name).unwrap(), path);
+    }
+    for bad in ["a", "a/b.slice", "-.slice", "a--b.slice", "-a.slice", ".slice"] {
+        assert!(parent(bad).unwrap_err().to_string().contains("cgroup_parent"), "{bad}");
+    }
+}
+
 type PodChange = fn(&mut v1::PodSandboxConfig);
 
 /// One that is fine.
@@ -255,6 +282,7 @@ fn pods_that_cannot_be_had() {
         (UNSUPPORTED, "config.port_mappings[0].protocol", "value 9", |c| c.port_mappings[0].protocol = 9),
         (INVALID, "config.port_mappings[0].container_port", "from 1", |c| {
             c.port_mappings[0].container_port = 0;
+            c.port_mappings[0].host_port = 53;
         }),
         (INVALID, "config.port_mappings[0].host_port", "from 0", |c| c.port_mappings[0].host_port = -1),
         (INVALID, "config.port_mappings[0].host_port", "65535", |c| c.port_mappings[0].host_port = 65536),

@@ -339,9 +339,9 @@ impl Subject {
         guest: &GuestClient,
         view: &ContainerView,
         timeout: Duration,
-        mut pod: watch::Receiver<Arc<PodView>>,
         asked: &AtomicBool,
     ) -> Result<(), Error> {
+        mut pod: watch::Receiver<Arc<PodView>>,
         let polite = !timeout.is_zero();
         if polite {
             if !asked.swap(true, Ordering::Relaxed) {
@@ -390,7 +390,6 @@ fn share_error(index: usize, error: kina_machine::Error) -> Error {
     }
 }
 
-    let _ = pod.wait_for(over).await;
 /// Waits until a container has ended or is gone.
 async fn ended(pod: &mut watch::Receiver<Arc<PodView>>, container: &ContainerId) {
     let over = |view: &Arc<PodView>| {
@@ -398,3 +397,4 @@ async fn ended(pod: &mut watch::Receiver<Arc<PodView>>, container: &ContainerId)
     };
     // An error says that the pod's actor has ended, and the container with it.
 }
+    let _ = pod.wait_for(over).await;

@@ -107,8 +107,8 @@ pub(super) fn setup_pod(
         network: Some(v1::PodNetwork { kind: Some(kind) }),
         ipc: mode(spec.namespaces.host_ipc).into(),
         pid: pid_mode(spec.namespaces.pid).into(),
-        // The host name of the node's network is the node's.
-        uts: mode(spec.namespaces.host_network).into(),
+        // The host name of the node's network is the node's, unless the pod names one.
+        uts: mode(spec.namespaces.host_network && spec.hostname.is_empty()).into(),
         sysctls: spec.sysctls.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
         dns: spec.dns.as_ref().map(dns),
         shm_bytes: 0,
@@ -135,7 +135,7 @@ fn pid_mode(mode: PidMode) -> v1::NamespaceMode {
     }
 }
 
-/// CreateContainer for a container. `layers` come topmost first.
+/// CreateContainer for a container. `layers` of its image come topmost first.
 pub(super) fn create_container(
     id: &str,
     spec: &ContainerSpec,
@@ -198,7 +198,7 @@ fn guest_process(spec: &ContainerSpec, process: &Process) -> v1::Process {
     use v1::seccomp::Profile;
     let security = &spec.security;
     let capabilities = capabilities(security);
-    let ambient: Vec<String> = security.ambient_capabilities.iter().map(|name| full_name(name)).collect();
+    let ambient = ambient_capabilities(security);
     let profile = match &security.seccomp {
         _ if security.privileged => Profile::Unconfined(v1::Empty {}),
         Seccomp::Unconfined => Profile::Unconfined(v1::Empty {}),
@@ -246,8 +246,9 @@ fn full_name(name: &str) -> String {
     if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
 }
 
-/// The capabilities that a container has. `ALL` in either list is applied
-/// first, so that single names refine it.
+/// The capabilities that a container has, as containerd and CRI-O read the lists: `ALL`
+/// is applied first, in the list to drop last, so that single names refine it; a name
+/// that is in both lists is dropped.
 fn capabilities(security: &Security) -> Vec<String> {
     if security.privileged {
         return ALL_CAPABILITIES.iter().map(|name| full_name(name)).collect();
@@ -256,13 +257,11 @@ fn capabilities(security: &Security) -> Vec<String> {
     let adds_all = security.add_capabilities.iter().any(is_all);
     let drops_all = security.drop_capabilities.iter().any(is_all);
     let base: &[&str] = match (adds_all, drops_all) {
-        (true, _) => &ALL_CAPABILITIES,
-        (false, true) => &[],
+        (_, true) => &[],
+        (true, false) => &ALL_CAPABILITIES,
         (false, false) => &DEFAULT_CAPABILITIES,
     };
     let mut names: Vec<String> = base.iter().map(|name| full_name(name)).collect();
-    let dropped: Vec<String> = security.drop_capabilities.iter().map(|name| full_name(name)).collect();
-    names.retain(|name| !dropped.contains(name));
     for name in security.add_capabilities.iter().chain(&security.ambient_capabilities) {
         let name = full_name(name);
         if name != "CAP_ALL" && !names.contains(&name) {
@@ -270,9 +269,21 @@ fn capabilities(security: &Security) -> Vec<String> {
         }
     }
     names
+    names.retain(|name| !is_dropped(security, name));
 }
 
 /// A mount whose source the guest finds at `source`.
+/// Those of them that a program of another user than root keeps.
+fn ambient_capabilities(security: &Security) -> Vec<String> {
+    let names = security.ambient_capabilities.iter().map(|name| full_name(name));
+    names.filter(|name| security.privileged || !is_dropped(security, name)).collect()
+}
+
+/// Whether a capability, by its full name, is in the list to drop.
+fn is_dropped(security: &Security, name: &str) -> bool {
+    security.drop_capabilities.iter().any(|dropped| full_name(dropped) == name)
+}
+
 #[must_use]
 pub(super) fn mount(mount: &Mount, source: &Path) -> v1::Mount {
     let propagation = match mount.propagation {
@@ -403,7 +414,9 @@ mod tests {
         assert_eq!(with(&[], &["CHOWN", "cap_kill"]).len(), 12);
         assert_eq!(with(&["ALL"], &["SYS_ADMIN"]).len(), 40);
         assert_eq!(with(&["SYS_TIME"], &["ALL"]), ["CAP_SYS_TIME"]);
-        assert_eq!(with(&["ALL"], &["ALL"]).len(), 41);
+        assert_eq!(with(&["ALL", "SYS_TIME"], &["all"]), ["CAP_SYS_TIME"]);
+        assert_eq!(with(&["ALL"], &["ALL"]), [""; 0]);
+        assert_eq!(with(&["CHOWN", "SYS_TIME"], &["ALL", "chown"]), ["CAP_SYS_TIME"]);
         let privileged = Security { privileged: true, ..Security::default() };
         assert_eq!(capabilities(&privileged).len(), 41);
     }
@@ -413,4 +426,9 @@ mod tests {
         let security = Security { ambient_capabilities: vec!["NET_ADMIN".into()], ..Security::default() };
         assert!(capabilities(&security).contains(&"CAP_NET_ADMIN".to_owned()));
     }
+        assert_eq!(ambient_capabilities(&security), ["CAP_NET_ADMIN"]);
+        // What is dropped is dropped from all sets.
+        let dropped = Security { drop_capabilities: vec!["net_admin".into()], ..security };
+        assert!(!capabilities(&dropped).contains(&"CAP_NET_ADMIN".to_owned()));
+        assert_eq!(ambient_capabilities(&dropped), [""; 0]);
 }

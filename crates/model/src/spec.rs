@@ -320,9 +320,9 @@ impl Resources {
 pub struct Security {
     /// Everything that the machine allows.
     pub privileged: bool,
-    /// Added to the default capabilities, without `CAP_`; `ALL` is all.
+    /// Added to the default capabilities, without `CAP_`; `ALL` is all, unless all are dropped.
     pub add_capabilities: Vec<String>,
-    /// Taken from them; applied first where both name `ALL`.
+    /// Taken from them, also where they are added; of `ALL`, those stay that are added by name.
     pub drop_capabilities: Vec<String>,
     /// Kept over execve by a program that is not root.
     pub ambient_capabilities: Vec<String>,

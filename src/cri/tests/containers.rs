@@ -189,8 +189,11 @@ fn containers_that_cannot_be_had() {
     }
     let mut other_directory = container_request();
     other_directory.sandbox_config.as_mut().unwrap().log_directory = "/elsewhere".into();
-    let error = convert_container(other_directory).unwrap_err().to_string();
-    assert!(error.starts_with("sandbox_config.log_directory: "), "{error}");
+    let without = PodSpec { log_directory: None, ..pod() };
+    for pod in [pod(), without] {
+        let error = container_spec(other_directory.clone(), &pod, KERNEL, None).unwrap_err().to_string();
+        assert!(error.starts_with("sandbox_config.log_directory: "), "{error}");
+    }
 }
 
 #[test]

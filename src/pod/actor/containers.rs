@@ -79,9 +79,9 @@ impl Pod {
             _leases: std::iter::once(lease).chain(image_volumes).collect(),
             log: None,
             ending: false,
-            waiting: Vec::new(),
             stop_asked: Arc::default(),
             creators: vec![reply],
+            waiting: Vec::new(),
             starters: Vec::new(),
             removers: Vec::new(),
         };
@@ -245,9 +245,9 @@ impl Pod {
             (ContainerState::Running(_), Some(guest)) => {
                 let (subject, guest) = (self.subject.clone(), guest.clone());
                 let (view, pod) = (container.view.clone(), self.publish.subscribe());
-                self.tasks.spawn(async move {
                 let asked = Arc::clone(&container.stop_asked);
                     Done::Answer(subject.stop_container(&guest, &view, timeout, &asked, pod).await, reply)
+                self.tasks.spawn(async move {
                 });
             }
             (ContainerState::Creating | ContainerState::Starting, _) => {

@@ -123,6 +123,13 @@ async fn the_nodes_namespaces() {
     cri.stop(&one, 0).await.unwrap();
     assert_eq!(cri.wait_exit(&one).await.exit_code, 137);
     assert!(!crate::harness::lives(pid));
+
+    // The node's network with a host name of its own.
+    let network = options(|options| options.network = NamespaceMode::Node.into());
+    let named = cri.run_pod(&pod_with(&cri, "named", network)).await.unwrap();
+    let two = cri.run(&named, script("two", FOREVER)).await;
+    assert_eq!(namespace(&cri, &two, "net").await, of_node("net"));
+    assert_eq!(cri.sh(&two, "hostname; cat /etc/hostname; echo $HOSTNAME").await, "named\nnamed\nnamed\n");
     daemon.leave_nothing().await;
 }
 

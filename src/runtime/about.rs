@@ -140,6 +140,11 @@ impl Runtime {
             | PodState::Removing
             | PodState::Removed => None,
         };
+        // The node's own has no name, and a machine's is inside of it.
+        let namespace = ready.and_then(|ready| ready.network.as_ref()).filter(|_| {
+            let driver = self.inner.context.driver(pod.spec.placement);
+            driver.is_some_and(|driver| driver.capabilities().network != NetworkAttachment::Machine)
+        });
         json!({
             "machine": pod.machine,
             "placement": pod.spec.placement,
@@ -148,6 +153,7 @@ impl Runtime {
             "kernel": ready.map(|ready| &ready.kernel),
             "machineSize": ready.and_then(|ready| ready.size),
             "network": ready.and_then(|ready| ready.network.as_ref()),
+            "networkNamespace": namespace.map(|_| self.inner.context.node.network_namespace(&pod.id)),
             "addresses": ready.map(|ready| &ready.addresses),
             "cgroup": crate::pod::context::pod_cgroup(&pod.spec.cgroup_parent, &pod.id),
             "spec": &*pod.spec,

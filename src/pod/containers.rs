@@ -221,8 +221,9 @@ impl Subject {
             (Some(path), None) => Target::Path(path.display().to_string()),
             (Some(_), Some(_)) => Target::Stream(v1::Empty {}),
         };
-        let (id, layers) = (view.id.as_str(), layers.root);
-        let mut request = guest_request::create_container(id, &view.spec, &view.process, layers, mounts, log);
+        let (id, volumes) = (view.id.as_str(), &view.image.volumes);
+        let mut request =
+            guest_request::create_container(id, &view.spec, &view.process, layers.root, volumes, mounts, log);
         guest_request::edit(&mut request, outside.edits);
         guest_request::confine(&mut request, &outside.confinement);
         let made = guest.create_container(request).await.map_err(|source| self.guest_error(source))?;
@@ -340,8 +341,8 @@ impl Subject {
         view: &ContainerView,
         timeout: Duration,
         asked: &AtomicBool,
-    ) -> Result<(), Error> {
         mut pod: watch::Receiver<Arc<PodView>>,
+    ) -> Result<(), Error> {
         let polite = !timeout.is_zero();
         if polite {
             if !asked.swap(true, Ordering::Relaxed) {
@@ -396,5 +397,5 @@ async fn ended(pod: &mut watch::Receiver<Arc<PodView>>, container: &ContainerId)
         view.containers.get(container).is_none_or(|container| container.state.exit().is_some())
     };
     // An error says that the pod's actor has ended, and the container with it.
-}
     let _ = pod.wait_for(over).await;
+}

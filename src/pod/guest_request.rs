@@ -141,6 +141,7 @@ pub(super) fn create_container(
     spec: &ContainerSpec,
     process: &Process,
     layers: Vec<v1::Layer>,
+    volumes: &[String],
     mounts: Vec<v1::Mount>,
     log: v1::log_target::Target,
 ) -> v1::CreateContainerRequest {
@@ -157,7 +158,7 @@ pub(super) fn create_container(
     };
     v1::CreateContainerRequest {
         id: id.to_owned(),
-        rootfs: Some(v1::Rootfs { layers, readonly: security.readonly_rootfs }),
+        rootfs: Some(v1::Rootfs { layers, readonly: security.readonly_rootfs, volumes: volumes.to_vec() }),
         process: Some(guest_process(spec, process)),
         mounts,
         devices: spec.devices.iter().map(device).collect(),
@@ -268,11 +269,10 @@ fn capabilities(security: &Security) -> Vec<String> {
             names.push(name);
         }
     }
-    names
     names.retain(|name| !is_dropped(security, name));
+    names
 }
 
-/// A mount whose source the guest finds at `source`.
 /// Those of them that a program of another user than root keeps.
 fn ambient_capabilities(security: &Security) -> Vec<String> {
     let names = security.ambient_capabilities.iter().map(|name| full_name(name));
@@ -284,6 +284,7 @@ fn is_dropped(security: &Security, name: &str) -> bool {
     security.drop_capabilities.iter().any(|dropped| full_name(dropped) == name)
 }
 
+/// A mount whose source the guest finds at `source`.
 #[must_use]
 pub(super) fn mount(mount: &Mount, source: &Path) -> v1::Mount {
     let propagation = match mount.propagation {
@@ -425,10 +426,10 @@ mod tests {
     fn ambient_capabilities_are_held_too() {
         let security = Security { ambient_capabilities: vec!["NET_ADMIN".into()], ..Security::default() };
         assert!(capabilities(&security).contains(&"CAP_NET_ADMIN".to_owned()));
-    }
         assert_eq!(ambient_capabilities(&security), ["CAP_NET_ADMIN"]);
         // What is dropped is dropped from all sets.
         let dropped = Security { drop_capabilities: vec!["net_admin".into()], ..security };
         assert!(!capabilities(&dropped).contains(&"CAP_NET_ADMIN".to_owned()));
         assert_eq!(ambient_capabilities(&dropped), [""; 0]);
+    }
 }

@@ -97,6 +97,7 @@ pub(crate) mod test_support {
             annotations: BTreeMap::new(),
             id: digest,
             reference: String::new(),
+            volumes: Vec::new(),
         };
         let process = Process {
             args: Vec::new(),

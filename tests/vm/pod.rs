@@ -67,6 +67,7 @@ pub(crate) fn container(diff_id: &str) -> v1::CreateContainerRequest {
                 source: Some(v1::layer::Source::Image(image)),
             }],
             readonly: false,
+            volumes: Vec::new(),
         }),
         process: Some(v1::Process {
             args: ["/bin/sh", "-c", SCRIPT].map(str::to_owned).to_vec(),

@@ -386,7 +386,7 @@ fn open_sources(init: &InitOrder, extra: Option<OwnedFd>) -> Result<Sources, Fai
                 }
                 opened.push(mount);
             }
-            MountKind::New { .. } => {}
+            MountKind::New { .. } | MountKind::OfRoot(_) => {}
             MountKind::CgroupV1(groups) if !init.new_cgroup_namespace => {
                 for CgroupV1 { directory, .. } in groups {
                     opened.push(

@@ -115,6 +115,9 @@ pub(crate) enum MountKind {
         /// A read-only super block.
         readonly: bool,
     },
+    /// A directory of the container's own root, which is made where it is missing. A mount of its
+    /// own can be written where the root cannot.
+    OfRoot(PathBuf),
     CgroupV1(Vec<CgroupV1>),
     /// The group's directory on the host, for kernels and namespaces that refuse a mount.
     CgroupV2(PathBuf),

@@ -261,6 +261,25 @@ fn a_mount_that_cannot_be_mapped_is_named() {
 }
 
 #[test]
+fn places_of_the_root_can_be_written_where_it_cannot() {
+    let place = Place::new();
+    let mut spec = shell("echo x > /made/here/x && cat /made/here/x; echo x > /made/y; exit 0");
+    spec.root_mut().as_mut().unwrap().set_readonly(Some(true));
+    let mount = defaults::mount("/made/here", "bind", "rootfs/made/here", &["bind", "rprivate"]);
+    spec.mounts_mut().as_mut().unwrap().insert(0, mount);
+    let (code, output) = run(&place, &spec).unwrap();
+    assert_eq!(code, 0, "{output}");
+    assert!(output.starts_with("x\n") && output.contains("Read-only file system"), "{output}");
+    // Nothing else is meant by a relative source.
+    let mount = defaults::mount("/other", "bind", "elsewhere", &["bind"]);
+    spec.mounts_mut().as_mut().unwrap().push(mount);
+    match run(&place, &spec) {
+        Err(Error::Refused { field, .. }) => assert_eq!(field, "mounts.source"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_terminal_is_the_containers_own() {
     let place = Place::new();
     let mut spec = shell("tty; stty size; test -c /dev/console && echo console; echo done > /dev/tty");

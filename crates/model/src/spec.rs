@@ -205,6 +205,9 @@ pub struct ContainerImage {
     pub id: Digest,
     /// A reference by digest, or the id where the image has none.
     pub reference: String,
+    /// Directories that the image says will be written (its VOLUMEs).
+    #[serde(default)]
+    pub volumes: Vec<String>,
 }
 
 /// A container as asked for, before its image is known.

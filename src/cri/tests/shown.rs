@@ -34,6 +34,7 @@ fn container_view(state: ContainerState) -> ContainerView {
             annotations: spec.image_annotations.clone(),
             id: Digest::from_sha256([1; 32]),
             reference: "busybox@sha256:2".into(),
+            volumes: Vec::new(),
         },
         image_volumes: Vec::new(),
         spec: Arc::new(spec),

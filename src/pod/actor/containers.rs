@@ -64,6 +64,7 @@ impl Pod {
                 annotations: spec.image_annotations.clone(),
                 id: image.id.clone(),
                 reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+                volumes: image.config.volumes.clone(),
             },
             image_volumes: volumes.iter().map(|image| image.id.clone()).collect(),
             spec: Arc::new(spec),
@@ -80,8 +81,8 @@ impl Pod {
             log: None,
             ending: false,
             stop_asked: Arc::default(),
-            creators: vec![reply],
             waiting: Vec::new(),
+            creators: vec![reply],
             starters: Vec::new(),
             removers: Vec::new(),
         };
@@ -246,8 +247,8 @@ impl Pod {
                 let (subject, guest) = (self.subject.clone(), guest.clone());
                 let (view, pod) = (container.view.clone(), self.publish.subscribe());
                 let asked = Arc::clone(&container.stop_asked);
-                    Done::Answer(subject.stop_container(&guest, &view, timeout, &asked, pod).await, reply)
                 self.tasks.spawn(async move {
+                    Done::Answer(subject.stop_container(&guest, &view, timeout, &asked, pod).await, reply)
                 });
             }
             (ContainerState::Creating | ContainerState::Starting, _) => {

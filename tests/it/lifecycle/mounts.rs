@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use kina::cri::v1::{self, MountPropagation};
+use kina_testkit::images::{self, File};
 
 use crate::harness::machine::{also_in_apple, also_in_vm};
 use crate::harness::{Daemon, script, wait_until, with_security};
@@ -47,6 +48,45 @@ async fn the_root_is_the_containers_own() {
     daemon.leave_nothing().await;
 }
 
+const WITH_VOLUMES: &str = "localhost/with-volumes:it";
+
+/// What an image says is data can be written where the root cannot, and is the container's own.
+#[tokio::test]
+async fn volumes_of_the_image() {
+    let mut daemon = Daemon::start().await;
+    let busybox = std::fs::read("/bin/busybox").unwrap();
+    let link = |path| File { path, mode: 0o755, content: b"" };
+    let files = [
+        File { path: "bin/busybox", mode: 0o755, content: &busybox },
+        link("bin/sh"),
+        link("bin/cat"),
+        link("bin/ls"),
+        link("bin/sleep"),
+        File { path: "data/seed", mode: 0o644, content: b"from the image\n" },
+    ];
+    let config = serde_json::json!({ "Volumes": { "/data": {}, "/not/there": {}, "/mounted": {} } });
+    daemon.import(&images::archive(WITH_VOLUMES, &[&files], config)).await;
+    let cri = daemon.cri();
+    let pod = cri.make_pod("p").await;
+    let mounted = daemon.place.path("mounted");
+    std::fs::create_dir(&mounted).unwrap();
+    std::fs::write(mounted.join("file"), "of the node\n").unwrap();
+    for readonly in [false, true] {
+        let name = if readonly { "readonly" } else { "writable" };
+        let mut container =
+            with_security(script(name, FOREVER), |context| context.readonly_rootfs = readonly);
+        container.image.as_mut().unwrap().image = WITH_VOLUMES.to_owned();
+        container.mounts = vec![mount(&mounted, "/mounted", |_| ())];
+        let id = cri.run(&pod, container).await;
+        let write =
+            "cat /data/seed /mounted/file && echo own > /data/own && echo own > /not/there/own && ls /data";
+        assert_eq!(cri.sh(&id, write).await, "from the image\nof the node\nown\nseed\n");
+        let attempt = "echo x > /bin/x || echo refused";
+        assert_eq!(cri.sh(&id, attempt).await, if readonly { "refused\n" } else { "" });
+    }
+    daemon.leave_nothing().await;
+}
+
 #[tokio::test]
 async fn files_and_directories_of_the_node() {
     let mut daemon = Daemon::start().await;
@@ -86,6 +126,14 @@ async fn files_and_directories_of_the_node() {
     missing.mounts = vec![mount(&data.join("no-such-file"), "/x", |_| ())];
     let refused = cri.create(&pod, missing).await.unwrap_err();
     assert!(refused.message().contains("no-such-file"), "{refused}");
+    assert!(refused.message().starts_with("config.mounts[0].host_path: "), "{refused}");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+
+    // A way with turns in it leads where its text says.
+    let mut winding = script("winding", FOREVER);
+    winding.mounts = vec![mount(&data, "/no/such/../../place/of/files", |_| ())];
+    let winding = cri.run(&pod, winding).await;
+    assert_eq!(cri.sh(&winding, "cat /place/of/files/file").await, "from the node\n");
     daemon.leave_nothing().await;
 }
 
@@ -126,14 +174,6 @@ async fn propagation() {
     cri.sh(&both, "mount -t tmpfs none /shared/container && touch /shared/container/seen").await;
     assert!(shared.join("container/seen").exists());
     assert_eq!(cri.sh(&slave, "ls /shared/container").await, "seen\n");
-    assert!(refused.message().starts_with("config.mounts[0].host_path: "), "{refused}");
-    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
-
-    // A way with turns in it leads where its text says.
-    let mut winding = script("winding", FOREVER);
-    winding.mounts = vec![mount(&data, "/no/such/../../place/of/files", |_| ())];
-    let winding = cri.run(&pod, winding).await;
-    assert_eq!(cri.sh(&winding, "cat /place/of/files/file").await, "from the node\n");
     assert_eq!(cri.sh(&private, "ls /shared/container").await, "");
     cri.sh(&both, "umount /shared/container").await;
     wait_until("the mount to go", async || !shared.join("container/seen").exists()).await;
@@ -142,6 +182,7 @@ async fn propagation() {
 
 also_in_vm! {
     the_root_is_the_containers_own,
+    volumes_of_the_image,
     files_and_directories_of_the_node,
 }
 

@@ -16,6 +16,9 @@ use crate::pod::{POD_FILES, Pod};
 use crate::selinux::{self, Labels};
 use crate::unattached::descriptor_path;
 
+/// Images have a few.
+const VOLUMES_LIMIT: usize = 256;
+
 /// The mounts of a container, in order.
 pub(super) struct Mounts {
     pub(super) mounts: Vec<Mount>,
@@ -35,7 +38,8 @@ pub(super) fn build(
     devices: &[(PathBuf, PathBuf)],
     labels: &Labels,
 ) -> Result<Mounts, Error> {
-    let mut mounts = system(request.privileged);
+    let mut mounts = volumes(request)?;
+    mounts.extend(system(request.privileged));
     let shared_memory = match &pod.shared_memory {
         Some(memory) => memory.source(),
         None => PathBuf::from("/dev/shm"),
@@ -145,6 +149,28 @@ fn system(privileged: bool) -> Vec<Mount> {
         }
     }
     mounts
+}
+
+/// The volumes of the image that the caller mounts nothing on: places of the container's own
+/// root, which end with it.
+fn volumes(request: &v1::CreateContainerRequest) -> Result<Vec<Mount>, Error> {
+    const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
+    let asked = request.rootfs.as_ref().map(|rootfs| rootfs.volumes.as_slice()).unwrap_or_default();
+    if asked.len() > VOLUMES_LIMIT {
+        return Err(Error::TooMany { what: "volumes of the image", limit: VOLUMES_LIMIT });
+    }
+    // Docker reads a relative one from the root, which is no volume itself.
+    let mut places: Vec<PathBuf> =
+        asked.iter().filter_map(|text| destination(&format!("/{text}")).ok()).collect();
+    places.retain(|place| !KERNEL.iter().any(|kernel| place.starts_with(kernel)));
+    places.sort_by_key(|place| place.components().count());
+    places
+        .iter()
+        .map(|place| {
+            let own = Path::new("rootfs").join(place.strip_prefix("/").unwrap_or(place));
+            bind(&own, place, &["bind", "rprivate"])
+        })
+        .collect()
 }
 
 fn tmpfs(asked: &v1::Mount, destination: &Path) -> Result<Mount, Error> {
@@ -309,6 +335,22 @@ mod tests {
     }
 
     #[test]
+    fn volumes_are_places_of_the_root() {
+        let words = ["/var/lib/data", "data", "/", "/proc/x", "/a/../b"].map(str::to_owned);
+        let rootfs = v1::Rootfs { volumes: words.to_vec(), ..v1::Rootfs::default() };
+        let request = v1::CreateContainerRequest { rootfs: Some(rootfs), ..Default::default() };
+        let found = volumes(&request).unwrap();
+        let pairs: Vec<_> = found
+            .iter()
+            .map(|mount| (mount.source().clone().unwrap(), mount.destination().clone()))
+            .collect();
+        let pair = |place: &str| (PathBuf::from(format!("rootfs{place}")), PathBuf::from(place));
+        assert_eq!(pairs, [pair("/data"), pair("/b"), pair("/var/lib/data")]);
+        let many = v1::Rootfs { volumes: vec!["/a".to_owned(); VOLUMES_LIMIT + 1], ..Default::default() };
+        assert!(volumes(&v1::CreateContainerRequest { rootfs: Some(many), ..Default::default() }).is_err());
+    }
+
+    #[test]
     fn propagation_is_that_of_the_mount() {
         let table = "1 0 8:1 / / rw - ext4 /dev/a rw\n\
                      2 1 8:2 / /data rw,noatime shared:7 - ext4 /dev/b rw\n\
@@ -335,6 +377,9 @@ mod tests {
             options: vec!["noexec".to_owned()],
             ..v1::Mount::default()
         };
+        let missing = bound(&asked, Path::new("/data")).unwrap_err();
+        assert!(matches!(&missing, Error::NoMountSource { path } if *path == source), "{missing}");
+        fs::create_dir(&source).unwrap();
         let mount = bound(&asked, Path::new("/data")).unwrap();
         let options = mount.options().as_deref().unwrap();
         assert_eq!(options, ["rbind", "rprivate", "rro", "noexec"]);
@@ -344,6 +389,3 @@ mod tests {
         assert!(bound(&relative, Path::new("/data")).is_err());
     }
 }
-        let missing = bound(&asked, Path::new("/data")).unwrap_err();
-        assert!(matches!(&missing, Error::NoMountSource { path } if *path == source), "{missing}");
-        fs::create_dir(&source).unwrap();

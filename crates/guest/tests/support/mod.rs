@@ -156,6 +156,7 @@ impl Guest {
                     )),
                 }],
                 readonly: false,
+                volumes: Vec::new(),
             }),
             process: Some(v1::Process {
                 args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),

@@ -24,6 +24,9 @@ const PROC_FILES: [&str; 9] = [
     "/proc/sys/kernel/ns_last_pid",
 ];
 
+/// The root filesystem, in sources of bind mounts that are relative to the bundle.
+const OWN_ROOT: &str = "rootfs";
+
 /// File systems that the kernel shares between all who mount them: their labels are its policy's.
 const KERNELS_LABELS: [&str; 3] = ["proc", "sysfs", "mqueue"];
 
@@ -65,10 +68,16 @@ pub(super) fn mount_order(
             let reason = format!("{key} does not apply to a bind mount");
             return Err(Error::refused("mounts.options", &reason));
         }
-        if !source.is_absolute() {
+        if let Ok(own) = source.strip_prefix(OWN_ROOT) {
+            if mapped.is_some() {
+                return Err(Error::refused("mounts.uidMappings", "the root's own files are mapped already"));
+            }
+            MountKind::OfRoot(clean(&Path::new("/").join(own)).unwrap_or_default())
+        } else if source.is_absolute() {
+            MountKind::Bind { source, recursive: parsed.recursive || kind == "rbind", mapped }
+        } else {
             return Err(Error::refused("mounts.source", &format!("{source:?} is not absolute")));
         }
-        MountKind::Bind { source, recursive: parsed.recursive || kind == "rbind", mapped }
     } else if kind == "cgroup" || kind == "cgroup2" {
         cgroup_kind(kind, cgroup, bind_cgroup)?
     } else if kind.is_empty() {

@@ -251,6 +251,18 @@ fn mount(
             }
             mount
         }
+        MountKind::OfRoot(path) => {
+            let source = resolve::directory(root, path).during(point)?;
+            not_inside_proc(&source, path).during(point)?;
+            let directory = is_directory(&source).during(during)?;
+            let mount = copy(&source, false).during(during)?;
+            if order.set != 0 {
+                sys::mount_setattr(mount.as_fd(), false, order.set, order.clear, 0).during(during)?;
+            }
+            let place = resolve::target(root, &order.target, directory).during(point)?.place;
+            attach(&mount, place).during(during)?;
+            mount
+        }
         MountKind::CgroupV1(groups) => {
             let place = resolve::target(root, &order.target, true).during(point)?.place;
             not_inside_proc(&place, &order.target).during(point)?;

@@ -68,7 +68,7 @@ async fn volumes_of_the_image() {
     daemon.import(&images::archive(WITH_VOLUMES, &[&files], config)).await;
     let cri = daemon.cri();
     let pod = cri.make_pod("p").await;
-    let mounted = daemon.place.path("mounted");
+    let mounted = daemon.place.path("data");
     std::fs::create_dir(&mounted).unwrap();
     std::fs::write(mounted.join("file"), "of the node\n").unwrap();
     for readonly in [false, true] {

@@ -1,5 +1,5 @@
 //! A machine that is a virtual machine, as its helper sees it. What is in it is the other half of
-//! this program ([`inside`](super::inside)), which does with the processes what it is asked to.
+//! this program ([`inside`](mod@super::inside)), which does with the processes what it is asked to.
 
 mod hypervisor;
 mod shares;

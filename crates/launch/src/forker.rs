@@ -62,7 +62,7 @@ impl Forker {
         Ok(Self { socket: Some(ours), pid, pidfd })
     }
 
-    /// Has a helper forked, in the cgroup2 group of that directory. It waits for [`GO`].
+    /// Has a helper forked, in the cgroup2 group of that directory. It waits for [`GO`](crate::order::GO).
     pub(crate) fn fork(
         &self,
         descriptors: &Descriptors<'_>,

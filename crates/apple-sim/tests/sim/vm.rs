@@ -88,7 +88,8 @@ fn a_machine_with_a_kernel_of_its_own_is_what_others_are() {
     // Another start: the files stay, the address does not.
     sh("echo kept > /kept");
     assert_eq!(place.ok(&["stop", "web"]), "web\n");
-    assert_eq!((place.state("web").as_str(), of_machine(&place, "web")), ("stopped", 0));
+    assert_eq!(place.state("web"), "stopped");
+    wait_until("its processes to end", || of_machine(&place, "web") == 0);
     assert!(!socket.exists());
     assert_eq!(place.ok(&["start", "web"]), "web\n");
     assert_eq!(sh("cat /kept; ip -4 addr show eth0 | grep -c 192.168.64.3/24"), "kept\n1\n");
@@ -96,7 +97,7 @@ fn a_machine_with_a_kernel_of_its_own_is_what_others_are() {
     // The end of the helper is that of the machine, and nothing is left.
     assert!(of_machine(&place, "web") > 0);
     place.ok(&["simulator", "crash", "helper", "web"]);
-    assert_eq!(of_machine(&place, "web"), 0);
+    wait_until("its processes to end", || of_machine(&place, "web") == 0);
     wait_until("the end to be seen", || place.state("web") == "stopped");
     place.ok(&["delete", "web"]);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();

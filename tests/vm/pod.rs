@@ -2,9 +2,15 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
-use kina_guest_api::v1;
+use kina_guest_api::{GuestClient, v1};
 use kina_testkit::{images, vm};
+
+/// How long a machine may take to boot.
+pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(40);
+/// How long anything else may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The pod of the machine.
 pub(crate) const POD: &str = "vm-pod";
@@ -80,4 +86,19 @@ pub(crate) fn container(diff_id: &str) -> v1::CreateContainerRequest {
         log: Some(v1::LogTarget { target: Some(v1::log_target::Target::Stream(v1::Empty {})) }),
         ..v1::CreateContainerRequest::default()
     }
+}
+
+/// Makes and starts a container.
+pub(crate) async fn run(guest: &GuestClient, request: v1::CreateContainerRequest) {
+    let id = request.id.clone();
+    guest.create_container(request).await.unwrap();
+    guest.start_container(v1::StartContainerRequest { id }).await.unwrap();
+}
+
+/// What a script prints in a container, which it must not fail in.
+pub(crate) async fn exec(guest: &GuestClient, id: &str, script: &str) -> String {
+    let args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    let output = guest.exec_sync(id, args, Some(PATIENCE), 64 << 10).await.unwrap();
+    assert_eq!(output.code, 0, "{script}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }

@@ -8,10 +8,8 @@ use kina_guest_api::{GuestClient, MACHINE_STATE_DIRECTORY, PortForward, v1};
 use kina_testkit::vm::{Config, Machine, Prerequisites};
 use tokio_stream::StreamExt;
 
-use crate::pod::{self, POD};
+use crate::pod::{self, BOOT_PATIENCE, PATIENCE, POD, exec, run};
 
-const BOOT_PATIENCE: Duration = Duration::from_secs(40);
-const PATIENCE: Duration = Duration::from_secs(30);
 const MIB: u64 = 1 << 20;
 
 fn container(diff_id: &str, id: &str, script: &str) -> v1::CreateContainerRequest {
@@ -25,19 +23,6 @@ fn container(diff_id: &str, id: &str, script: &str) -> v1::CreateContainerReques
 fn volume(destination: &str, volume: v1::PodVolume) -> v1::Mount {
     let volume = Some(v1::PodVolume { mode: 0o777, ..volume });
     v1::Mount { destination: destination.to_owned(), volume, ..v1::Mount::default() }
-}
-
-async fn run(guest: &GuestClient, request: v1::CreateContainerRequest) {
-    let id = request.id.clone();
-    guest.create_container(request).await.unwrap();
-    guest.start_container(v1::StartContainerRequest { id }).await.unwrap();
-}
-
-async fn exec(guest: &GuestClient, id: &str, script: &str) -> String {
-    let args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-    let output = guest.exec_sync(id, args, Some(PATIENCE), 64 << 10).await.unwrap();
-    assert_eq!(output.code, 0, "{script}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 async fn exit_of(guest: &GuestClient, id: &str) -> v1::Exit {

@@ -8,10 +8,8 @@ use std::time::Duration;
 use kina_guest_api::{GuestClient, GuestError, Refusal, v1};
 use kina_testkit::vm::{Config, Machine, Prerequisites, SHARE_IN_GUEST};
 
-use crate::pod::{self, POD};
+use crate::pod::{self, BOOT_PATIENCE, PATIENCE, POD, exec, run};
 
-const BOOT_PATIENCE: Duration = Duration::from_secs(40);
-const PATIENCE: Duration = Duration::from_secs(30);
 const POLICY: &str = "policy";
 /// What the machine's system has for containers, as that of a node would.
 const CONTEXTS: &str = r#"process = \"u:r:it_t:s0\"\nfile = \"u:object_r:it_file_t:s0\"\n"#;
@@ -33,20 +31,6 @@ fn container(diff_id: &str, id: &str, selinux: Option<v1::SelinuxOptions>) -> v1
     process.args = ["/bin/sh", "-c", "sleep 1000"].map(str::to_owned).to_vec();
     process.selinux = selinux;
     request
-}
-
-async fn run(guest: &GuestClient, request: v1::CreateContainerRequest) {
-    let id = request.id.clone();
-    guest.create_container(request).await.unwrap();
-    guest.start_container(v1::StartContainerRequest { id }).await.unwrap();
-}
-
-async fn exec(guest: &GuestClient, id: &str, script: &str) -> String {
-    let args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-    let output = guest.exec_sync(id, args, Some(PATIENCE), 64 << 10).await.unwrap();
-    assert_eq!(output.code, 0, "{script}: {output:?}");
-    // The kernel ends labels with a NUL.
-    String::from_utf8(output.stdout).unwrap().replace('\0', "\n")
 }
 
 async fn refused(guest: &GuestClient, request: v1::CreateContainerRequest) -> String {
@@ -76,7 +60,8 @@ async fn load(guest: &GuestClient, diff_id: &str) {
          echo SELINUXTYPE=it > $etc/config && printf \"{CONTEXTS}\" > $etc/it/contexts/lxc_contexts && \
          echo 1 > /s/enforce && cat /proc/self/attr/current"
     );
-    assert_eq!(exec(guest, "root", &script).await, "u:r:machine_t:s0-s0:c0,c1\n");
+    // The kernel ends labels with a NUL.
+    assert_eq!(exec(guest, "root", &script).await, "u:r:machine_t:s0-s0:c0,c1\0");
 }
 
 #[tokio::test]
@@ -115,7 +100,7 @@ async fn vm_a_container_has_its_selinux_label() {
     run(&guest, labelled).await;
     // An exec has its container's.
     let labels = exec(&guest, "labelled", "cat /proc/1/attr/current /proc/self/attr/current").await;
-    assert_eq!(labels, "u:r:it_t:s0:c1\nu:r:it_t:s0:c1\n");
+    assert_eq!(labels, "u:r:it_t:s0:c1\0u:r:it_t:s0:c1\0");
     let mounts = exec(&guest, "labelled", "cat /proc/mounts").await;
     for place in ["/", "/dev", "/memory"] {
         let mount = mounts.lines().find(|line| line.split(' ').nth(1) == Some(place)).unwrap();

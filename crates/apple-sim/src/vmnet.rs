@@ -231,30 +231,12 @@ fn join(
     pid: i32,
     index: usize,
 ) -> Result<(), Problem> {
-    plug(bridge, card, address, mac, mtu, pid, index).inspect_err(|_| {
-        // Fails if there is none.
-        drop(ip(None, &format!("link delete vm{card}")));
-    })
-}
-
-fn plug(
-    bridge: &Bridge,
-    card: usize,
-    address: u32,
-    mac: [u8; 6],
-    mtu: u32,
-    pid: i32,
-    index: usize,
-) -> Result<(), Problem> {
     let (ours, theirs) = (format!("vm{card}"), format!("card{card}"));
-    ip(
-        None,
-        &format!(
-            "link add {ours} mtu {mtu} type veth peer name {theirs} mtu {mtu}\n\
-             link set {ours} master {}\nlink set {ours} up\nlink set {theirs} netns {pid}",
-            bridge.interface
-        ),
-    )?;
+    let pair = format!(
+        "link add {ours} mtu {mtu} type veth peer name {theirs} mtu {mtu}\n\
+         link set {ours} master {}\nlink set {ours} up\nlink set {theirs} netns {pid}",
+        bridge.interface
+    );
     let name = format!("eth{index}");
     let mut script = format!(
         "link set {theirs} name {name}\nlink set {name} address {}\nlink set {name} up\n\
@@ -266,7 +248,10 @@ fn plug(
     if index == 0 {
         script.push_str(&format!("route add default via {}\n", bridge.subnet.address(1)));
     }
-    ip(Some(pid), &script)
+    ip(None, &pair).and_then(|()| ip(Some(pid), &script)).inspect_err(|_| {
+        // Fails if there is none.
+        drop(ip(None, &format!("link delete {ours}")));
+    })
 }
 
 /// Runs lines of `ip`, in this process' network namespace or another's.

@@ -7,8 +7,8 @@ pub mod pod;
 mod resolve;
 mod signal;
 mod spec;
-#[cfg(test)]
-mod test_support;
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
 
 pub use container::{
     ContainerDenied, ContainerEffect, ContainerEvent, ContainerState, Exit, ExitReason, Nanos, Running, Seen,

@@ -129,7 +129,7 @@ fn environment(spec: &ContainerSpec, image: &ImageDefaults) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::container_spec;
+    use crate::test_support::container;
 
     fn image() -> ImageDefaults {
         ImageDefaults {
@@ -156,7 +156,7 @@ mod tests {
             (&[], &["own"], &["/entry", "own"]),
             (&["/own"], &["arg"], &["/own", "arg"]),
         ] {
-            let mut spec = container_spec("c");
+            let mut spec = container("c", "image");
             spec.command = strings(command);
             spec.args = strings(args);
             assert_eq!(resolve_process(&spec, &image()).unwrap().args, strings(expected));
@@ -165,13 +165,13 @@ mod tests {
 
     #[test]
     fn nothing_to_run_is_refused() {
-        let error = resolve_process(&container_spec("c"), &ImageDefaults::default()).unwrap_err();
+        let error = resolve_process(&container("c", "image"), &ImageDefaults::default()).unwrap_err();
         assert!(error.to_string().starts_with("config.command: "), "{error}");
     }
 
     #[test]
     fn the_container_overrides_the_image() {
-        let mut spec = container_spec("c");
+        let mut spec = container("c", "image");
         spec.env = vec![("A".into(), "own".into()), ("B".into(), "1".into()), ("B".into(), "2".into())];
         let process = resolve_process(&spec, &image()).unwrap();
         assert_eq!(process.env, strings(&["PATH=/bin", "A=own", "B=2"]));
@@ -191,17 +191,17 @@ mod tests {
 
     #[test]
     fn bad_requests_name_the_field() {
-        let mut spec = container_spec("c");
+        let mut spec = container("c", "image");
         spec.working_dir = "relative".into();
         assert!(resolve_process(&spec, &image()).unwrap_err().to_string().contains("config.working_dir"));
-        let mut spec = container_spec("c");
+        let mut spec = container("c", "image");
         spec.security.group = Some(1);
         assert!(resolve_process(&spec, &image()).unwrap_err().to_string().contains("run_as_group"));
     }
 
     #[test]
     fn a_path_is_always_set() {
-        let mut spec = container_spec("c");
+        let mut spec = container("c", "image");
         spec.command = strings(&["/x"]);
         assert_eq!(resolve_process(&spec, &ImageDefaults::default()).unwrap().env, strings(&[DEFAULT_PATH]));
     }

@@ -1,14 +1,51 @@
-//! Specifications for tests.
+//! Specifications that ask for nothing.
 
 use std::collections::BTreeMap;
 
-use crate::{ContainerMetadata, ContainerSpec, Resources, Security};
+use crate::{
+    ContainerMetadata, ContainerSpec, PidMode, Placement, PodMetadata, PodNamespaces, PodSpec, Resources,
+    Security,
+};
 
-/// A container of that name that asks for nothing.
-pub(crate) fn container_spec(name: &str) -> ContainerSpec {
+/// A pod of that name, with a network of its own, on the node's kernel.
+#[must_use]
+pub fn pod(name: &str) -> PodSpec {
+    PodSpec {
+        metadata: PodMetadata {
+            name: name.into(),
+            uid: "uid".into(),
+            namespace: "default".into(),
+            attempt: 0,
+        },
+        hostname: name.into(),
+        log_directory: None,
+        dns: None,
+        port_mappings: Vec::new(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        handler: String::new(),
+        placement: Placement::Shared,
+        cgroup_parent: String::new(),
+        sysctls: BTreeMap::new(),
+        namespaces: PodNamespaces {
+            user: None,
+            host_network: false,
+            host_ipc: false,
+            pid: PidMode::Container,
+        },
+        privileged: false,
+        overhead: None,
+        resources: None,
+        selinux: None,
+    }
+}
+
+/// A container of that name and image.
+#[must_use]
+pub fn container(name: &str, image: &str) -> ContainerSpec {
     ContainerSpec {
-        metadata: ContainerMetadata { name: name.to_owned(), attempt: 0 },
-        image: "image".to_owned(),
+        metadata: ContainerMetadata { name: name.into(), attempt: 0 },
+        image: image.into(),
         user_specified_image: String::new(),
         image_annotations: BTreeMap::new(),
         command: Vec::new(),

@@ -508,15 +508,9 @@ impl Machine {
 
     /// Waits until a machine that has ended, or is made to, is taken down.
     pub(super) fn await_stopped(&self) {
-        let deadline = Instant::now() + GONE;
-        let mut inner = locked(&self.inner);
-        while matches!(inner.phase, Phase::Running | Phase::Stopping) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            inner = self.ended.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let inner = locked(&self.inner);
+        let runs = |inner: &mut Inner| matches!(inner.phase, Phase::Running | Phase::Stopping);
+        drop(self.ended.wait_timeout_while(inner, GONE, runs));
     }
 
     /// Makes an exit code known, if none is.

@@ -1,10 +1,9 @@
 //! What the tests have around the driver.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -13,16 +12,13 @@ use kina_machine::{Driver, MachineSpec, Share, ShareKind, Stream};
 use kina_machine_apple::{AppleConfig, AppleDriver, Unavailable};
 use kina_model::PodId;
 use kina_node::{BareNode, LocalNodeConfig};
+use kina_testkit::ping::Pings;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 /// No step takes longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
-const TYPE_PING: u8 = 6;
-const ACKNOWLEDGED: u8 = 1;
-const PING: &[u8] = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00kinakina";
 const GO_AWAY: &[u8] = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00kinakina";
 
 /// Directories of one test's own.
@@ -32,8 +28,7 @@ pub(crate) struct Place {
     pub(crate) driver: AppleDriver,
     /// Whether Apple's program is the simulator, and the guest a real one.
     simulated: bool,
-    /// Streams on which the preface was sent, by their address.
-    begun: Mutex<BTreeSet<usize>>,
+    pings: Pings,
 }
 
 impl Place {
@@ -56,7 +51,7 @@ impl Place {
         config.environment = vec![("STAND_IN".to_owned(), at("apple").display().to_string())];
         change(&mut config);
         let driver = open(config.clone()).await.unwrap();
-        Self { directory, config, driver, simulated: false, begun: Mutex::default() }
+        Self { directory, config, driver, simulated: false, pings: Pings::default() }
     }
 
     /// With the simulator of Apple's program, and the image that machines boot.
@@ -259,29 +254,7 @@ impl Subject for Place {
     }
 
     async fn probe(&self, stream: &mut dyn Stream) -> io::Result<()> {
-        let address = (&raw mut *stream).cast::<()>() as usize;
-        let answered = async {
-            if self.begun.lock().unwrap().insert(address) {
-                stream.write_all(PREFACE).await?;
-            }
-            stream.write_all(PING).await?;
-            loop {
-                let mut header = [0; 9];
-                stream.read_exact(&mut header).await?;
-                let length = usize::from(header[1]) << 8 | usize::from(header[2]);
-                stream.read_exact(&mut vec![0; length]).await?;
-                if header[3] == TYPE_PING && header[4] == ACKNOWLEDGED {
-                    return Ok(());
-                }
-            }
-        };
-        let answered =
-            tokio::time::timeout(DEADLINE, answered).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
-        if answered.is_err() {
-            // Another stream may have been at this address before.
-            self.begun.lock().unwrap().remove(&address);
-        }
-        answered
+        self.pings.ping(stream, DEADLINE).await
     }
 
     async fn ask_to_end(&self, pod: &PodId, mut stream: Box<dyn Stream>) -> io::Result<()> {

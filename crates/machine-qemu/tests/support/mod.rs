@@ -17,17 +17,11 @@ use kina_machine_qemu::{Choice, QemuConfig, QemuDriver};
 use kina_model::PodId;
 use kina_node::{LocalNode, Node};
 use kina_testkit::ground::Ground;
+use kina_testkit::ping::Pings;
 use kina_testkit::vm::Prerequisites;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// No step takes longer, a boot without acceleration included.
 pub const DEADLINE: Duration = Duration::from_secs(40);
-
-/// HTTP/2's frames of a client that has nothing to say, of RFC 9113.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0kinakina";
-const TYPE_PING: u8 = 6;
-const ACKNOWLEDGED: u8 = 1;
 
 /// What the names of these tests' places begin with.
 pub const KIND: &str = "kmq";
@@ -40,8 +34,7 @@ pub struct Place {
     pub driver: QemuDriver,
     /// Pods with a network namespace.
     pods: Mutex<BTreeSet<PodId>>,
-    /// Streams on which HTTP/2 was begun, by their address.
-    begun: Mutex<BTreeSet<usize>>,
+    pings: Pings,
 }
 
 impl Place {
@@ -71,8 +64,8 @@ impl Place {
         };
         let driver = QemuDriver::open(Arc::new(node.clone()), config.clone()).await.unwrap();
         let cgroup = directory.cgroup();
-        let (pods, begun) = Default::default();
-        Self { directory, cgroup, node, config, driver, pods, begun }
+        let (pods, pings) = Default::default();
+        Self { directory, cgroup, node, config, driver, pods, pings }
     }
 
     pub fn machine(&self, pod: &PodId) -> PathBuf {
@@ -253,30 +246,7 @@ impl Subject for Place {
     /// A ping, which the guest's HTTP/2 answers; begun with the first one on a
     /// stream.
     async fn probe(&self, stream: &mut dyn Stream) -> io::Result<()> {
-        let address = (&raw mut *stream).cast::<()>() as usize;
-        if self.begun.lock().unwrap().insert(address) {
-            stream.write_all(PREFACE).await?;
-        }
-        let answered = async {
-            stream.write_all(PING).await?;
-            loop {
-                let mut header = [0; 9];
-                stream.read_exact(&mut header).await?;
-                let length = usize::from(header[1]) << 8 | usize::from(header[2]);
-                let mut payload = vec![0; length];
-                stream.read_exact(&mut payload).await?;
-                if header[3] == TYPE_PING && header[4] == ACKNOWLEDGED {
-                    return Ok(());
-                }
-            }
-        };
-        let answered =
-            tokio::time::timeout(DEADLINE, answered).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
-        if answered.is_err() {
-            // Another stream may have been at this address before.
-            self.begun.lock().unwrap().remove(&address);
-        }
-        answered
+        self.pings.ping(stream, DEADLINE).await
     }
 
     async fn ask_to_end(&self, pod: &PodId, _stream: Box<dyn Stream>) -> io::Result<()> {

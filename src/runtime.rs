@@ -49,8 +49,8 @@ use crate::stats;
 /// do; what a probe prints beyond that is dropped.
 const EXEC_OUTPUT_LIMIT: usize = 16 << 20;
 
-/// How long a daemon that ends waits for directories to be removed.
-const REMOVALS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a daemon that ends waits for layers to be unmounted and directories to be removed.
+const TIDY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a runtime is made from.
 #[derive(Clone, Debug)]
@@ -229,10 +229,10 @@ impl Runtime {
     pub async fn close(&self) {
         self.inner.images.close();
         let context = &self.inner.context;
-        context.layers.close().await;
         context.removals.close();
-        if tokio::time::timeout(REMOVALS_DEADLINE, context.removals.wait()).await.is_err() {
-            tracing::warn!("directories of removed pods are still being removed; the next daemon goes on");
+        let tidy = async { tokio::join!(context.layers.close(), context.removals.wait()) };
+        if tokio::time::timeout(TIDY_DEADLINE, tidy).await.is_err() {
+            tracing::warn!("unused layers or directories of removed pods are left to the next daemon");
         }
         let parent = &self.inner.config.cgroup_parent;
         if parent.trim_end_matches('/').is_empty() {

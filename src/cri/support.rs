@@ -23,9 +23,11 @@ pub enum Support {
     SharedOnly(&'static str),
     /// Honoured; in a virtual machine with a limitation.
     Limited(&'static str),
+    /// Honoured with a limitation, whatever the machine.
+    Partly(&'static str),
 }
 
-use Support::{Honoured, Limited, NotApplicable, Refused, SharedOnly, VmOnly};
+use Support::{Honoured, Limited, NotApplicable, Partly, Refused, SharedOnly, VmOnly};
 
 const NO_POD_PROCESS: &str = "a pod has no process of its own; containers carry their own value";
 const SIZES_A_MACHINE: &str =
@@ -111,7 +113,7 @@ pub const CREATE_CONTAINER: &[(&str, Support)] = &[
     ("config.args", Honoured),
     ("config.working_dir", Honoured),
     ("config.envs.key", Honoured),
-    ("config.envs.value", Honoured),
+    ("config.envs.value", Partly("bytes that are no UTF-8 are refused")),
     ("config.mounts.container_path", Honoured),
     (
         "config.mounts.host_path",
@@ -261,6 +263,7 @@ pub fn markdown() -> String {
                 VmOnly(why) => (NOTHING, "honoured", *why),
                 SharedOnly(why) => ("honoured", "refused", *why),
                 Limited(why) => ("honoured", "partly", *why),
+                Partly(why) => ("partly", "partly", *why),
             };
             text.push_str(&format!("| `{path}` | {shared} | {vm} | {why} |\n"));
         }

@@ -36,6 +36,13 @@ struct Task {
     run: fn(&Workspace, &[String]) -> Result<()>,
 }
 
+impl Task {
+    /// How it is called.
+    fn call(&self) -> String {
+        format!("{} {}", self.name, self.arguments).trim_end().to_owned()
+    }
+}
+
 const TASKS: &[Task] = &[
     Task {
         name: "demo",
@@ -115,7 +122,13 @@ fn dispatch(name: Option<&str>, arguments: &[String]) -> Result<()> {
         print!("{}", help());
         return Ok(());
     }
+    // That of `test` says more.
+    let asks = name != "test" && arguments.iter().any(|word| matches!(word.as_str(), "--help" | "-h"));
     match TASKS.iter().find(|task| task.name == name) {
+        Some(task) if asks => {
+            print!("Usage: cargo xtask {}\n\n{}\n", task.call(), task.about);
+            Ok(())
+        }
         Some(task) => (task.run)(&Workspace::locate()?, arguments),
         None => bail!("unknown command `{name}`; `cargo xtask --help` lists them"),
     }
@@ -125,8 +138,7 @@ fn dispatch(name: Option<&str>, arguments: &[String]) -> Result<()> {
 fn help() -> String {
     let mut text = String::from("Usage: cargo xtask COMMAND [ARGUMENTS]\n\n");
     for task in TASKS {
-        let call = format!("{} {}", task.name, task.arguments);
-        text.push_str(&format!("  {}\n      {}\n", call.trim_end(), task.about));
+        text.push_str(&format!("  {}\n      {}\n", task.call(), task.about));
     }
     text
 }
@@ -139,6 +151,16 @@ mod tests {
     fn unknown_commands_are_refused_by_name() {
         let error = dispatch(Some("tset"), &[]).unwrap_err();
         assert!(error.to_string().contains("`tset`"), "{error}");
+    }
+
+    /// Without doing a step of it: most begin with installing what is missing.
+    #[test]
+    fn every_command_tells_of_itself() {
+        for task in TASKS {
+            for word in ["--help", "-h"] {
+                dispatch(Some(task.name), &[word.to_owned()]).unwrap();
+            }
+        }
     }
 
     #[test]

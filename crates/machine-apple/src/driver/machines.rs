@@ -325,22 +325,40 @@ impl Machines {
         for looked in futures::future::join_all(looks).await {
             found.extend(looked?);
         }
-        let mut strangers = HashMap::new();
-        for container in listed {
-            let Some(pod) = self.own(&container) else { continue };
-            if found.iter().all(|known| known.pod != pod) {
-                let state = match container.state {
-                    State::Running | State::Stopping => MachineState::Running,
-                    State::Stopped | State::Unknown => MachineState::Stopped,
-                };
-                strangers.insert(pod.clone(), state);
-                found.push(Found { pod, state });
-            }
-        }
+        let unrecorded = |pod: &PodId| found.iter().all(|known| known.pod != *pod);
+        let strangers = self.strangers(&listed, &unrecorded).await.map_err(failed)?;
+        found.extend(strangers.iter().map(|(pod, state)| Found { pod: pod.clone(), state: *state }));
         if known {
             *lock(&self.strangers) = strangers;
         }
         Ok(found)
+    }
+
+    /// The machines of this daemon that are listed and of which there is no record. One that
+    /// was made or destroyed meanwhile is none: it has a record now, or is not listed again.
+    async fn strangers(
+        &self,
+        listed: &[Listed],
+        unrecorded: &impl Fn(&PodId) -> bool,
+    ) -> Result<HashMap<PodId, MachineState>, Error> {
+        let own = |listed: &[Listed]| -> Vec<_> {
+            let pods = listed.iter().filter_map(|container| Some((self.own(container)?, container.state)));
+            pods.filter(|(pod, _)| unrecorded(pod)).collect()
+        };
+        let mut strangers = HashMap::new();
+        if own(listed).is_empty() {
+            return Ok(strangers);
+        }
+        for (pod, state) in own(&self.container.list().await?) {
+            if matches!(self.records.read(&pod).await?, Recorded::Missing) {
+                let state = match state {
+                    State::Running | State::Stopping => MachineState::Running,
+                    State::Stopped | State::Unknown => MachineState::Stopped,
+                };
+                strangers.insert(pod, state);
+            }
+        }
+        Ok(strangers)
     }
 
     /// What a pod's machine does by a list that is there; `None` if it has none.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kina_machine::conformance::Subject as _;
 use kina_machine::{
-    Attachment, Driver as _, MachineSpec, MachineState, PortProtocol, PublishedPort, Share, ShareKind,
+    Attachment, Driver as _, Error, MachineSpec, MachineState, PortProtocol, PublishedPort, Share, ShareKind,
 };
 use kina_machine_apple::AppleConfig;
 use kina_model::{ContainerId, PodId};
@@ -111,6 +111,26 @@ async fn a_machine_without_a_record_is_found_and_destroyed() {
     config.pods_directory = stranger.at("other-pods");
     let other = open(config).await.unwrap();
     assert_eq!(other.list().await.unwrap(), []);
+}
+
+/// Nor does one that is destroyed while a list is on its way come back by it.
+#[tokio::test]
+async fn a_list_knows_no_machine_that_was_destroyed_meanwhile() {
+    let place = Place::new().await;
+    let pod = place.started().await;
+    place.set("late-list", "");
+    let list = async {
+        let found = place.driver.list().await.unwrap();
+        assert_eq!(found, []);
+    };
+    let destroy = async {
+        place.wait_trap("list-waits").await;
+        place.driver.destroy(&pod).await.unwrap();
+        place.unset("list-waits");
+    };
+    tokio::join!(list, destroy);
+    let status = place.driver.status(&pod).await;
+    assert!(matches!(status, Err(Error::NotFound { .. })), "{status:?}");
 }
 
 #[tokio::test]

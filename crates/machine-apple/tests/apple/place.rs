@@ -126,6 +126,14 @@ impl Place {
         }
     }
 
+    pub(crate) async fn wait_trap(&self, trap: &str) {
+        let end = Instant::now() + DEADLINE;
+        while !self.at("apple/traps").join(trap).exists() {
+            assert!(Instant::now() < end, "{trap}: {:?}", self.calls(""));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The process of a pod's machine.
     pub(crate) fn pid(&self, pod: &PodId) -> u32 {
         let path = self.at("apple/containers").join(format!("kina-{pod}")).join("pid");

@@ -49,6 +49,9 @@ fn reservation(unified: &BTreeMap<String, String>) -> u64 {
     unified.get("memory.min").and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0)
 }
 
+/// A kernel with control groups of version 1 slows nobody down for its memory.
+const NEVER: Option<u64> = Some(0);
+
 fn stalled(pressure: Option<&guest::Pressure>) -> Option<u64> {
     Some(pressure?.full.as_ref()?.total_micros / MICROS)
 }
@@ -96,9 +99,9 @@ const USAGE: &[Family<guest::Usage>] = &[
     family!(Counter "container_memory_failcnt" "How often the memory limit was reached." []
         |used| used.memory_failures),
     family!(Counter "container_memory_events_high_total" "How often processes were slowed down because of much memory." []
-        |used| used.memory_high_events),
+        |used| used.memory_high_events.or(used.memory_bytes.and(NEVER))),
     family!(Counter "container_memory_events_max_total" "How often usage was about to exceed the memory limit." []
-        |used| used.memory_high_events.and(used.memory_failures)),
+        |used| used.memory_failures),
     family!(Counter "container_memory_failures_total" "Page faults." ["failure_type" = "pgfault", "scope" = "container"]
         |used| used.page_faults),
     family!(Counter "container_memory_failures_total" "Page faults." ["failure_type" = "pgmajfault", "scope" = "container"]

@@ -1,5 +1,6 @@
 //! What the kubelet watches: events, lists in pieces, and what is used.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kina::cri::v1;
@@ -185,6 +186,26 @@ async fn usage_is_told() {
     assert!(metric.value.unwrap().value > 0);
     let descriptor = descriptors.iter().find(|one| one.name == name).unwrap();
     assert_eq!(descriptor.label_keys.len(), metric.label_values.len());
+    // What is described has values, but for what this pod or a kernel need not have.
+    let told = metrics[0].metrics.iter().chain(&of_container.metrics);
+    let told: BTreeMap<_, _> = told.map(|one| (&one.name, one.label_values.len())).collect();
+    let optional = [
+        "container_blkio",
+        "container_fs_",
+        "container_network",
+        "container_pressure",
+        "container_spec_cpu_",
+    ];
+    for described in &descriptors {
+        match told.get(&described.name) {
+            Some(labels) => assert_eq!(*labels, described.label_keys.len(), "{}", described.name),
+            None => assert!(
+                optional.iter().any(|prefix| described.name.starts_with(prefix)),
+                "{}",
+                described.name
+            ),
+        }
+    }
     let at = descriptor.label_keys.iter().position(|key| key == "pod").unwrap();
     assert_eq!(metric.label_values[at], "p");
     let all = v1::StreamPodSandboxMetricsRequest {};

@@ -1,6 +1,7 @@
 //! Pods whose machine has a network of its own: no plugin sees them. What a
 //! plugin would do and the machine's network cannot is refused.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use kina_machine::{PortProtocol, PublishedPort};
@@ -30,11 +31,22 @@ pub(crate) fn check(spec: &PodSpec) -> Result<(), SpecError> {
         let reason = format!("{} ports of the node lead to the pod, and {PORTS_LIMIT} can", mapped.len());
         return Err(SpecError::unsupported("config.port_mappings", reason));
     }
+    let mut taken = BTreeSet::new();
     for (index, mapping) in mapped {
         let field = |name: &str| format!("config.port_mappings[{index}].{name}");
-        if protocol(mapping).is_none() {
+        let Some(protocol) = protocol(mapping) else {
             let reason = "a machine's own network leads TCP and UDP to it, and no SCTP";
             return Err(SpecError::unsupported(field("protocol"), reason));
+        };
+        if protocol == PortProtocol::Udp && address(mapping).is_some_and(|address| address.is_ipv6()) {
+            let reason = "a machine's own network leads no UDP from an address of IPv6 to it; \
+                 give an address of IPv4, or none";
+            return Err(SpecError::unsupported(field("host_ip"), reason));
+        }
+        if !taken.insert((mapping.host_port, &mapping.protocol)) {
+            let reason = "another mapping has this port, and a machine's own network does not tell \
+                 ports by their addresses";
+            return Err(SpecError::unsupported(field("host_port"), reason));
         }
         for (name, port) in [("host_port", mapping.host_port), ("container_port", mapping.container_port)] {
             if port < LEAST_PORT {
@@ -54,15 +66,19 @@ pub(crate) fn check(spec: &PodSpec) -> Result<(), SpecError> {
 /// Ports of the node that lead to the pod's machine.
 pub(crate) fn ports(spec: &PodSpec) -> Vec<PublishedPort> {
     let published = mapped(spec).into_iter().filter_map(|(_, mapping)| {
-        let address = mapping.host_ip.parse().ok().filter(|address: &IpAddr| !address.is_unspecified());
         let (node, machine) = (mapping.host_port, mapping.container_port);
-        Some(PublishedPort { address, node, machine, protocol: protocol(mapping)? })
+        Some(PublishedPort { address: address(mapping), node, machine, protocol: protocol(mapping)? })
     });
     published.collect()
 }
 
 fn mapped(spec: &PodSpec) -> Vec<(usize, &PortMapping)> {
     spec.port_mappings.iter().enumerate().filter(|(_, mapping)| mapping.host_port != 0).collect()
+}
+
+/// The address of the node that it is at, if not all are meant.
+fn address(mapping: &PortMapping) -> Option<IpAddr> {
+    mapping.host_ip.parse().ok().filter(|address: &IpAddr| !address.is_unspecified())
 }
 
 fn protocol(mapping: &PortMapping) -> Option<PortProtocol> {
@@ -116,6 +132,11 @@ mod tests {
         assert!(error.starts_with("config.port_mappings[1].protocol: "), "{error}");
         let error = refused(&spec(vec![mapping("tcp", 1, "")]));
         assert!(error.starts_with("config.port_mappings[0].host_port: "), "{error}");
+        let error = refused(&spec(vec![mapping("tcp", 53, "::1"), mapping("udp", 53, "::1")]));
+        assert!(error.starts_with("config.port_mappings[1].host_ip: ") && error.contains("IPv6"), "{error}");
+        let twice = ["127.0.0.1", "127.0.0.2"].map(|address| mapping("tcp", 80, address));
+        let error = refused(&spec(twice.to_vec()));
+        assert!(error.starts_with("config.port_mappings[1].host_port: another mapping"), "{error}");
         let many = (0..65).map(|number| mapping("tcp", 1000 + number, "")).collect();
         assert!(refused(&spec(many)).starts_with("config.port_mappings: 65 ports"));
         let mut limited = spec(Vec::new());

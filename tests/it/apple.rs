@@ -5,13 +5,16 @@ mod traps;
 mod vm;
 
 use std::io::Read as _;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use kina::cri::v1;
 use rustix::process::Signal;
 
-use crate::harness::{Cri, Daemon, Options, Place, kill, lives, machine, script, shell, wait_until};
+use crate::harness::{
+    Cri, Daemon, Options, PATIENCE, Place, kill, lives, machine, script, shell, wait_until,
+};
 
 const FOREVER: &str = "echo up; sleep 1000";
 
@@ -36,12 +39,13 @@ async fn a_pods_network_is_its_machines() {
     assert!(conditions.iter().all(|condition| condition.status), "{conditions:?}");
     let mut config = cri.pod("p");
     let port = free_port();
-    config.port_mappings = vec![v1::PortMapping {
+    let mapping = |protocol: v1::Protocol| v1::PortMapping {
+        protocol: protocol.into(),
         host_port: port.into(),
         container_port: 8080,
         host_ip: "127.0.0.1".to_owned(),
-        ..v1::PortMapping::default()
-    }];
+    };
+    config.port_mappings = [v1::Protocol::Tcp, v1::Protocol::Udp].map(mapping).into();
     let pod = cri.run_pod(&config).await.unwrap();
     let status = cri.pod_status(&pod).await.unwrap().status.unwrap();
     assert_eq!(status.runtime_handler, "vm");
@@ -61,6 +65,22 @@ async fn a_pods_network_is_its_machines() {
         })
     })
     .await;
+    // And for datagrams, both ways.
+    let machine = daemon.place.guest(&pod).unwrap();
+    let namespace = std::fs::File::open(format!("/proc/{machine}/ns/net")).unwrap();
+    let server = std::thread::spawn(move || {
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), None).unwrap();
+        UdpSocket::bind("0.0.0.0:8080").unwrap()
+    });
+    let (server, client) = (server.join().unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let mut word = [0; 5];
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    client.send_to(b"asked", node).unwrap();
+    let (_, asker) = server.recv_from(&mut word).unwrap();
+    server.send_to(b"reply", asker).unwrap();
+    assert_eq!((client.recv_from(&mut word).unwrap(), &word), ((5, node), b"reply"));
     // The pod may set what is of its network.
     let mut other = cri.pod("q");
     other.linux.as_mut().unwrap().sysctls =

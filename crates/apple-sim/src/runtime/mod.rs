@@ -5,6 +5,7 @@
 //! what is left in the control group.
 
 mod carry;
+mod datagrams;
 mod guard;
 mod inside;
 mod machine;

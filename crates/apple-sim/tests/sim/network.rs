@@ -1,14 +1,14 @@
 //! Networks.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 
 use kina_apple_sim::protocol::{Card, NetworkAnswer, NetworkRequest};
 use kina_apple_sim::wire;
 
-use super::place::{Place, wait_until};
+use super::place::{LONG, Place, wait_until};
 
 #[test]
 fn networks_are_made_listed_used_and_deleted() {
@@ -70,6 +70,78 @@ fn a_published_port_is_forwarded() {
     });
     place.ok(&["stop", "-t", "0", "web"]);
     wait_until("its end", || TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+/// A connection of which one side says no more is at its end.
+#[test]
+fn half_a_connection_is_not_kept_by_a_published_port() {
+    let place = Place::new();
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    place.run("web", &["-p", &format!("{free}:80")], "sleep 1000");
+    let listener = inside(&place, "web", || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap());
+    let mut client = TcpStream::connect(free).unwrap();
+    client.write_all(b"asked").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    client.set_read_timeout(Some(LONG)).unwrap();
+    // Its answer will not come, and the machine has what was sent.
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    let mut asked = String::new();
+    listener.accept().unwrap().0.read_to_string(&mut asked).unwrap();
+    assert_eq!(asked, "asked");
+}
+
+/// A socket of this process in a machine's network.
+fn inside<T: Send>(place: &Place, id: &str, open: impl FnOnce() -> T + Send) -> T {
+    let namespace = File::open(format!("/proc/{}/ns/net", place.pid(id))).unwrap();
+    std::thread::scope(|scope| {
+        let opened = scope.spawn(|| {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            open()
+        });
+        opened.join().unwrap()
+    })
+}
+
+/// One whose answers do not take for ever.
+fn datagrams(address: (Ipv4Addr, u16)) -> UdpSocket {
+    let socket = UdpSocket::bind(address).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    socket
+}
+
+/// What comes next, and from whom.
+fn next(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut datagram = vec![0; 10_000];
+    let (length, from) = socket.recv_from(&mut datagram).unwrap();
+    datagram.truncate(length);
+    (datagram, from)
+}
+
+#[test]
+fn datagrams_of_a_published_port_are_forwarded() {
+    let place = Place::new();
+    let clients = [(); 2].map(|()| datagrams((Ipv4Addr::LOCALHOST, 0)));
+    let free = datagrams((Ipv4Addr::LOCALHOST, 0)).local_addr().unwrap();
+    place.run("web", &["-p", &format!("{free}:53/udp")], "sleep 1000");
+    let server = inside(&place, "web", || datagrams((Ipv4Addr::UNSPECIFIED, 53)));
+    let mut heard_from = Vec::new();
+    for client in &clients {
+        client.send_to(b"asked", free).unwrap();
+        let (word, from) = next(&server);
+        assert_eq!(word, b"asked");
+        heard_from.push(from);
+    }
+    // Each client has its answer, whoever asked last, and goes on as the one that it was.
+    assert_ne!(heard_from[0], heard_from[1]);
+    for (client, from) in clients.iter().zip(&heard_from) {
+        server.send_to(from.to_string().as_bytes(), from).unwrap();
+        assert_eq!(next(client), (from.to_string().into_bytes(), free));
+        client.send_to(&[b'x'; 3000], free).unwrap();
+        let (long, again) = next(&server);
+        assert_eq!((long.len(), again), (2048, *from), "longer ones are cut");
+    }
+    place.ok(&["stop", "-t", "0", "web"]);
+    wait_until("the port's end", || UdpSocket::bind(free).is_ok());
 }
 
 #[test]

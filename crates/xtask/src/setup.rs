@@ -45,6 +45,8 @@ pub(crate) const TEST: Group = Group {
     packages: &[
         // Judges the unit of kina's service.
         "systemd",
+        // And Homebrew's formula.
+        "ruby",
         // Content of test images, and where they are pulled from.
         "busybox-static",
         "docker-registry",

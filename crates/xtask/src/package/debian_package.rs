@@ -36,20 +36,27 @@ const SCRIPT: &str = "#!/bin/sh\nset -e\nif [ -d /run/systemd/system ]; then sys
 const BEFORE_REMOVAL: &str = "#!/bin/sh\nset -e\n\
      if [ \"$1\" = remove ] && [ -d /run/systemd/system ]; then systemctl disable --now kina.service; fi\n";
 
-/// The places in a package of what has others in an archive.
-fn place(path: &str) -> String {
-    match path {
-        "share/kina/kina.service" => "usr/lib/systemd/system/kina.service".to_owned(),
-        "share/doc/kina/LICENSE" => "usr/share/doc/kina/copyright".to_owned(),
-        path => format!("usr/{path}"),
+/// An archive's files at a package's places.
+pub(super) fn placed(tree: &Tree) -> Tree {
+    let mut placed = Tree::default();
+    for entry in tree.entries() {
+        let at = |path: String| Entry { path, ..entry.clone() };
+        match entry.path.as_str() {
+            "share/kina/kina.service" => placed.extend([at("usr/lib/systemd/system/kina.service".into())]),
+            path => placed.extend([at(format!("usr/{path}"))]),
+        }
+        // Where Debian wants it; pages link to the other.
+        if entry.path == "share/doc/kina/LICENSE" {
+            placed.extend([at("usr/share/doc/kina/copyright".into())]);
+        }
     }
+    placed
 }
 
 /// Makes it.
 pub(super) fn make(tree: &Tree, release: &Release) -> Result<PathBuf> {
     let stage = release.folder.join("stage");
-    let mut placed = Tree::default();
-    placed.extend(tree.entries().map(|entry| Entry { path: place(&entry.path), ..entry.clone() }));
+    let placed = placed(tree);
     placed.lay_out(&stage)?;
     let mut bytes = 0;
     for entry in placed.entries() {
@@ -106,7 +113,7 @@ mod tests {
             let release = Release { version: "1.2.3".to_owned(), time: 1_700_000_000, folder };
             let package = make(&tree, &release).unwrap();
             let ask = |words: &[&str]| output(Command::new("dpkg-deb").args(words).arg(&package)).unwrap();
-            assert!(ask(&["--info"]).contains("Installed-Size: 9"), "{}", ask(&["--info"]));
+            assert!(ask(&["--info"]).contains("Installed-Size: 12"), "{}", ask(&["--info"]));
             let content = ask(&["--contents"]);
             for line in
                 ["./usr/bin/kina", "./usr/lib/systemd/system/kina.service", "./usr/share/doc/kina/copyright"]

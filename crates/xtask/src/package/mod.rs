@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kina-VERSION-x86_64-unknown-linux-gnu.tar.gz    bin, libexec, the unit, documentation
-//! kina-VERSION-aarch64-apple-darwin.tar.gz        bin, libexec, the agent, documentation
+//! kina-VERSION-aarch64-apple-darwin.tar.gz        bin, libexec, documentation
 //! kina_VERSION_amd64.deb                          the first of them, for Debian
 //! kina.rb                                         Homebrew's formula for the second, with --url
 //! SHA256SUMS                                      of all of them
@@ -182,20 +182,23 @@ fn mac(workspace: &Workspace, options: &Options, release: &Release) -> Result<Ve
     };
     let guest = guest::build_for(workspace, Processor::Arm)?.context(rust_source::MISSING)?;
     let image = pod_image::build_for_mac(&guest, &workspace.target("macos"))?;
-    let mut tree = documents(workspace)?;
-    let agent = "share/kina/kina.daemon.plist";
-    tree.extend([
-        Entry::new("bin/kina", PROGRAM, program),
-        Entry::new("libexec/kina/kina-pod.tar", FILE, image),
-        Entry::new(agent, FILE, workspace.root().join("launchd/kina.daemon.plist")),
-    ]);
-    let archive = tarball(&tree, release, macos::TARGET)?;
+    let archive = tarball(&mac_tree(workspace, program, image)?, release, macos::TARGET)?;
     let mut made = vec![archive.clone()];
     match &options.url {
         Some(url) => made.push(formula::write(url, &archive, &release.folder)?),
         None => eprintln!("no formula for Homebrew: --url says where the archives will be"),
     }
     Ok(made)
+}
+
+/// What a Mac gets. `kina service install` writes the agent, which has the user's places in it.
+fn mac_tree(workspace: &Workspace, program: PathBuf, image: PathBuf) -> Result<Tree> {
+    let mut tree = documents(workspace)?;
+    tree.extend([
+        Entry::new("bin/kina", PROGRAM, program),
+        Entry::new("libexec/kina/kina-pod.tar", FILE, image),
+    ]);
+    Ok(tree)
 }
 
 fn tarball(tree: &Tree, release: &Release, target: &str) -> Result<PathBuf> {
@@ -256,23 +259,25 @@ mod tests {
     }
 
     #[test]
-    fn links_between_pages_hold_in_an_archive() {
+    fn links_between_pages_hold_in_an_archive_and_a_package() {
         let workspace = Workspace::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
-        let directory = tempfile::tempdir().unwrap();
-        let tree = documents(&workspace).unwrap();
-        tree.lay_out(directory.path()).unwrap();
-        let mut links = 0;
-        for page in tree.entries().filter(|entry| entry.path.ends_with(".md")) {
-            let page = directory.path().join(&page.path);
-            let text = fs::read_to_string(&page).unwrap();
-            for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
-                if !link.is_empty() && !link.contains(':') {
-                    links += 1;
-                    let to = page.parent().unwrap().join(link);
-                    assert!(to.exists(), "{}: {link}", page.display());
+        let archive = documents(&workspace).unwrap();
+        for tree in [&archive, &debian_package::placed(&archive)] {
+            let directory = tempfile::tempdir().unwrap();
+            tree.lay_out(directory.path()).unwrap();
+            let mut links = 0;
+            for page in tree.entries().filter(|entry| entry.path.ends_with(".md")) {
+                let page = directory.path().join(&page.path);
+                let text = fs::read_to_string(&page).unwrap();
+                for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+                    if !link.is_empty() && !link.contains(':') {
+                        links += 1;
+                        let to = page.parent().unwrap().join(link);
+                        assert!(to.exists(), "{}: {link}", page.display());
+                    }
                 }
             }
+            assert!(links > 20, "{links}");
         }
-        assert!(links > 20, "{links}");
     }
 }

@@ -5,19 +5,15 @@
 //! frameworks: a dependency that asks for one fails here.
 
 use std::fs;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 use crate::shell::{Workspace, run_watching};
 use crate::steps::Outcome;
-use crate::{debian, rust_source, setup, tools};
+use crate::{debian, mach_o, rust_source, setup, tools};
 
 pub(crate) const TARGET: &str = "aarch64-apple-darwin";
-
-/// The first eight bytes of a 64-bit Mach-O file for arm64.
-const MACH_O_ARM64: [u8; 8] = [0xcf, 0xfa, 0xed, 0xfe, 0x0c, 0x00, 0x00, 0x01];
 
 /// The command.
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
@@ -76,8 +72,9 @@ pub(crate) fn build(workspace: &Workspace, profile: &str, profile_folder: &str) 
     }
     built?;
     let program = folder.join("build").join(TARGET).join(profile_folder).join("kina");
-    let size = check_mach_o(&program)?;
-    eprintln!("{}: Mach-O for arm64, {size} bytes", program.display());
+    let content = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
+    mach_o::check(&content).with_context(|| program.display().to_string())?;
+    eprintln!("{}: Mach-O for arm64, signed, {} bytes", program.display(), content.len());
     Ok(Some(program))
 }
 
@@ -91,17 +88,6 @@ fn search_path(first: &[PathBuf]) -> Result<std::ffi::OsString> {
     let inherited = std::env::var_os("PATH").unwrap_or_default();
     let all = first.iter().cloned().chain(std::env::split_paths(&inherited));
     std::env::join_paths(all).context("PATH")
-}
-
-fn check_mach_o(program: &Path) -> Result<u64> {
-    let context = || format!("read {}", program.display());
-    let mut file = fs::File::open(program).with_context(context)?;
-    let mut head = [0; MACH_O_ARM64.len()];
-    file.read_exact(&mut head).with_context(context)?;
-    if head != MACH_O_ARM64 {
-        bail!("{} is not a Mach-O file for arm64", program.display());
-    }
-    Ok(file.metadata().with_context(context)?.len())
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod demo;
 mod fuzz;
 mod guest;
 mod kernel;
+mod mach_o;
 mod macos;
 mod package;
 mod pod_image;

@@ -69,6 +69,8 @@ fn a_machine_with_a_kernel_of_its_own_is_what_others_are() {
     assert!(sh("ip -4 addr show eth0").contains("inet 192.168.64.2/24"));
     assert_eq!(sh("ip route | cut -d' ' -f1-3 | head -n1"), "default via 192.168.64.1\n");
     sh("echo hello > /tmp/hello; nc -l -p 80 < /tmp/hello > /tmp/asked 2>&1 &");
+    // As Apple's kernels.
+    assert_eq!(sh("ip link add br0 type bridge && ip link del br0"), "");
     let netns = place.ok(&["simulator", "netns"]);
     let mut said = String::new();
     wait_until("an answer over the network", || {

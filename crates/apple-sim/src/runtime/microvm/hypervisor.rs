@@ -31,6 +31,8 @@ use crate::runtime::seam::{Opening, PORT, PROGRAM, ROOT, SHARE};
 use crate::values::valid_mac;
 use crate::wire;
 
+/// Modules for what Apple's kernels have built in and QEMU's machines do without.
+const MODULES: [&str; 3] = ["br_netfilter", "bridge", "macvlan"];
 /// How long a device's process may take to listen.
 const DEVICE: Duration = Duration::from_secs(10);
 /// How long a boot may take until the machine's half listens.
@@ -138,7 +140,7 @@ impl Hypervisor {
         };
         let files = boot::prepare(&BootConfig {
             kernel,
-            modules: Vec::new(),
+            modules: MODULES.map(str::to_owned).into(),
             guest: programs.guest(),
             cache: cache.clone(),
         })

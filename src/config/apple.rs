@@ -91,17 +91,16 @@ impl Apple {
         Ok(())
     }
 
+    /// `container`: what is configured, or where it usually is.
+    pub(crate) fn program(&self) -> PathBuf {
+        set(&self.program).unwrap_or_else(|| present(PROGRAMS.map(PathBuf::from).into()))
+    }
+
     pub(super) fn runtime(&self, paths: &Paths) -> AppleConfig {
-        // Of those that are not there the first is named as missing.
-        let present = |places: Vec<PathBuf>| {
-            let found = places.iter().find(|path| path.is_file()).or(places.first());
-            found.cloned().unwrap_or_default()
-        };
-        let program = set(&self.program);
         let image = set(&self.image).unwrap_or_else(|| present(places(IMAGE)));
         let sockets = set(&self.socket_directory).unwrap_or_else(|| paths.run.join("s"));
         AppleConfig {
-            program: program.unwrap_or_else(|| present(PROGRAMS.map(PathBuf::from).into())),
+            program: self.program(),
             environment: self.environment.clone().into_iter().collect(),
             kernel: set(&self.kernel),
             network: self.network.clone(),
@@ -112,4 +111,10 @@ impl Apple {
             ..AppleConfig::new(image, paths.run_pods(), sockets)
         }
     }
+}
+
+/// The first place where something is. Of those that are not there the first is named as missing.
+fn present(places: Vec<PathBuf>) -> PathBuf {
+    let found = places.iter().find(|path| path.is_file()).or(places.first());
+    found.cloned().unwrap_or_default()
 }

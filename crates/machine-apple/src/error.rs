@@ -157,8 +157,8 @@ pub enum Error {
     },
     /// The image's archive is no such thing.
     #[error(
-        "the image of machines {path} {reason}: make it with `cargo xtask pod-image`, or say where it is with \
-         machine.apple.image"
+        "the image of machines {path} {reason}: install kina anew with all that is in its archive (`cargo xtask \
+         pod-image` makes the image from the sources), or say where it is with machine.apple.image"
     )]
     Archive {
         /// The archive.

@@ -56,11 +56,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// The first run on a Mac, of this kina.
 async fn first_run(arguments: &Arguments) -> anyhow::Result<()> {
+    let socket = Config::load(arguments.config.as_deref())?.socket_path();
     if !arguments.run {
-        print_line(&mac::first_run::list())?;
+        print_line(&mac::first_run::list(&socket))?;
         return Ok(());
     }
-    let socket = Config::load(arguments.config.as_deref())?.socket_path();
     let exe = std::env::current_exe()?;
     let beside: Vec<PathBuf> = exe.parent().map(Path::to_owned).into_iter().collect();
     mac::first_run::run(&beside, &search_path(), &socket).await

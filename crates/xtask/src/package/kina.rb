@@ -16,8 +16,8 @@ class Kina < Formula
 
   def caveats
     <<~TEXT
-      kina runs pods in machines of Apple's container, which is not part of Homebrew:
-        https://github.com/apple/container/releases
+      kina runs pods in machines of Apple's container, 1.2.1 or later:
+        https://github.com/apple/container/releases (or: brew install container)
       What is missing:  kina doctor
       As a service:     kina service install
     TEXT

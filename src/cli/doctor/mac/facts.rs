@@ -38,6 +38,8 @@ pub(super) enum Container {
     Missing,
     /// The configuration names this file, and it is not there.
     NotThere(PathBuf),
+    /// It is in the search path, and not where the daemon looks for it.
+    Elsewhere(PathBuf),
     /// It is there and says no version; this is what it says.
     Strange(String),
     /// It is there.

@@ -140,12 +140,15 @@ pub(super) fn is_expected(step: &Step, answer: &str) -> bool {
     step.expected.iter().all(|row| row.iter().any(|text| answer.contains(text)))
 }
 
-/// The steps for people.
-pub(in crate::cli::doctor) fn list() -> String {
-    let mut text = String::from(
+/// The steps for people, who ask the daemon at a socket.
+pub(in crate::cli::doctor) fn list(socket: &Path) -> String {
+    let mut text = format!(
         "The first run on a Mac. Each step should print what stands below it; `--run` does them all.\n\
-         Steps that ask kina by crictl need CONTAINER_RUNTIME_ENDPOINT=unix://SOCKET (see `kina service \
-         status`)\nand WORK=$(mktemp -d).\n",
+         Before the first, in the same shell:\n\n   \
+         $ export WORK=$(mktemp -d)\n   \
+         $ export CONTAINER_RUNTIME_ENDPOINT='unix://{0}'\n   \
+         $ export IMAGE_SERVICE_ENDPOINT='unix://{0}'\n",
+        socket.display()
     );
     for (index, step) in STEPS.iter().enumerate() {
         let _ = write!(text, "\n{}", heading(index, step));
@@ -192,8 +195,8 @@ pub(in crate::cli::doctor) async fn run(
         }
         if !said.status.success() || !is_expected(step, &said.stdout) {
             bail!(
-                "step {} ({}) did not print {}; {}: {}\n(what the steps before made is still there: `crictl rmp \
-                 -f POD` and `kina service uninstall` remove it)",
+                "step {} ({}) did not print {}; {}: {}\n(what the steps before made is still there: `crictl -r \
+                 {endpoint} rmp -f POD` and `kina service uninstall` remove it)",
                 index + 1,
                 step.about,
                 wanted(step),

@@ -32,6 +32,11 @@ pub(super) fn container(found: &Container) -> Check {
             format!("there is no {}, which machine.apple.program names", program.display()),
             format!("set it to where `container` is, or to nothing; {RELEASES}"),
         ),
+        Container::Elsewhere(program) => problem(
+            NAME,
+            format!("it is {}, where the daemon does not look for it", program.display()),
+            "set machine.apple.program to that",
+        ),
         Container::Strange(said) => {
             problem(NAME, format!("it tells no version: {said}"), format!("install it anew from {RELEASES}"))
         }

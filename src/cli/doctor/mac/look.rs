@@ -16,33 +16,28 @@ use crate::config::Config;
 /// for its service.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where `container` is when it is not in the search path.
-const PLACES: [&str; 2] = ["/usr/local/bin", "/opt/homebrew/bin"];
-
 /// The largest image of a kernel, in bytes.
 const KERNEL_LIMIT: u64 = 256 << 20;
 
-/// `configured` is `machine.apple.program`, which may be empty.
-pub(super) async fn container(configured: &Path, search: &[PathBuf]) -> Container {
-    let everywhere: Vec<PathBuf> = search.iter().cloned().chain(PLACES.map(PathBuf::from)).collect();
-    let program = match configured.as_os_str().is_empty() {
-        true => match find("container", &everywhere) {
-            Some(program) => program,
-            None => return Container::Missing,
-        },
-        false if configured.is_file() => configured.to_owned(),
-        false => return Container::NotThere(configured.to_owned()),
-    };
+/// `program` is what the daemon runs, and may have been `configured`.
+pub(super) async fn container(program: &Path, configured: bool, search: &[PathBuf]) -> Container {
+    if !program.is_file() {
+        return match find("container", search) {
+            _ if configured => Container::NotThere(program.to_owned()),
+            Some(elsewhere) => Container::Elsewhere(elsewhere),
+            None => Container::Missing,
+        };
+    }
     let strange = |error: String| Container::Strange(format!("{}: {error}", program.display()));
-    match ask(&program, &["system", "version", "--format", "json"], PATIENCE).await {
+    match ask(program, &["system", "version", "--format", "json"], PATIENCE).await {
         Ok(said) if said.status.success() => match facts::versions(&said.stdout) {
-            Some((version, service)) => Container::Found { program, version, service },
+            Some((version, service)) => Container::Found { program: program.to_owned(), version, service },
             None => strange(said.words().to_owned()),
         },
         // Old ones do not know the question.
-        Ok(_) => match ask(&program, &["--version"], PATIENCE).await {
+        Ok(_) => match ask(program, &["--version"], PATIENCE).await {
             Ok(said) => match Version::find(&said.stdout) {
-                Some(version) => Container::Found { program, version, service: None },
+                Some(version) => Container::Found { program: program.to_owned(), version, service: None },
                 None => strange(said.words().to_owned()),
             },
             Err(error) => strange(format!("{error:#}")),

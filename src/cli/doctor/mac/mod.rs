@@ -18,7 +18,7 @@ use crate::config::Config;
 /// Examines a Mac. `search` is where programs are looked for, `home` the user's.
 pub(super) async fn examine(config: &Config, search: &[PathBuf], home: &Path) -> Vec<Check> {
     let apple = &config.machine.apple;
-    let container = look::container(&apple.program, search).await;
+    let container = look::container(&apple.program(), !apple.program.as_os_str().is_empty(), search).await;
     let mut checks = vec![judge::container(&container)];
     if let facts::Container::Found { program, .. } = &container {
         let service = look::service(program).await;

@@ -270,6 +270,7 @@ impl Mac {
     fn config(&self) -> Config {
         let mut config = Config::default();
         config.machine.apple.image = self.path("kina-pod.tar");
+        config.machine.apple.program = self.path("container");
         config
     }
 
@@ -311,6 +312,19 @@ async fn a_mac_with_other_things_configured() {
     config.machine.apple.program = mac.path("nothing");
     let checks = examine(&config, &mac.search(), Path::new("/Users/you")).await;
     assert!(checks[0].finding.contains("nothing, which machine.apple.program names"), "{checks:?}");
+}
+
+/// The daemon looks in two places, whatever a shell's search path is.
+#[tokio::test]
+async fn a_mac_where_only_the_shell_finds_container() {
+    let mac = Mac::new();
+    let usual = mac.path("nowhere/container");
+    let found = look::container(&usual, false, &mac.search()).await;
+    assert_eq!(found, Container::Elsewhere(mac.path("container")));
+    let check = judge::container(&found);
+    assert!(check.grade == Grade::Problem && check.remedy.contains("machine.apple.program"), "{check:?}");
+    assert_eq!(look::container(&usual, true, &mac.search()).await, Container::NotThere(usual.clone()));
+    assert_eq!(look::container(&usual, false, &[]).await, Container::Missing);
 }
 
 #[tokio::test]
@@ -363,6 +377,8 @@ async fn a_first_run_goes_through_or_says_where_it_stopped() {
     fs::write(mac.path("crictl.rmp.-f"), "Removed sandbox 10\n").unwrap();
     let error = first_run::run(&first, &search_path(), &socket).await.unwrap_err().to_string();
     assert!(error.starts_with(&format!("step {} ", step("the pod's end"))), "{error}");
+    // The shell of whoever reads it knows no socket.
+    assert!(error.contains(&format!("`crictl -r unix://{} rmp -f POD`", socket.display())), "{error}");
 
     for pods in ["0123  1 second ago  Ready  second", "0123  1 second ago  NotReady  first"] {
         fs::write(mac.path("crictl.pods"), pods).unwrap();
@@ -374,7 +390,14 @@ async fn a_first_run_goes_through_or_says_where_it_stopped() {
 
 #[test]
 fn every_step_of_a_first_run_says_what_it_prints() {
-    let list = first_run::list();
+    let list = first_run::list(Path::new("/Users/you/.kina/run/kina.sock"));
+    // A shell that has read its head can do all of them.
+    for line in [
+        "export WORK=$(mktemp -d)",
+        "export CONTAINER_RUNTIME_ENDPOINT='unix:///Users/you/.kina/run/kina.sock'",
+    ] {
+        assert!(list.lines().any(|found| found.trim_start() == format!("$ {line}")), "{list}");
+    }
     for step in first_run::STEPS {
         assert!(list.contains(step.about) && list.contains(step.command), "{}", step.about);
         assert!(!step.expected.is_empty() && !step.otherwise.is_empty());

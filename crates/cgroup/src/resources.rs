@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::group::{read, write};
 use crate::{DeviceRule, Error, Group};
@@ -113,7 +113,8 @@ impl Change<'_> {
     /// Puts back what was there before, the latest change first.
     fn undo(self) {
         for (path, value) in self.before.into_iter().flat_map(RefCell::into_inner).rev() {
-            for line in value.lines() {
+            let now = read(&path).unwrap_or_default();
+            for line in to_put_back(&path, &value, &now) {
                 // What cannot be put back stays; the caller is told of the first failure.
                 drop(write(&path, &format!("{line}\n")));
             }
@@ -405,6 +406,34 @@ pub(crate) fn put_at(field: &'static str, path: PathBuf, value: &str) -> Result<
     }
 }
 
+/// What to write into a file that held `before` and holds `now`, so that it holds `before` again.
+fn to_put_back(path: &Path, before: &str, now: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(none) = no_limit(path) {
+        // A device is listed only if it is limited: one that was not then is freed of its limits.
+        let device = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+        let known: Vec<String> = before.lines().map(device).collect();
+        let new = now.lines().map(device).filter(|device| device.contains(':') && !known.contains(device));
+        lines.extend(new.map(|device| format!("{device} {none}")));
+    } else if before.trim().is_empty() {
+        // A set of processors, say.
+        return vec![String::new()];
+    }
+    lines.extend(before.lines().map(str::to_owned));
+    lines
+}
+
+/// What takes the limits off a device, in a file with one line for each device that has some.
+fn no_limit(path: &Path) -> Option<&'static str> {
+    match path.file_name()?.to_str()? {
+        "io.max" => Some("rbps=max wbps=max riops=max wiops=max"),
+        "io.latency" => Some("target=0"),
+        "io.weight" | "io.bfq.weight" => Some("default"),
+        name if name.starts_with("blkio.throttle.") => Some("0"),
+        _ => None,
+    }
+}
+
 fn or_max(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
@@ -431,5 +460,28 @@ mod tests {
         assert_eq!(weight_of_shares(0), 1);
         assert_eq!(weight_of_blkio(10), 1);
         assert_eq!(weight_of_blkio(1000), 10_000);
+    }
+
+    #[test]
+    fn what_was_there_is_put_back() {
+        const FREE: &str = "rbps=max wbps=max riops=max wiops=max";
+        let old = "8:0 rbps=1000 wbps=max riops=max wiops=max";
+        let new = "8:16 rbps=max wbps=max riops=max wiops=5";
+        let cases: [(&str, &str, String, Vec<String>); 8] = [
+            ("io.max", "", new.to_owned(), vec![format!("8:16 {FREE}")]),
+            ("io.max", old, format!("{old}\n{new}\n"), vec![format!("8:16 {FREE}"), old.to_owned()]),
+            ("io.max", old, "8:0 rbps=7\n".to_owned(), vec![old.to_owned()]),
+            ("blkio.throttle.read_bps_device", "", "8:0 7\n".to_owned(), vec!["8:0 0".to_owned()]),
+            ("io.weight", "default 100\n", "default 5\n8:0 7\n".to_owned(), {
+                vec!["8:0 default".to_owned(), "default 100".to_owned()]
+            }),
+            ("io.latency", "", "8:0 target=10\n".to_owned(), vec!["8:0 target=0".to_owned()]),
+            ("cpuset.cpus", "\n", "0-1\n".to_owned(), vec![String::new()]),
+            ("memory.high", "max\n", "7\n".to_owned(), vec!["max".to_owned()]),
+        ];
+        for (file, before, now, expected) in cases {
+            let path = Path::new("/sys/fs/cgroup/a").join(file);
+            assert_eq!(to_put_back(&path, before, &now), expected, "{file} {before:?}");
+        }
     }
 }

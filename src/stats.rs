@@ -40,6 +40,12 @@ const MAX_BLOCK_DEVICES: usize = 64;
 /// The longest name of a block device (DISK_NAME_LEN without its end).
 const MAX_BLOCK_DEVICE_NAME: usize = 31;
 
+/// Kernels know three sizes of huge pages at most.
+const MAX_PAGE_SIZES: usize = 8;
+
+/// A size is named as `1048576KB` at the longest.
+const MAX_PAGE_SIZE_NAME: usize = 16;
+
 /// A pod and what its guest says that it uses.
 #[derive(Clone, Debug)]
 pub struct PodUsage {
@@ -146,6 +152,7 @@ fn plausible(mut usage: v1::StatsResponse, pod: &PodView) -> v1::StatsResponse {
         let place = known.iter().position(|id| *id == stats.id);
         place.map(|place| known.swap_remove(place)).is_some()
     });
+    plausible_pages(&mut usage.huge_pages);
     usage.interfaces.truncate(MAX_INTERFACES);
     let mut names = HashSet::new();
     usage.interfaces.retain(|one| {
@@ -160,8 +167,19 @@ fn plausible(mut usage: v1::StatsResponse, pod: &PodView) -> v1::StatsResponse {
                 && numbers.insert((one.major, one.minor))
                 && (one.name.is_empty() || names.insert(one.name.clone()))
         });
+        plausible_pages(&mut container.huge_pages);
     }
     usage
+}
+
+fn plausible_pages(pages: &mut Vec<v1::HugePages>) {
+    pages.truncate(MAX_PAGE_SIZES);
+    let mut sizes = HashSet::new();
+    pages.retain(|one| {
+        !one.page_size.is_empty()
+            && is_name(&one.page_size, MAX_PAGE_SIZE_NAME)
+            && sizes.insert(one.page_size.clone())
+    });
 }
 
 fn is_name(name: &str, longest: usize) -> bool {
@@ -224,6 +242,9 @@ mod tests {
         let mut own = stats(id.as_str());
         own.block_devices = devices.map(|(name, minor)| device(name, minor)).to_vec();
         own.block_devices.push(device(&"x".repeat(32), 5));
+        let pages = |size: &str| v1::HugePages { page_size: size.to_owned(), ..v1::HugePages::default() };
+        own.huge_pages = ["2MB", "2MB", "", "1 GB", "a page of many bytes", "1GB"].map(pages).to_vec();
+        own.huge_pages.extend((0..100).map(|number| pages(&format!("{number}KB"))));
         let mut answer = v1::StatsResponse {
             containers: vec![stats("other"), own, stats(id.as_str())],
             interfaces: vec![
@@ -242,6 +263,9 @@ mod tests {
         assert_eq!(containers, [id.as_str()]);
         let told = [device("vda", 0), device("", 2), device("", 3)];
         assert_eq!(answer.containers[0].block_devices, told);
+        let sizes: Vec<&str> =
+            answer.containers[0].huge_pages.iter().map(|one| one.page_size.as_str()).collect();
+        assert_eq!(sizes, ["2MB", "1GB", "0KB", "1KB"]);
         assert_eq!(answer.interfaces.len(), MAX_INTERFACES - 4);
         assert_eq!(answer.interfaces[0].name, "eth0");
     }

@@ -176,6 +176,16 @@ const DEVICES: &[Family<guest::BlockDeviceStats>] = &[
     family!(Counter "container_fs_writes_total" "Writes to a block device." [] |device| Some(device.writes)),
 ];
 
+/// Of containers, and of pods as a whole, per size of huge pages.
+const HUGE_PAGES: &[Family<guest::HugePages>] = &[
+    family!(Gauge "container_hugetlb_usage_bytes" "Huge pages used in bytes." [] |pages| Some(pages.bytes)),
+    family!(Gauge "container_hugetlb_max_usage_bytes" "The most huge pages that were ever used in bytes." []
+        |pages| pages.peak_bytes),
+];
+
+/// The further label of [`HUGE_PAGES`].
+const PAGE_SIZE_LABEL: &str = "pagesize";
+
 /// What the daemon knows by itself. A limit that was not asked for has no value, but where 0 says
 /// so.
 const KNOWN: &[Family<ContainerView>] = &[
@@ -246,6 +256,7 @@ pub fn descriptors() -> Vec<v1::MetricDescriptor> {
         .chain(all(PROCESSES, &[]))
         .chain(all(DEVICE_BYTES, &DEVICE_LABELS))
         .chain(all(DEVICES, &DEVICE_LABELS[..1]))
+        .chain(all(HUGE_PAGES, &[PAGE_SIZE_LABEL]))
         .chain(all(KNOWN, &[]))
         .chain(all(NETWORK, &[INTERFACE_LABEL]))
         .collect();
@@ -262,6 +273,9 @@ pub fn pod_metrics(usage: &PodUsage) -> v1::PodSandboxMetrics {
     let labels = labels(pod, None);
     if let Some(used) = answer.and_then(|answer| answer.pod.as_ref()) {
         add(&mut metrics, USAGE, used, LIVE, &labels, &[]);
+        for pages in answer.iter().flat_map(|answer| &answer.huge_pages) {
+            add(&mut metrics, HUGE_PAGES, pages, LIVE, &labels, &[&pages.page_size]);
+        }
         let interfaces =
             answer.filter(|_| !pod.spec.namespaces.host_network).map(|answer| &answer.interfaces);
         for interface in interfaces.into_iter().flatten() {
@@ -284,6 +298,9 @@ fn container_metrics(container: &ContainerView, usage: &PodUsage) -> v1::Contain
         && let Some(used) = &stats.usage
     {
         add(&mut metrics, USAGE, used, LIVE, &labels, &[]);
+        for pages in &stats.huge_pages {
+            add(&mut metrics, HUGE_PAGES, pages, LIVE, &labels, &[&pages.page_size]);
+        }
         add(&mut metrics, KNOWN, container, LIVE, &labels, &[]);
         if let Some(layer) = &stats.writable_layer {
             // Measured some seconds ago as a rule.
@@ -427,6 +444,8 @@ mod tests {
             read_bytes: 4096,
             ..guest::BlockDeviceStats::default()
         });
+        let huge_pages =
+            |size: &str| guest::HugePages { page_size: size.to_owned(), bytes: 13, peak_bytes: Some(14) };
         let container = guest::ContainerStats {
             id: id.to_string(),
             usage: Some(used),
@@ -438,6 +457,7 @@ mod tests {
                 descriptors_limit: Some(1024),
             }),
             block_devices: block_devices.to_vec(),
+            huge_pages: vec![huge_pages("2MB"), huge_pages("1GB")],
         };
         let interfaces = ["eth0", "net1"].map(|name| guest::InterfaceStats {
             name: name.to_owned(),
@@ -448,6 +468,7 @@ mod tests {
             containers: vec![container],
             pod: Some(used),
             interfaces: interfaces.to_vec(),
+            huge_pages: vec![huge_pages("2MB")],
         };
         let (nano_cores, container_nano_cores) = (None, HashMap::new());
         PodUsage { pod: Arc::new(pod), usage: Some(answer), nano_cores, container_nano_cores }
@@ -508,6 +529,11 @@ mod tests {
             ["Read", "8:16", "8", "16"],
             "its name is not known"
         );
+        let pages = metrics.container_metrics[0].metrics.iter();
+        let pages: Vec<_> = pages.filter(|metric| metric.name.starts_with("container_hugetlb_")).collect();
+        let told =
+            |at: usize| (pages[at].label_values.last().unwrap().as_str(), pages[at].value.unwrap().value);
+        assert_eq!((told(0), told(1), told(2)), (("2MB", 13), ("2MB", 14), ("1GB", 13)));
         // Without an answer there is nothing to tell, and nobody is told zero.
         let silent = PodUsage { usage: None, ..usage() };
         let metrics = pod_metrics(&silent);

@@ -192,6 +192,7 @@ async fn usage_is_told() {
     let optional = [
         "container_blkio",
         "container_fs_",
+        "container_hugetlb",
         "container_network",
         "container_pressure",
         "container_spec_cpu_",

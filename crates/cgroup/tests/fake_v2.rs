@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kina_cgroup::{
-    BlockDeviceStats, Error, Group, Hierarchy, Layout, Pressure, Resources, Stall, ThrottleDevice,
+    BlockDeviceStats, Error, Group, Hierarchy, HugePages, Layout, Pressure, Resources, Stall, ThrottleDevice,
 };
 
 struct Fake {
@@ -157,6 +157,10 @@ fn usage_is_read() {
         ("memory.events", "low 0\nhigh 11\nmax 6\noom 2\noom_kill 1\n"),
         ("pids.current", "3\n"),
         ("pids.max", "40\n"),
+        ("hugetlb.2MB.current", "4194304\n"),
+        ("hugetlb.2MB.rsvd.current", "6291456\n"),
+        ("hugetlb.2MB.max", "max\n"),
+        ("hugetlb.1GB.current", "0\n"),
         ("io.stat", "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n"),
     ] {
         fs::write(fake.place("pod/c").join(file), content).unwrap();
@@ -171,6 +175,8 @@ fn usage_is_read() {
     assert_eq!((stats.memory_kernel, stats.memory_peak), (Some(800), Some(7000)));
     let device = BlockDeviceStats { major: 8, read_bytes: 4096, reads: 1, ..BlockDeviceStats::default() };
     assert_eq!(fake.group.block_devices().unwrap(), [device]);
+    let pages = |size: &str, bytes| HugePages { page_size: size.to_owned(), bytes, peak_bytes: None };
+    assert_eq!(fake.group.huge_pages().unwrap(), [pages("1GB", 0), pages("2MB", 4 << 20)]);
     assert_eq!((stats.cpu_user_ns, stats.cpu_system_ns), (Some(7_000), Some(5_000)));
     let throttled = (stats.cpu_periods, stats.cpu_throttled_periods, stats.cpu_throttled_ns);
     assert_eq!(throttled, (Some(9), Some(2), Some(3_000)));

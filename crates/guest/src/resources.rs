@@ -58,6 +58,7 @@ impl Guest {
                 containers: each,
                 pod: Some(usage(&pod.group, &used)),
                 interfaces: interfaces(&pod)?,
+                huge_pages: huge_pages(&pod.group),
             })
         })
         .await
@@ -84,6 +85,7 @@ fn container_stats(container: &Container, end: Instant) -> Result<Option<v1::Con
         processes: process_count::of(&made.group, made.pid, end),
         writable_layer: Some(made.writable.usage(end)),
         block_devices: block_devices(&made.group),
+        huge_pages: huge_pages(&made.group),
     }))
 }
 
@@ -143,6 +145,17 @@ fn block_devices(group: &Group) -> Vec<v1::BlockDeviceStats> {
         written_bytes: device.written_bytes,
         reads: device.reads,
         writes: device.writes,
+    });
+    told.collect()
+}
+
+/// What is used of huge pages; nothing of a group that is going.
+fn huge_pages(group: &Group) -> Vec<v1::HugePages> {
+    let pages = group.huge_pages().unwrap_or_default();
+    let told = pages.into_iter().map(|pages| v1::HugePages {
+        page_size: pages.page_size,
+        bytes: pages.bytes,
+        peak_bytes: pages.peak_bytes,
     });
     told.collect()
 }

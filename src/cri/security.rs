@@ -156,10 +156,7 @@ fn container_pid(
         (v1::NamespaceMode::Container, PidMode::Pod | PidMode::Node) => {
             Ok(Some(ContainerPid::Mode(PidMode::Container)))
         }
-        (v1::NamespaceMode::Pod, PidMode::Container) => {
-            let reason = "POD, but the pod was made with CONTAINER; ask for POD in RunPodSandbox";
-            Err(SpecError::invalid(pid_field, reason))
-        }
+        (v1::NamespaceMode::Pod, PidMode::Container) => Ok(Some(ContainerPid::Mode(PidMode::Pod))),
         (v1::NamespaceMode::Node, PidMode::Pod | PidMode::Container) => {
             let reason = "NODE, but the pod does not see the node's processes; ask for that in RunPodSandbox";
             Err(SpecError::invalid(pid_field, reason))

@@ -206,19 +206,20 @@ impl Guest {
         Ok(response)
     }
 
+    /// Must run on the main thread (see [`Pod::common_pid`]).
     fn pid_namespace(&self, request: &v1::CreateContainerRequest, pod: &Pod) -> Result<PidNamespace, Error> {
         use v1::NamespaceMode;
-        let path = crate::unattached::descriptor_path;
         Ok(match (request.pid(), &pod.pid) {
-            (NamespaceMode::Container, _) | (NamespaceMode::Unspecified, PidMode::Container) => {
+            (NamespaceMode::Container, _) | (NamespaceMode::Unspecified, PidMode::Container(_)) => {
                 PidNamespace::Own
             }
             (NamespaceMode::Host, _) | (NamespaceMode::Unspecified, PidMode::Host) => PidNamespace::Host,
-            (NamespaceMode::Unspecified | NamespaceMode::Pod, PidMode::Pod { namespace, .. }) => {
-                PidNamespace::Shared(path(namespace))
+            (NamespaceMode::Unspecified | NamespaceMode::Pod, PidMode::Pod(common)) => {
+                PidNamespace::Shared(common.path())
             }
-            (NamespaceMode::Pod, PidMode::Container | PidMode::Host) => {
-                return Err(Error::invalid("pid", "the pod has no PID namespace of its own"));
+            (NamespaceMode::Pod, PidMode::Container(made)) => PidNamespace::Shared(pod.common_pid(made)?),
+            (NamespaceMode::Pod, PidMode::Host) => {
+                return Err(Error::invalid("pid", "the pod has the machine's PID namespace"));
             }
             (NamespaceMode::Target, _) => {
                 let target = self.container(&request.pid_target)?;

@@ -60,6 +60,20 @@ pub(crate) struct PodNamespaces {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
+impl PodNamespaces {
+    /// Makes the first process of a PID namespace beside these. It must be called on the guest's
+    /// main thread (see [`Pause`]).
+    pub(crate) fn first_process(&self, ids: &Ids, hostname: &str) -> Result<Pause, Error> {
+        match (&self.user, &self.network) {
+            (Some(user), Some(network)) => {
+                let made = inside::create(user, network, ids, hostname, &[], true)?;
+                made.pause.ok_or(Error::Interrupted { operation: "make a PID namespace" })
+            }
+            (Some(_), None) | (None, _) => Pause::start(),
+        }
+    }
+}
+
 /// Makes the namespaces in a thread that ends, and writes host name and sysctls
 /// inside of them; those of a user namespace by a process that ends. `pid` asks for
 /// the first process of a PID namespace as well; it must be called on the guest's main

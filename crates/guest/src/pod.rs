@@ -5,6 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use kina_cgroup::{Group, Hierarchy};
 use kina_guest_api::v1::NamespaceMode;
@@ -18,7 +19,7 @@ use crate::namespaces::{Plan, PodNamespaces};
 use crate::network;
 use crate::pause::Pause;
 use crate::selinux::Labels;
-use crate::unattached::Unattached;
+use crate::unattached::{Unattached, descriptor_path};
 use crate::volumes::Volumes;
 
 /// The kernel's bound (HOST_NAME_MAX).
@@ -48,13 +49,31 @@ pub(crate) struct Pod {
 /// Which PID namespace containers get unless they say otherwise.
 #[derive(Debug)]
 pub(crate) enum PidMode {
-    Container,
+    /// Each its own. Those that ask for a common one all the same have this, from the first of
+    /// them on.
+    Container(Mutex<Option<CommonPid>>),
     Host,
-    Pod {
-        /// Held: the namespace ends with its first process.
-        _pause: Pause,
-        namespace: OwnedFd,
-    },
+    Pod(CommonPid),
+}
+
+/// A PID namespace of the pod's.
+#[derive(Debug)]
+pub(crate) struct CommonPid {
+    /// Held: the namespace ends with its first process.
+    _pause: Pause,
+    namespace: OwnedFd,
+}
+
+impl CommonPid {
+    fn new(pause: Pause) -> Result<Self, Error> {
+        let namespace = pause.namespace()?;
+        Ok(Self { _pause: pause, namespace })
+    }
+
+    /// To be joined, for as long as the pod is there.
+    pub(crate) fn path(&self) -> PathBuf {
+        descriptor_path(&self.namespace)
+    }
 }
 
 /// The files that every container sees, by the guest's path.
@@ -119,12 +138,9 @@ impl Pod {
             Some(memory::create(&shape, &state_directory.join("shm"))?)
         };
         let pid = match pause {
-            Some(pause) => {
-                let namespace = pause.namespace()?;
-                PidMode::Pod { _pause: pause, namespace }
-            }
+            Some(pause) => PidMode::Pod(CommonPid::new(pause)?),
             None if host_pid => PidMode::Host,
-            None => PidMode::Container,
+            None => PidMode::Container(Mutex::default()),
         };
         let volumes = Volumes::new(state_directory.join("volumes"));
         Ok(Self {
@@ -139,6 +155,17 @@ impl Pod {
             volumes,
             request,
         })
+    }
+
+    /// The PID namespace of the containers that ask for the pod's in a pod where each has its own:
+    /// the one in `made`, or a new one. Must run on the guest's main thread (see [`Pause`]).
+    pub(crate) fn common_pid(&self, made: &Mutex<Option<CommonPid>>) -> Result<PathBuf, Error> {
+        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(common) = &*made {
+            return Ok(common.path());
+        }
+        let pause = self.namespaces.first_process(&self.ids, &self.hostname)?;
+        Ok(made.insert(CommonPid::new(pause)?).path())
     }
 
     /// Whether a repeated request asks for what is there.

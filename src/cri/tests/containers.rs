@@ -98,9 +98,6 @@ fn containers_that_cannot_be_had() {
         (INVALID, "config.linux.security_context.capabilities.add_ambient_capabilities[0]", "\"ALL\"", |c| {
             security(c).capabilities.as_mut().unwrap().add_ambient_capabilities[0] = "ALL".into();
         }),
-        (INVALID, "config.linux.security_context.namespace_options.pid", "with CONTAINER", |c| {
-            pid(c).pid = v1::NamespaceMode::Pod.into();
-        }),
         (INVALID, "config.linux.security_context.namespace_options.pid", "RunPodSandbox", |c| {
             pid(c).pid = v1::NamespaceMode::Node.into();
         }),
@@ -222,6 +219,7 @@ fn what_a_container_sees_of_other_processes() {
         (PidMode::Node, Some(Container), Some(ContainerPid::Mode(PidMode::Container))),
         (PidMode::Pod, Some(Container), Some(ContainerPid::Mode(PidMode::Container))),
         (PidMode::Container, Some(Container), None),
+        (PidMode::Container, Some(Pod), Some(ContainerPid::Mode(PidMode::Pod))),
         (PidMode::Container, Some(Target), Some(ContainerPid::Target("other".into()))),
         (PidMode::Container, None, None),
     ] {

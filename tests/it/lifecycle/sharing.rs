@@ -84,6 +84,15 @@ async fn process_namespaces_by_option() {
     assert_eq!(namespace(&cri, &debugger, "pid").await, of_one);
     assert_eq!(cri.sh(&debugger, "ps -o args | grep -c '^sleep 1000'").await, "2\n");
 
+    // One for those that ask for it, from the first of them on.
+    let common = || options(|options| options.pid = NamespaceMode::Pod.into());
+    let three = cri.run(&pod, container_with("three", common())).await;
+    let four = cri.run(&pod, container_with("four", common())).await;
+    let of_three = namespace(&cri, &three, "pid").await;
+    assert_eq!(of_three, namespace(&cri, &four, "pid").await);
+    assert!(![of_one, of_two, of_node("pid")].contains(&of_three), "{of_three}");
+    assert_eq!(cri.sh(&three, "ps -o args | grep -c '^sleep 1000'").await, "2\n");
+
     // One for all.
     let shared = options(|options| options.pid = NamespaceMode::Pod.into());
     let pod = cri.run_pod(&pod_with(&cri, "shared", shared.clone())).await.unwrap();

@@ -48,12 +48,10 @@ async fn the_root_is_the_containers_own() {
     daemon.leave_nothing().await;
 }
 
-const WITH_VOLUMES: &str = "localhost/with-volumes:it";
+pub(super) const WITH_VOLUMES: &str = "localhost/with-volumes:it";
 
-/// What an image says is data can be written where the root cannot, and is the container's own.
-#[tokio::test]
-async fn volumes_of_the_image() {
-    let mut daemon = Daemon::start().await;
+/// Busybox with data that is to be volumes.
+pub(super) fn with_volumes() -> Vec<u8> {
     let busybox = std::fs::read("/bin/busybox").unwrap();
     let link = |path| File { path, mode: 0o755, content: b"" };
     let files = [
@@ -65,7 +63,14 @@ async fn volumes_of_the_image() {
         File { path: "data/seed", mode: 0o644, content: b"from the image\n" },
     ];
     let config = serde_json::json!({ "Volumes": { "/data": {}, "/not/there": {}, "/mounted": {} } });
-    daemon.import(&images::archive(WITH_VOLUMES, &[&files], config)).await;
+    images::archive(WITH_VOLUMES, &[&files], config)
+}
+
+/// What an image says is data can be written where the root cannot, and is the container's own.
+#[tokio::test]
+async fn volumes_of_the_image() {
+    let mut daemon = Daemon::start().await;
+    daemon.import(&with_volumes()).await;
     let cri = daemon.cri();
     let pod = cri.make_pod("p").await;
     let mounted = daemon.place.path("data");
@@ -137,6 +142,47 @@ async fn files_and_directories_of_the_node() {
     daemon.leave_nothing().await;
 }
 
+/// A volume on what holds the pod's files and memory does not hide them.
+#[tokio::test]
+async fn the_pods_files_are_in_every_container() {
+    const READ: &str = "cat /etc/own /etc/hostname && grep -c 192.0.2.53 /etc/resolv.conf && \
+                        grep -c localhost /etc/hosts";
+    let mut daemon = Daemon::start().await;
+    let cri = daemon.cri();
+    let mut pod = cri.pod("files");
+    let servers = vec!["192.0.2.53".to_owned()];
+    pod.dns_config = Some(v1::DnsConfig { servers, ..v1::DnsConfig::default() });
+    let pod = cri.run_pod(&pod).await.unwrap();
+    let (etc, hosts) = (daemon.place.path("data/etc"), daemon.place.path("data/hosts"));
+    std::fs::create_dir_all(&etc).unwrap();
+    std::fs::write(etc.join("own"), "of the volume\n").unwrap();
+    std::fs::write(etc.join("hosts"), "of the volume\n").unwrap();
+    std::fs::write(&hosts, "of the caller\n").unwrap();
+
+    // What has no place there can have none in a volume that cannot be written.
+    let mut readonly = script("readonly", FOREVER);
+    readonly.mounts = vec![mount(&etc, "/etc", |mount| mount.readonly = true)];
+    let readonly = cri.run(&pod, readonly).await;
+    let seen = "cat /etc/own; grep -c localhost /etc/hosts; ls /etc";
+    assert_eq!(cri.sh(&readonly, seen).await, "of the volume\n2\nhosts\nown\n");
+
+    let mut writable = script("writable", FOREVER);
+    writable.mounts = vec![mount(&etc, "/etc", |_| ())];
+    let writable = cri.run(&pod, writable).await;
+    assert_eq!(cri.sh(&writable, READ).await, "of the volume\nfiles\n1\n2\n");
+    cri.sh(&writable, "echo more >> /etc/hosts; echo back > /etc/back").await;
+    assert_eq!(std::fs::read_to_string(etc.join("hosts")).unwrap(), "of the volume\n");
+    assert_eq!(std::fs::read_to_string(etc.join("hostname")).unwrap(), "");
+    assert_eq!(std::fs::read_to_string(etc.join("back")).unwrap(), "back\n");
+
+    // The caller's own stand in for ours, in whatever order it names them.
+    let mut own = script("own", FOREVER);
+    own.mounts = vec![mount(&hosts, "/etc/hosts", |_| ()), mount(&etc, "/etc", |_| ())];
+    let own = cri.run(&pod, own).await;
+    assert_eq!(cri.sh(&own, "cat /etc/hosts /etc/hostname").await, "of the caller\nfiles\n");
+    daemon.leave_nothing().await;
+}
+
 #[tokio::test]
 async fn propagation() {
     let mut daemon = Daemon::start().await;
@@ -162,6 +208,17 @@ async fn propagation() {
         container.mounts = vec![mount(&shared, "/shared", |mount| mount.propagation = propagation.into())];
         container
     };
+    // What a container shows the node has nothing of ours over it.
+    let mut etc = with("etc", MountPropagation::PropagationBidirectional, true);
+    etc.mounts[0].container_path = "/etc".to_owned();
+    let etc = cri.run(&pod, etc).await;
+    assert_eq!(cri.sh(&etc, "ls /etc").await, "container\nhost\n");
+    let mut dev = with("dev", MountPropagation::PropagationPrivate, true);
+    dev.mounts[0] = mount(Path::new("/dev"), "/dev", |_| ());
+    let dev = cri.run(&pod, dev).await;
+    cri.sh(&dev, "echo shared > /dev/shm/kina-it").await;
+    assert_eq!(cri.sh(&etc, "cat /dev/shm/kina-it").await, "shared\n");
+    assert!(!Path::new("/dev/shm/kina-it").exists());
     let private = cri.run(&pod, with("private", MountPropagation::PropagationPrivate, false)).await;
     let slave = cri.run(&pod, with("slave", MountPropagation::PropagationHostToContainer, false)).await;
     let both = cri.run(&pod, with("both", MountPropagation::PropagationBidirectional, true)).await;
@@ -183,10 +240,12 @@ async fn propagation() {
 also_in_vm! {
     the_root_is_the_containers_own,
     volumes_of_the_image,
+    the_pods_files_are_in_every_container,
     files_and_directories_of_the_node,
 }
 
 also_in_apple! {
     the_root_is_the_containers_own,
+    the_pods_files_are_in_every_container,
     files_and_directories_of_the_node,
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use kina::cri::v1;
 use tonic::Code;
 
+use super::mounts::{WITH_VOLUMES, with_volumes};
 use crate::harness::machine::{self, also_in_vm};
 use crate::harness::{Cri, Daemon, script, with_security};
 
@@ -91,6 +92,36 @@ async fn a_pod_has_users_of_its_own() {
     daemon.leave_nothing().await;
 }
 
+/// What an image says is data belongs to the pod's own root, and the pod's processes see each
+/// other where they ask for it.
+#[tokio::test]
+async fn volumes_of_the_image_and_common_processes() {
+    let mut daemon = Daemon::start().await;
+    daemon.import(&with_volumes()).await;
+    let cri = daemon.cri();
+    let pod = cri.run_pod(&pod(&cri, options())).await.unwrap();
+    for readonly in [false, true] {
+        let name = if readonly { "readonly" } else { "writable" };
+        let mut container =
+            with_security(mapped(script(name, FOREVER)), |context| context.readonly_rootfs = readonly);
+        container.image.as_mut().unwrap().image = WITH_VOLUMES.to_owned();
+        let id = cri.run(&pod, container).await;
+        let write = "cat /data/seed; echo own > /data/own && echo own > /not/there/own && \
+                     busybox chown 7:8 /data/seed && busybox stat -c %u:%g /data /data/seed /not/there/own";
+        assert_eq!(cri.sh(&id, write).await, "from the image\n0:0\n7:8\n0:0\n", "{name}");
+    }
+    let common = |name: &str| {
+        with_security(mapped(script(name, FOREVER)), |context| {
+            context.namespace_options.as_mut().unwrap().pid = v1::NamespaceMode::Pod.into();
+        })
+    };
+    let one = cri.run(&pod, common("one")).await;
+    cri.run(&pod, common("two")).await;
+    assert_eq!(cri.sh(&one, "ps -o args | grep -c '^sleep 1000'").await, "2\n");
+    assert_eq!(cri.sh(&one, "busybox stat -c %u /proc/1").await, "0\n");
+    daemon.leave_nothing().await;
+}
+
 #[tokio::test]
 async fn pods_in_user_namespaces_are_offered_and_checked() {
     let mut daemon = Daemon::start().await;
@@ -130,5 +161,6 @@ async fn pods_in_user_namespaces_are_offered_and_checked() {
 
 also_in_vm! {
     a_pod_has_users_of_its_own,
+    volumes_of_the_image_and_common_processes,
     pods_in_user_namespaces_are_offered_and_checked,
 }

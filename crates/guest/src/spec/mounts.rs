@@ -40,37 +40,39 @@ pub(super) fn build(
 ) -> Result<Mounts, Error> {
     let mut mounts = volumes(request)?;
     mounts.extend(system(request.privileged));
-    let shared_memory = match &pod.shared_memory {
-        Some(memory) => memory.source(),
-        None => PathBuf::from("/dev/shm"),
-    };
-    mounts.push(bind(&shared_memory, Path::new("/dev/shm"), &["rbind", "rprivate"])?);
-    let access = if readonly_root { "ro" } else { "rw" };
-    for (file, destination) in POD_FILES {
-        let source = pod.state_directory.join(file);
-        let options = ["rbind", "rprivate", access];
-        mounts.push(bind(&source, Path::new(destination), &options)?);
-    }
     for (source, destination) in devices {
         mounts.push(bind(source, destination, &["bind", "rprivate"])?);
     }
     let mut images = images.iter();
-    let mut asked: Vec<(&v1::Mount, Option<&ImageVolume>)> = request
-        .mounts
-        .iter()
-        .map(|mount| (mount, mount.image.as_ref().and_then(|_| images.next())))
-        .collect();
+    let mut places: Vec<(PathBuf, Place<'_>)> = Vec::with_capacity(request.mounts.len() + LASTING);
+    for mount in &request.mounts {
+        let image = mount.image.as_ref().and_then(|_| images.next());
+        places.push((destination(&mount.destination)?, Place::Asked(mount, image)));
+    }
+    for own in lasting(pod, readonly_root)? {
+        // The caller's mount stands in for ours.
+        if places.iter().all(|(destination, _)| destination != own.destination()) {
+            places.push((own.destination().clone(), Place::Own(own)));
+        }
+    }
     // What lies deeper is mounted later; of equals the order stays.
-    asked.sort_by_key(|(mount, _)| {
-        destination(&mount.destination).map_or(0, |path| path.components().count())
-    });
+    places.sort_by_key(|(destination, _)| destination.components().count());
     let mut propagation = None;
     let mut held = Vec::new();
-    for (mount, image) in asked {
-        let destination = destination(&mount.destination)?;
-        // The caller's mount stands in for ours, and hides ours below it.
-        mounts.retain(|known| !known.destination().starts_with(&destination) || is_asked(request, known));
-        mounts.push(match (&mount.volume, image, mount.tmpfs) {
+    let mut over = Vec::with_capacity(places.len());
+    for (destination, place) in places {
+        let (mount, image) = match place {
+            Place::Asked(mount, image) => (mount, image),
+            Place::Own(own) => {
+                if fits(&own, &over) {
+                    over.push(own);
+                }
+                continue;
+            }
+        };
+        // It hides what else of ours is below it.
+        mounts.retain(|own| !own.destination().starts_with(&destination));
+        over.push(match (&mount.volume, image, mount.tmpfs) {
             (_, Some(image), _) => self::image(mount, image, &destination)?,
             (Some(asked), None, _) => {
                 let volume = volume(mount, asked, pod)?;
@@ -81,7 +83,7 @@ pub(super) fn build(
             (None, None, true) => tmpfs(mount, &destination)?,
             (None, None, false) => bound(mount, &destination)?,
         });
-        if let (true, Some(label), Some(made)) = (mount.relabel, &labels.files, mounts.last())
+        if let (true, Some(label), Some(made)) = (mount.relabel, &labels.files, over.last())
             // What is made for the container has the label already.
             && image.is_none()
             && !mount.tmpfs
@@ -95,13 +97,66 @@ pub(super) fn build(
             (MountPropagation::HostToContainer | MountPropagation::Private, known) => known,
         };
     }
+    mounts.extend(over);
     Ok(Mounts { mounts, propagation, held })
 }
 
-fn is_asked(request: &v1::CreateContainerRequest, known: &Mount) -> bool {
-    request.mounts.iter().any(|mount| {
-        destination(&mount.destination).is_ok_and(|destination| destination == *known.destination())
-    })
+/// What is mounted at a place.
+enum Place<'a> {
+    /// What the caller asks for, with the image if it is one.
+    Asked(&'a v1::Mount, Option<&'a ImageVolume>),
+    /// What every container has, see [`lasting`].
+    Own(Mount),
+}
+
+/// How many [`lasting`] are.
+const LASTING: usize = 1 + POD_FILES.len();
+
+/// What the pod shares with every container, also with one that has a mount of its own above: the
+/// pod's memory and its files.
+fn lasting(pod: &Pod, readonly_root: bool) -> Result<Vec<Mount>, Error> {
+    let shared_memory = match &pod.shared_memory {
+        Some(memory) => memory.source(),
+        None => PathBuf::from("/dev/shm"),
+    };
+    let mut mounts = vec![bind(&shared_memory, Path::new("/dev/shm"), &["rbind", "rprivate"])?];
+    let access = if readonly_root { "ro" } else { "rw" };
+    for (file, destination) in POD_FILES {
+        let source = pod.state_directory.join(file);
+        mounts.push(bind(&source, Path::new(destination), &["rbind", "rprivate", access])?);
+    }
+    Ok(mounts)
+}
+
+/// Whether a mount of ours can be made where the caller has mounted above it: not if it would be
+/// seen on the machine as well, nor where it has no place and none can be made.
+fn fits(own: &Mount, asked: &[Mount]) -> bool {
+    let above = asked
+        .iter()
+        .filter(|mount| own.destination().starts_with(mount.destination()))
+        .max_by_key(|mount| mount.destination().components().count());
+    let Some(above) = above else {
+        return true;
+    };
+    let has = |option: &str| above.options().iter().flatten().any(|one| one == option);
+    if above.typ().as_deref() == Some("tmpfs") {
+        return true;
+    }
+    let (Some(source), Ok(rest)) = (above.source(), own.destination().strip_prefix(above.destination()))
+    else {
+        return false;
+    };
+    if has("rshared") {
+        return false;
+    }
+    let place = source.join(rest);
+    fs::symlink_metadata(&place).is_ok()
+        || (!has("ro") && !has("rro") && place.parent().is_some_and(can_be_written))
+}
+
+/// Not so for a directory on a file system or mount that is read-only.
+fn can_be_written(directory: &Path) -> bool {
+    rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 /// An absolute path, `.` and `..` resolved by its text as within a root.

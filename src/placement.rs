@@ -71,11 +71,24 @@ pub fn place(
             "no virtual machine can run on this node ({why}), and the configuration \
              (placement.shared_without_vm) keeps pods off its kernel"
         )),
-        (other, _) => Err(SpecError::invalid(
-            "runtime_handler",
-            format!("{other:?} is unknown; kina knows \"vm\", \"shared\" and the empty handler"),
-        )),
+        (other, _) => Err(unknown("runtime_handler", other)),
     }
+}
+
+/// Refuses a handler at `field` that kina does not know, whether it is available here or not.
+///
+/// # Errors
+/// The one that [`place`] has for it.
+pub fn known(field: &str, handler: &str) -> Result<(), SpecError> {
+    match handler {
+        "" | "vm" | "shared" => Ok(()),
+        other => Err(unknown(field, other)),
+    }
+}
+
+fn unknown(field: &str, handler: &str) -> SpecError {
+    let reason = format!("{handler:?} is unknown; kina knows \"vm\", \"shared\" and the empty handler");
+    SpecError::invalid(field, reason)
 }
 
 #[cfg(test)]
@@ -108,6 +121,7 @@ mod tests {
                 PlacementRequest { handler, host_network, privileged, ..PlacementRequest::default() };
             let available = if vm { Ok(()) } else { Err("no QEMU") };
             let placed = place(&request, policy, available, true);
+            assert_eq!(known("runtime_handler", handler).is_ok(), handler != "runc");
             assert_eq!(placed.as_ref().ok(), expected.as_ref(), "{request:?} {placed:?}");
             if let (Err(error), false) = (placed, vm) {
                 assert!(error.to_string().contains("no QEMU"), "{error}");

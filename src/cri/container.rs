@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use kina_model::{ContainerMetadata, ContainerSpec, PodSpec, Resources, Signal, SpecError};
 
 use super::security::Kernel;
-use super::{check, mounts, resources, security, v1};
+use super::{check, image, mounts, resources, security, v1};
 
 const SECURITY: &str = "config.linux.security_context";
 
@@ -60,17 +60,10 @@ pub fn container_spec(
         return Err(SpecError::invalid("config.metadata.name", "is empty; a container needs a name"));
     }
     check::text("config.metadata.name", &name)?;
-    let v1::ImageSpec {
-        image,
-        annotations: image_annotations,
-        user_specified_image,
-        // Every handler runs the same images.
-        runtime_handler: _,
-        image_ref: _,
-    } = check::required("config.image", image)?;
-    if image.is_empty() {
-        return Err(SpecError::invalid("config.image.image", "is empty; name an image"));
-    }
+    let mut image = check::required("config.image", image)?;
+    let image_annotations = std::mem::take(&mut image.annotations);
+    let user_specified_image = std::mem::take(&mut image.user_specified_image);
+    let image = image::image_name("config.image", image)?;
     if windows.is_some_and(|windows| windows != v1::WindowsContainerConfig::default()) {
         return Err(SpecError::unsupported("config.windows", "kina runs Linux containers only"));
     }

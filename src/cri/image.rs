@@ -1,8 +1,25 @@
 //! Images as their callers see them, and what is shown to registries.
 
 use kina_image::{AuthFields, Credentials, Image};
+use kina_model::SpecError;
 
 use super::v1;
+use crate::placement;
+
+/// The image that a specification at that field names. Every handler runs the same images, so
+/// that one which is known changes nothing.
+///
+/// # Errors
+/// When it names none, or a handler that is not known.
+pub fn image_name(field: &str, spec: v1::ImageSpec) -> Result<String, SpecError> {
+    let v1::ImageSpec { image, annotations: _, user_specified_image: _, runtime_handler, image_ref: _ } =
+        spec;
+    if image.is_empty() {
+        return Err(SpecError::invalid(format!("{field}.image"), "is empty; name an image"));
+    }
+    placement::known(&format!("{field}.runtime_handler"), &runtime_handler)?;
+    Ok(image)
+}
 
 /// An image, in lists and statuses. Its id is also what PullImage returns and
 /// what containers name: the digest of its configuration.

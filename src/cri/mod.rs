@@ -24,7 +24,7 @@ use std::fmt;
 
 pub use container::{container_spec, seccomp_file};
 pub use filters::{container_listed, container_stats_listed, pod_listed, pod_stats_listed};
-pub use image::{credentials, image, info as image_info};
+pub use image::{credentials, image, image_name, info as image_info};
 pub use pod::pod_spec;
 pub use resources::resources;
 pub use security::Kernel;

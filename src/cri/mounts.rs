@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use kina_model::{Device, Digest, ImageVolume, Mount, MountSource, Propagation, SpecError, UserNamespace};
 
+use super::image::image_name;
 use super::{check, user_namespace, v1};
 
 /// The mount at that field.
@@ -116,18 +117,10 @@ fn container_place(field: &str, path: &str) -> Result<(), SpecError> {
 }
 
 /// The image of a mount at that field.
-fn image(field: &str, image: v1::ImageSpec, sub_path: String) -> Result<ImageVolume, SpecError> {
-    let v1::ImageSpec {
-        image: requested,
-        annotations,
-        user_specified_image: user_specified,
-        // Every handler has the same images.
-        runtime_handler: _,
-        image_ref: _,
-    } = image;
-    if requested.is_empty() {
-        return Err(SpecError::invalid(format!("{field}.image.image"), "is empty; name an image"));
-    }
+fn image(field: &str, mut image: v1::ImageSpec, sub_path: String) -> Result<ImageVolume, SpecError> {
+    let annotations = std::mem::take(&mut image.annotations);
+    let user_specified = std::mem::take(&mut image.user_specified_image);
+    let requested = image_name(&format!("{field}.image"), image)?;
     check::path_inside(&format!("{field}.image_sub_path"), &sub_path)?;
     Ok(ImageVolume { requested, user_specified, annotations, sub_path })
 }

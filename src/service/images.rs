@@ -12,6 +12,7 @@ use super::{answer, info, whole};
 use crate::cri::v1::image_service_server::ImageService;
 use crate::cri::{self, v1};
 use crate::error::Error;
+use crate::placement;
 use crate::pod::context::now;
 use crate::runtime::Runtime;
 
@@ -26,10 +27,12 @@ impl Images {
     }
 
     async fn list(&self, request: v1::ListImagesRequest) -> Result<v1::ListImagesResponse, Error> {
-        let asked = request.filter.and_then(|filter| filter.image).unwrap_or_default().image;
-        let mut images = if asked.is_empty() {
+        let spec = request.filter.and_then(|filter| filter.image).unwrap_or_default();
+        let mut images = if spec.image.is_empty() {
+            placement::known("filter.image.runtime_handler", &spec.runtime_handler)?;
             self.runtime.images().list()
         } else {
+            let asked = cri::image_name("filter.image", spec)?;
             self.runtime.images().resolve(&asked).into_iter().collect()
         };
         // One that lacks a layer is not here: so the kubelet pulls it.
@@ -90,13 +93,9 @@ impl Images {
     }
 }
 
-/// The image that a specification names. Its annotations and runtime handler
-/// change nothing: every handler runs the same images.
+/// The image that a request names.
 fn name(spec: Option<v1::ImageSpec>) -> Result<String, SpecError> {
-    match spec {
-        Some(spec) if !spec.image.is_empty() => Ok(spec.image),
-        Some(_) | None => Err(SpecError::invalid("image.image", "is empty; name an image")),
-    }
+    cri::image_name("image", spec.unwrap_or_default())
 }
 
 /// For spans: the name alone.

@@ -178,6 +178,34 @@ async fn refusals_name_the_field() {
     let refused =
         images.pull_image(v1::PullImageRequest { image: image("UPPER"), ..Default::default() }).await;
     assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+    // A handler that is known has the images of every other.
+    let of = |handler: &str| {
+        let runtime_handler = handler.to_owned();
+        Some(v1::ImageSpec { image: "busybox".to_owned(), runtime_handler, ..v1::ImageSpec::default() })
+    };
+    let filter =
+        |handler: &str| v1::ListImagesRequest { filter: Some(v1::ImageFilter { image: of(handler) }) };
+    for handler in ["", "vm", "shared"] {
+        assert_eq!(images.list_images(filter(handler)).await.unwrap().into_inner().images, []);
+        let status = v1::ImageStatusRequest { image: of(handler), verbose: false };
+        assert_eq!(images.image_status(status).await.unwrap().into_inner().image, None);
+        images.remove_image(v1::RemoveImageRequest { image: of(handler) }).await.unwrap();
+    }
+    let of = || of("runc");
+    let status = v1::ImageStatusRequest { image: of(), verbose: false };
+    let pull = v1::PullImageRequest { image: of(), ..v1::PullImageRequest::default() };
+    for (refused, field) in [
+        (images.list_images(filter("runc")).await.unwrap_err(), "filter.image.runtime_handler: "),
+        (images.image_status(status).await.unwrap_err(), "image.runtime_handler: "),
+        (images.pull_image(pull).await.unwrap_err(), "image.runtime_handler: "),
+        (
+            images.remove_image(v1::RemoveImageRequest { image: of() }).await.unwrap_err(),
+            "image.runtime_handler: ",
+        ),
+    ] {
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().starts_with(&format!("{field}\"runc\" is unknown")), "{refused}");
+    }
     let cidr = Some(v1::NetworkConfig { pod_cidr: "no".into() });
     let runtime_config = Some(v1::RuntimeConfig { network_config: cidr });
     let request = v1::UpdateRuntimeConfigRequest { runtime_config };

@@ -5,7 +5,6 @@ use super::{OUTPUT_ONLY, SIZES_NOTHING, Support};
 
 use Support::{Honoured, NotApplicable, Refused, VmOnly};
 
-const ONE_IMAGE: &str = "every handler runs the same images";
 const BY_NAME: &str = "an image is found by its name, digest or id alone";
 const EVERY_POD: &str = "a pull is the same for every pod";
 const NO_CHECKPOINTS: &str = "the call is not implemented";
@@ -31,7 +30,7 @@ const IMAGES: Rows = &[
     ("filter.image.image", Honoured),
     ("filter.image.annotations", NotApplicable(BY_NAME)),
     ("filter.image.user_specified_image", NotApplicable(BY_NAME)),
-    ("filter.image.runtime_handler", NotApplicable(ONE_IMAGE)),
+    ("filter.image.runtime_handler", Honoured),
     ("filter.image.image_ref", NotApplicable(OUTPUT_ONLY)),
 ];
 
@@ -110,7 +109,7 @@ pub(super) const REQUESTS: &[(&str, Rows)] = &[
             ("image.image", Honoured),
             ("image.annotations", NotApplicable(BY_NAME)),
             ("image.user_specified_image", NotApplicable(BY_NAME)),
-            ("image.runtime_handler", NotApplicable(ONE_IMAGE)),
+            ("image.runtime_handler", Honoured),
             ("image.image_ref", NotApplicable(OUTPUT_ONLY)),
             ("verbose", Honoured),
         ],
@@ -121,7 +120,7 @@ pub(super) const REQUESTS: &[(&str, Rows)] = &[
             ("image.image", Honoured),
             ("image.annotations", NotApplicable(BY_NAME)),
             ("image.user_specified_image", NotApplicable(BY_NAME)),
-            ("image.runtime_handler", NotApplicable(ONE_IMAGE)),
+            ("image.runtime_handler", Honoured),
             ("image.image_ref", NotApplicable(OUTPUT_ONLY)),
             ("auth.username", Honoured),
             ("auth.password", Honoured),
@@ -138,7 +137,7 @@ pub(super) const REQUESTS: &[(&str, Rows)] = &[
             ("image.image", Honoured),
             ("image.annotations", NotApplicable(BY_NAME)),
             ("image.user_specified_image", NotApplicable(BY_NAME)),
-            ("image.runtime_handler", NotApplicable(ONE_IMAGE)),
+            ("image.runtime_handler", Honoured),
             ("image.image_ref", NotApplicable(OUTPUT_ONLY)),
         ],
     ),

@@ -74,6 +74,16 @@ fn containers_that_cannot_be_had() {
         (INVALID, "config.metadata.name", "empty", |c| c.metadata.as_mut().unwrap().name.clear()),
         (INVALID, "config.image", "missing", |c| c.image = None),
         (INVALID, "config.image.image", "empty", |c| c.image.as_mut().unwrap().image.clear()),
+        (INVALID, "config.image.runtime_handler", "\"runc\" is unknown", |c| {
+            c.image.as_mut().unwrap().runtime_handler = "runc".into();
+        }),
+        (INVALID, "config.mounts[0].image.runtime_handler", "\"runc\" is unknown", |c| {
+            let image =
+                v1::ImageSpec { image: "a".into(), runtime_handler: "runc".into(), ..Default::default() };
+            let mount = &mut c.mounts[0];
+            (mount.image, mount.readonly, mount.propagation) = (Some(image), true, 0);
+            mount.host_path.clear();
+        }),
         (INVALID, "config.command[0]", "NUL", |c| c.command[0].push('\0')),
         (INVALID, "config.args[1]", "NUL", |c| c.args[1].push('\0')),
         (INVALID, "config.working_dir", "absolute", |c| c.working_dir = "srv".into()),

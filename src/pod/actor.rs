@@ -145,7 +145,7 @@ pub(super) struct Pod {
     start_waiters: Vec<Reply<()>>,
     teardown_waiters: Vec<Reply<()>>,
     /// Why the last phase failed, for those who wait for it.
-    failure: Option<String>,
+    failure: Option<StartError>,
 }
 
 /// What an actor starts with.

@@ -216,8 +216,8 @@ impl PodHandle {
     /// Waits until the pod is ready.
     ///
     /// # Errors
-    /// [`Error::StartFailed`] with the reason; [`Error::PodState`] if it has
-    /// been ready and is no longer.
+    /// [`Error::StartFailed`] with the reason; [`Error::Spec`] if it asks for what its machine
+    /// does not have; [`Error::PodState`] if it has been ready and is no longer.
     pub async fn started(&self) -> Result<(), Error> {
         self.ask(Command::AwaitStarted).await
     }

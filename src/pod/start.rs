@@ -11,7 +11,7 @@ use kina_guest_api::{Connect, GuestClient, GuestError, GuestStream};
 use kina_machine::{
     Attachment, Driver, MachineSpec, NetworkAttachment, SandboxNetwork, Share, ShareKind, Shares,
 };
-use kina_model::{ContainerId, MachineSize, PodEffect, PodId, PodSpec, Ready};
+use kina_model::{ContainerId, MachineSize, PodEffect, PodId, PodSpec, Ready, SpecError};
 use kina_store::Batch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -80,6 +80,19 @@ pub(super) enum StartError {
     Cancelled,
     /// An effect failed.
     Failed(String),
+    /// The pod's specification asks for what its machine does not have.
+    Refused(SpecError),
+}
+
+impl StartError {
+    /// In words.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Cancelled => "it was stopped while it started".to_owned(),
+            Self::Failed(reason) => reason.clone(),
+            Self::Refused(error) => error.to_string(),
+        }
+    }
 }
 
 impl Subject {
@@ -100,6 +113,7 @@ impl Subject {
                 .map_err(|error| match error {
                     StartError::Cancelled => StartError::Cancelled,
                     StartError::Failed(reason) => StartError::Failed(format!("{}: {reason}", effect.name())),
+                    StartError::Refused(error) => StartError::Refused(error),
                 })?;
         }
         let Progress { attached, guest: Some(guest), .. } = progress else {
@@ -123,7 +137,10 @@ impl Subject {
         progress: &mut Progress,
         cancel: &CancellationToken,
     ) -> Result<(), StartError> {
-        let failed = |error: Error| StartError::Failed(chain(&error));
+        let failed = |error: Error| match error {
+            Error::Spec(error) => StartError::Refused(error),
+            error => StartError::Failed(chain(&error)),
+        };
         match effect {
             PodEffect::MakeDirectories => self.make_directories().await.map_err(failed),
             PodEffect::CreateNetwork => {

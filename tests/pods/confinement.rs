@@ -118,8 +118,9 @@ async fn selinux_labels_by_what_is_asked_and_what_there_is() {
         }
 
         world.guests.have_features(Features::default());
-        let error = daemon.run_pod(pod("unable", label("s0"))).await.unwrap_err().to_string();
-        assert!(error.contains("security_context.selinux_options"), "{error}");
+        let error = daemon.run_pod(pod("unable", label("s0"))).await.unwrap_err();
+        assert!(matches!(error, Error::Spec(SpecError::Unsupported { .. })), "{error}");
+        assert!(error.to_string().starts_with("config.linux.security_context.selinux_options: "), "{error}");
         let unable = daemon.run_pod(pod("unable", None)).await.unwrap();
         let refused = daemon.create_container(unable.as_str(), labelled("a", label("s0"), false)).await;
         let refused = refused.unwrap_err();

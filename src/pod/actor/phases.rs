@@ -60,9 +60,10 @@ impl Pod {
                 self.happen(PodEvent::Started(ready)).await;
             }
             Err(StartError::Cancelled) => {}
-            Err(StartError::Failed(reason)) => {
+            Err(error @ (StartError::Failed(_) | StartError::Refused(_))) => {
+                let reason = error.reason();
                 warn!(pod = %self.subject.id, reason, "the pod did not start");
-                self.failure = Some(reason.clone());
+                self.failure = Some(error);
                 self.happen(PodEvent::StartFailed(reason)).await;
             }
         }
@@ -90,8 +91,13 @@ impl Pod {
             }
         }
         for waiter in std::mem::take(&mut self.start_waiters) {
-            let reason = self.failure.clone().unwrap_or_else(|| "it was stopped while it started".to_owned());
-            let _ = waiter.send(Err(Error::StartFailed { pod: self.subject.id.clone(), reason }));
+            let error = match self.failure.as_ref().unwrap_or(&StartError::Cancelled) {
+                StartError::Refused(error) => error.clone().into(),
+                error @ (StartError::Failed(_) | StartError::Cancelled) => {
+                    Error::StartFailed { pod: self.subject.id.clone(), reason: error.reason() }
+                }
+            };
+            let _ = waiter.send(Err(error));
         }
         for waiter in std::mem::take(&mut self.teardown_waiters) {
             let answer = match &failure {

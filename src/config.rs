@@ -279,6 +279,7 @@ impl Config {
         }
         self.log.check()?;
         at_least_one(&[("guest.handshake_seconds", self.guest.handshake_seconds)])?;
+        absolute("guest.program", machine::set(&self.guest.program).as_ref())?;
         self.machine.check()?;
         self.image.check()?;
         self.network.check()?;
@@ -500,6 +501,7 @@ mod tests {
             ("[log]\nlevel = \"a=b=c\"", "log.level: "),
             ("[log]\nlevel = \"verbose\"", "log.level: \"verbose\" is none of error, warn"),
             ("[log]\nlevel = \"info,very loud\"", "log.level: \"very loud\" is none of"),
+            ("[guest]\nprogram = \"bin/kina-guest\"", "guest.program: bin/kina-guest is not"),
             ("[guest]\nhandshake_seconds = 31536001", "guest.handshake_seconds: 31536001 is more"),
             ("[streaming]\nbase_url = \"http://node?a\"", "streaming.base_url: "),
             ("[machine]\nshare_roots = [\"/a/../b\"]", "machine.share_roots: /a/../b has"),

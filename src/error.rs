@@ -35,11 +35,21 @@ pub enum Error {
         id: String,
     },
     /// There is no such image.
-    #[error("image {reference:?} not found; pull it first")]
+    #[error("image {reference:?} not found")]
     ImageNotFound {
         /// As the caller wrote it.
         reference: String,
     },
+    /// A container's image is not here.
+    #[error("image {reference:?} not found; pull it first")]
+    ImageNotPulled {
+        /// As the caller wrote it.
+        reference: String,
+    },
+    /// A container cannot have an image as a volume. The text is the CRI's word for it
+    /// (`ErrImageVolumeMountFailed` of its package `errors`), by which the kubelet knows it.
+    #[error("ImageVolumeMountFailed")]
+    ImageVolume(#[source] Box<Error>),
     /// An id's beginning that several share.
     #[error("{id:?} is the beginning of several ids; write more of it")]
     AmbiguousId {

@@ -402,7 +402,8 @@ impl Runtime {
         let lease = self.lease_image(&spec.image).await?;
         let mut volumes = Vec::new();
         for volume in spec.image_volumes() {
-            volumes.push(self.lease_image(&volume.requested).await?);
+            let lease = self.lease_image(&volume.requested).await;
+            volumes.push(lease.map_err(|error| Error::ImageVolume(Box::new(error)))?);
         }
         let config = &lease.image().config;
         let defaults = ImageDefaults {

@@ -311,6 +311,7 @@ fn images_come_and_go_by_the_command_line() {
     let error = text(&output.stderr);
     assert!(error.contains("\"localhost/nine\" not found") && error.contains("localhost/eleven"), "{error}");
     assert_eq!(error.matches("not found").count(), 2, "{error}");
+    assert!(!error.contains("pull"), "nobody who removes wants it: {error}");
     std::fs::write(place.path("bad"), "no archive").unwrap();
     let output = place.ask(&["image", "import", place.path("bad").to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));

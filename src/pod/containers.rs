@@ -226,7 +226,12 @@ impl Subject {
             guest_request::create_container(id, &view.spec, &view.process, layers.root, volumes, mounts, log);
         guest_request::edit(&mut request, outside.edits);
         guest_request::confine(&mut request, &outside.confinement);
-        let made = guest.create_container(request).await.map_err(|source| self.guest_error(source))?;
+        let made = guest.create_container(request).await.map_err(|source| match &source {
+            GuestError::Refused { message, .. } if message.starts_with(kina_guest_api::IMAGE_VOLUME) => {
+                Error::ImageVolume(Box::new(self.guest_error(source)))
+            }
+            _ => self.guest_error(source),
+        })?;
         for warning in &made.warnings {
             tracing::warn!(pod = %self.id, container = %view.id, warning, "container made with a restriction");
         }

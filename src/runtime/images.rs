@@ -72,7 +72,7 @@ impl Runtime {
 
     /// Keeps an image that is here with all its files.
     pub(super) async fn lease_image(&self, reference: &str) -> Result<Lease, Error> {
-        let missing = || Error::ImageNotFound { reference: reference.to_owned() };
+        let missing = || Error::ImageNotPulled { reference: reference.to_owned() };
         let image = self.inner.images.resolve(reference).ok_or_else(missing)?;
         let lease = self.inner.images.lease(&image.id).ok_or_else(missing)?;
         self.inner.images.check(&image.id).await?;

@@ -48,9 +48,11 @@ pub(super) fn code(error: &Error) -> Code {
     match error {
         Error::Spec(SpecError::Invalid { .. }) | Error::AmbiguousId { .. } => Code::InvalidArgument,
         Error::Spec(SpecError::Unsupported { .. }) => Code::Unimplemented,
-        Error::PodNotFound { .. } | Error::ContainerNotFound { .. } | Error::ImageNotFound { .. } => {
-            Code::NotFound
-        }
+        Error::PodNotFound { .. }
+        | Error::ContainerNotFound { .. }
+        | Error::ImageNotFound { .. }
+        | Error::ImageNotPulled { .. } => Code::NotFound,
+        Error::ImageVolume(source) => code(source),
         Error::NameTaken { .. } => Code::AlreadyExists,
         Error::PodState { .. }
         | Error::ContainerState { .. }
@@ -310,6 +312,8 @@ mod tests {
             (Error::PodNotFound { id: id() }, Code::NotFound),
             (Error::ContainerNotFound { id: id() }, Code::NotFound),
             (Error::ImageNotFound { reference: id() }, Code::NotFound),
+            (Error::ImageNotPulled { reference: id() }, Code::NotFound),
+            (Error::ImageVolume(Box::new(Error::ImageNotPulled { reference: id() })), Code::NotFound),
             (Error::NameTaken { what: "container", name: id(), id: id() }, Code::AlreadyExists),
             (Error::PodState { pod: pod(), state: "stopped", operation: "go" }, Code::FailedPrecondition),
             (

@@ -28,6 +28,10 @@ pub use client::{
 /// on the machine's own disk if it has one, else in its memory.
 pub const MACHINE_STATE_DIRECTORY: &str = "/run/kina";
 
+/// What a refusal of CreateContainer begins with where an image that the container mounts is at
+/// fault; the mount's destination follows.
+pub const IMAGE_VOLUME: &str = "image volume ";
+
 /// The newest protocol version that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 

@@ -114,14 +114,19 @@ impl Guest {
         label: Option<&str>,
         uses: &mut Vec<LayerUse>,
     ) -> Result<Vec<ImageVolume>, Error> {
-        let asked = request.mounts.iter().filter_map(|mount| mount.image.as_ref());
-        let open = |(index, image): (usize, &v1::ImageVolume)| {
+        let asked = request.mounts.iter().filter_map(|mount| Some((mount, mount.image.as_ref()?)));
+        let mut open = |index: usize, image: &v1::ImageVolume| {
             let lower = image.layers.iter().map(|layer| self.layer(pod, layer, uses));
             let lower = lower.collect::<Result<Vec<_>, _>>()?;
             let (place, user) = (writable.image_volume(index), pod.namespaces.user.as_ref());
             ImageVolume::open(&request.id, &lower, &image.sub_path, &place, user, label)
         };
-        asked.enumerate().map(open).collect()
+        let opened = asked.enumerate().map(|(index, (mount, image))| {
+            let destination = || mount.destination.clone();
+            open(index, image)
+                .map_err(|source| Error::ImageVolume { destination: destination(), source: Box::new(source) })
+        });
+        opened.collect()
     }
 
     /// Where a layer is mounted; mounts it when it comes as an image.

@@ -125,6 +125,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// An image that the container mounts cannot be had. The text is a part of the protocol.
+    #[error("{}{destination}", kina_guest_api::IMAGE_VOLUME)]
+    ImageVolume {
+        /// Where it was to be in the container.
+        destination: String,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
     /// Nothing in the pod takes a connection.
     #[error("connect to port {port} in the pod")]
     Connect {

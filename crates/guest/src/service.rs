@@ -61,7 +61,15 @@ impl Service {
 
 /// How an error is told.
 fn status(error: &Error) -> Status {
-    let code = match error {
+    let mut message = chain(error);
+    while message.len() > MESSAGE_LIMIT {
+        message.pop();
+    }
+    Status::new(code(error), message)
+}
+
+fn code(error: &Error) -> Code {
+    match error {
         Error::NoContainer { .. } => Code::NotFound,
         Error::ContainerExists { .. } => Code::AlreadyExists,
         Error::WrongState { .. }
@@ -81,6 +89,7 @@ fn status(error: &Error) -> Status {
             kina_attachment::Error::BadName { .. } => Code::InvalidArgument,
             _ => Code::Internal,
         },
+        Error::ImageVolume { source, .. } => code(source),
         Error::Log { source, .. } => match source {
             kina_log::Error::Offset { .. } => Code::InvalidArgument,
             _ => Code::Internal,
@@ -91,12 +100,7 @@ fn status(error: &Error) -> Status {
         | Error::Inside { .. }
         | Error::Overlay { .. }
         | Error::Interrupted { .. } => Code::Internal,
-    };
-    let mut message = chain(error);
-    while message.len() > MESSAGE_LIMIT {
-        message.pop();
     }
-    Status::new(code, message)
 }
 
 fn launch_code(error: &LaunchError) -> Code {

@@ -114,9 +114,12 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     let (rest, digest) = match text.split_once('@') {
         None => (text, None),
         Some((rest, digest)) => {
-            let digest = digest
-                .parse::<Digest>()
-                .map_err(|_| "its digest is not sha256: and 64 lower-case hexadecimal characters")?;
+            let digest = digest.parse::<Digest>().map_err(|_| match digest.split_once(':') {
+                Some(("sha512" | "sha384" | "blake3", _)) => {
+                    "kina knows no digests but sha256; name it by tag, or by its sha256 digest"
+                }
+                Some(_) | None => "its digest is not sha256: and 64 lower-case hexadecimal characters",
+            })?;
             (rest, Some(digest))
         }
     };
@@ -330,7 +333,8 @@ mod tests {
             ("a b", "characters"),
             ("ä", "ASCII"),
             ("a@sha256:12", "digest"),
-            ("a@sha512:00", "digest"),
+            ("a@sha512:00", "name it by tag, or by its sha256 digest"),
+            ("a@md5:00", "its digest is not sha256"),
             ("a@", "digest"),
             ("localhost:0/a", "port"),
             ("localhost:x/a", "port"),

@@ -87,6 +87,9 @@ async fn what_cannot_be_mounted_leaves_nothing() {
     for (mount, code, text) in cases {
         let error = cri.create(&pod, with("one", vec![mount])).await.unwrap_err();
         assert!(error.code() == code && error.message().contains(text), "{error}");
+        // The kubelet's word for an image that cannot be had, which it counts.
+        let of_image = !text.starts_with("config.");
+        assert_eq!(error.message().starts_with("ImageVolumeMountFailed: "), of_image, "{error}");
     }
     assert_eq!(cri.containers(None).await, []);
     // The name is free.

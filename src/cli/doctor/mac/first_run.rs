@@ -94,8 +94,8 @@ pub(super) const STEPS: &[Step] = &[
                   \"uname -s -m; exec sleep 100000\"],\"log_path\":\"shell.log\"}' > \"$WORK/container.json\" && \
                   crictl create \"$(cat \"$WORK/pod\")\" \"$WORK/container.json\" \"$WORK/pod.json\" \
                   | tee \"$WORK/container\" && crictl start \"$(cat \"$WORK/container\")\" && \
-                  crictl exec \"$(cat \"$WORK/container\")\" cat /proc/1/comm",
-        expected: &[&["sleep", "sh"]],
+                  crictl exec \"$(cat \"$WORK/container\")\" ps",
+        expected: &[&["sleep 100000"]],
         otherwise: "kina service logs; kina machine console POD",
     },
     Step {

@@ -148,7 +148,11 @@ async fn find(
         .map(|mut container| {
             let mut ended = None;
             let effects = if alive {
-                let mut seen = seen.get(container.id.as_str()).and_then(|status| as_seen(status));
+                let status = seen.get(container.id.as_str());
+                if let (Some(identity), Some(status)) = (&mut container.identity, status) {
+                    identity.pid = status.pid;
+                }
+                let mut seen = status.and_then(|status| as_seen(status));
                 if container.log_path.is_some() && !driver.capabilities().guest_writes_logs {
                     (seen, ended) = end_held_back(seen);
                 }

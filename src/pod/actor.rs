@@ -110,7 +110,7 @@ enum Done {
     Start(Result<(GuestClient, Ready), StartError>),
     Teardown(Result<(), String>),
     Created(ContainerId, Result<(Identity, Option<ContainerLog>), Error>),
-    Started(ContainerId, Result<Nanos, Error>),
+    Started(ContainerId, Result<(Nanos, u32), Error>),
     LogWritten(ContainerId, ContainerEvent),
     Resized(MachineSize, Result<(), Error>, Reply<()>),
     Updated(ContainerId, Box<Resources>, Result<(), Error>, Reply<()>),

@@ -232,32 +232,29 @@ impl Subject {
             }
             _ => self.guest_error(source),
         })?;
-        for warning in &made.warnings {
-            tracing::warn!(pod = %self.id, container = %view.id, warning, "container made with a restriction");
-        }
         // Before it is started: from its first line on somebody takes its output.
         let log = match source {
             Some(source) => Some(ContainerLog::begin(source).await?.0),
             None => None,
         };
-        let identity = Identity {
-            pid: made.pid,
-            uid: made.uid,
-            gid: made.gid,
-            supplemental_groups: made.supplemental_groups,
-        };
+        let identity =
+            Identity { pid: 0, uid: made.uid, gid: made.gid, supplemental_groups: made.supplemental_groups };
         Ok((identity, log))
     }
 
-    /// Runs a made container; returns when it was started.
+    /// Runs a made container; returns when it was started, and as which process.
     pub(super) async fn start_container(
         &self,
         guest: &GuestClient,
         container: &ContainerId,
-    ) -> Result<Nanos, Error> {
+    ) -> Result<(Nanos, u32), Error> {
         let request = v1::StartContainerRequest { id: container.to_string() };
         let start = async { guest.start_container(request).await.map_err(|source| self.guest_error(source)) };
-        Ok(failpoint::around(ContainerEffect::GuestStart.name(), start).await?.started_at_nanos)
+        let started = failpoint::around(ContainerEffect::GuestStart.name(), start).await?;
+        for warning in &started.warnings {
+            tracing::warn!(pod = %self.id, %container, warning, "container started with a restriction");
+        }
+        Ok((started.started_at_nanos, started.pid))
     }
 
     /// Changes the limits of a container that has not ended.

@@ -49,7 +49,7 @@ pub struct ContainerView {
     pub state: ContainerState,
     /// When it was asked for.
     pub created_at: Nanos,
-    /// Its first process as its machine numbers it, and its user, once made.
+    /// Its user, once made, and its first process as its machine numbers it.
     pub identity: Option<Identity>,
 }
 
@@ -63,7 +63,7 @@ impl ContainerView {
 /// What the guest says of a container that it has made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Process id, in the machine.
+    /// Process id, in the machine; 0 until it has been started.
     pub pid: u32,
     /// User id.
     pub uid: u32,

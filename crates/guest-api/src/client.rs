@@ -43,8 +43,9 @@ pub const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
 pub const SETUP_POD_DEADLINE: Duration = Duration::from_secs(30);
 /// The deadline of CreateContainer; mounting many layers on a slow VM is the long part.
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(120);
-/// The deadline of StartContainer.
-pub const START_DEADLINE: Duration = Duration::from_secs(30);
+/// The deadline of StartContainer; its process may still be being set up, for which the guest has half a
+/// minute, as for the start itself.
+pub const START_DEADLINE: Duration = Duration::from_secs(90);
 /// The deadline of SignalContainer.
 pub const SIGNAL_DEADLINE: Duration = Duration::from_secs(10);
 /// The deadline of DeleteContainer; removing a large writable layer is the long part.
@@ -226,12 +227,12 @@ impl GuestClient {
         setup_pod, "SetupPod", SetupPodRequest -> SetupPodResponse, SETUP_POD_DEADLINE
     );
     control_call!(
-        /// Builds a container up to just before its program runs.
+        /// Makes a container, whose process is set up behind the answer.
         create_container, "CreateContainer",
         CreateContainerRequest -> CreateContainerResponse, CREATE_DEADLINE
     );
     control_call!(
-        /// Runs a created container. May be repeated.
+        /// Runs a created container once its process is set up. May be repeated.
         start_container, "StartContainer",
         StartContainerRequest -> StartContainerResponse, START_DEADLINE
     );

@@ -340,7 +340,7 @@ pub(crate) fn run(
     let made = container.require_running("attach to")?;
     let permit = guest.take_attach()?;
     let seat = made.audience.join(start.stdout, start.stderr)?;
-    let input = Arc::clone(&made.input);
+    let input = Arc::clone(&container.process("attach to")?.input);
     let stdin = start.stdin && input.sender.is_some();
     if let (Some(size), Some(terminal)) = (start.size, &input.terminal) {
         streams::resize(terminal, size);

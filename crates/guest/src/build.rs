@@ -1,4 +1,5 @@
-//! A container's making, up to just before its program runs.
+//! A container's making: what is done before its creation is answered, and its process, which is
+//! set up behind that.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -6,13 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use kina_cgroup::Group;
 use kina_guest_api::v1;
-use kina_launch::{Created, Plan, RootFs};
+use kina_launch::{Created, LimitedPlan, Plan, RootFs};
 use kina_log::Stream;
 
 use crate::attach::InputEnds;
 use crate::container::{Made, now_nanos, open_log};
 use crate::error::Error;
-use crate::guest::{CGROUP_PATIENCE, Guest, blocking, child_group};
+use crate::guest::{CGROUP_PATIENCE, Guest, child_group};
 use crate::image_volume::ImageVolume;
 use crate::layers::LayerUse;
 use crate::pod::Pod;
@@ -23,13 +24,13 @@ use crate::streams::Streams;
 use crate::user::Accounts;
 
 impl Guest {
-    /// The blocking part of a creation. What it made is undone when a step fails.
-    pub(crate) fn build(
+    /// Makes all of a container but its process. Blocks. What it made is undone when a step fails.
+    pub(crate) fn prepare(
         &self,
         request: &v1::CreateContainerRequest,
         pod: &Pod,
-        pid: PidNamespace,
-    ) -> Result<Built, Error> {
+        pid: &PidNamespace,
+    ) -> Result<Prepared, Error> {
         let id = &request.id;
         let request_rootfs = request.rootfs.as_ref().ok_or_else(|| Error::invalid("rootfs", "is missing"))?;
         let request_process =
@@ -53,32 +54,18 @@ impl Guest {
         }
         let owns_pid_namespace = matches!(pid, PidNamespace::Own);
         let images = self.images(request, pod, undo.writable(), files, &mut layers)?;
-        let (spec, _held) = spec::build(request, pod, &identity, &pid, &self.hierarchy, &images, &labels)?;
+        let (spec, held) = spec::build(request, pod, &identity, pid, &self.hierarchy, &images, &labels)?;
         let streams = Streams::open(request_process.terminal, request.stdin, pod.root)?;
-        let launched = self
-            .launcher
-            .create(Plan {
-                spec: spec.clone(),
-                rootfs: RootFs::Detached(root),
-                stdio: streams.child,
-                cgroup: Some(group.clone()),
-            })
-            .map_err(|source| Error::Launch { id: id.clone(), source })?;
-        let Created { pid, pidfd, start, terminal, warnings } = launched;
-        let mut outputs = streams.outputs;
-        let mut input = InputEnds { stdin: streams.stdin, terminal: None, once: request.stdin_once };
-        if let Some(terminal) = terminal {
-            let copy = || terminal.try_clone().map_err(|e| Error::system("duplicate a terminal", e));
-            input.stdin = request.stdin.then(copy).transpose()?;
-            input.terminal = Some(copy()?);
-            outputs.push((Stream::Stdout, terminal));
-        }
-        let pid = pid.unsigned_abs();
+        let plan = Plan {
+            spec: spec.clone(),
+            rootfs: RootFs::Detached(root),
+            stdio: streams.child,
+            cgroup: Some(group.clone()),
+        };
+        let plan = LimitedPlan::new(plan).map_err(|source| Error::Launch { id: id.clone(), source })?;
         let stop_signal = if request.stop_signal == 0 { 15 } else { request.stop_signal };
-        Ok(Built {
+        Ok(Prepared {
             made: Made {
-                pid,
-                pidfd,
                 spec: spec::for_exec(spec),
                 group,
                 stop_signal,
@@ -88,21 +75,40 @@ impl Guest {
                 owns_pid_namespace,
                 writable: undo.keep(),
                 layers: Mutex::new(layers),
-                pumps: Mutex::default(),
-                input: Arc::default(),
                 audience: Arc::default(),
             },
-            start,
-            outputs,
-            input,
+            process: PreparedProcess {
+                plan,
+                held,
+                images,
+                outputs: streams.outputs,
+                stdin: streams.stdin,
+                wants_stdin: request.stdin,
+                stdin_once: request.stdin_once,
+            },
             response: v1::CreateContainerResponse {
-                pid,
                 uid: identity.uid,
                 gid: identity.gid,
                 supplemental_groups: identity.groups,
-                warnings: warnings.iter().map(ToString::to_string).collect(),
             },
         })
+    }
+
+    /// Sets up the process of a container, up to just before its program. Blocks.
+    pub(crate) fn set_up(&self, id: &str, prepared: PreparedProcess) -> Result<SetUp, Error> {
+        let PreparedProcess { plan, held, images, mut outputs, stdin, wants_stdin, stdin_once } = prepared;
+        let set_up = self.launcher.set_up(plan);
+        drop((held, images));
+        let failed = |source| Error::Launch { id: id.to_owned(), source };
+        let mut created = set_up.map_err(failed)?;
+        let mut input = InputEnds { stdin, terminal: None, once: stdin_once };
+        if let Some(terminal) = created.terminal.take() {
+            let copy = || terminal.try_clone().map_err(|e| Error::system("duplicate a terminal", e));
+            input.stdin = wants_stdin.then(copy).transpose()?;
+            input.terminal = Some(copy()?);
+            outputs.push((Stream::Stdout, terminal));
+        }
+        Ok(SetUp { created, outputs, input })
     }
 
     /// The images that the container mounts, in the order of its mounts.
@@ -145,13 +151,30 @@ impl Guest {
     }
 }
 
-/// The outcome of a container's build.
-pub(crate) struct Built {
+/// A container without its process.
+pub(crate) struct Prepared {
     pub(crate) made: Made,
-    pub(crate) start: kina_launch::StartHandle,
+    pub(crate) process: PreparedProcess,
+    pub(crate) response: v1::CreateContainerResponse,
+}
+
+/// What is needed to set up a container's process.
+pub(crate) struct PreparedProcess {
+    plan: LimitedPlan,
+    /// What the plan names by descriptor.
+    held: Vec<OwnedFd>,
+    images: Vec<ImageVolume>,
+    outputs: Vec<(Stream, OwnedFd)>,
+    stdin: Option<OwnedFd>,
+    wants_stdin: bool,
+    stdin_once: bool,
+}
+
+/// A process that waits to be started, and the guest's ends of its streams.
+pub(crate) struct SetUp {
+    pub(crate) created: Created,
     pub(crate) outputs: Vec<(Stream, OwnedFd)>,
     pub(crate) input: InputEnds,
-    pub(crate) response: v1::CreateContainerResponse,
 }
 
 /// Removes a container's cgroup and writable layer unless it is kept.
@@ -182,13 +205,4 @@ impl Drop for Undo {
             drop(writable.remove());
         }
     }
-}
-
-/// Frees what a container holds that will not be.
-pub(crate) async fn undo(made: Made) {
-    let undone = blocking("undo a creation", move || {
-        drop(made.group.delete(CGROUP_PATIENCE));
-        made.writable.remove()
-    });
-    drop(undone.await);
 }

@@ -2,8 +2,13 @@
 //!
 //! ```text
 //! reserved ──▶ Creating ──▶ Created ──start──▶ Running ──▶ Exited ──delete──▶ (nothing)
-//!                  └─ fails: (nothing)  └─ start fails, or it is killed ─▲
+//!                │    │        └─ start fails, or it is killed ─▲
+//!                │    └─ set-up fails ─▶ Failed ─ start ────────┘
+//!                └─ fails before the answer: (nothing)
 //! ```
+//!
+//! A creation is answered once the container is [`Made`]; its [`Process`] is set up behind the
+//! answer, and what needs it waits ([`Container::settled`]).
 //!
 //! Operations on one container take turns ([`Container::turn`]); its end is
 //! noticed by a task of its own, which waits for nobody.
@@ -28,6 +33,9 @@ use crate::layers::LayerUse;
 use crate::process::Descriptor;
 use crate::rootfs::WritableLayer;
 
+/// The exit code of a container whose process could not be set up; containerd's, too.
+pub(crate) const NOT_STARTED: i32 = 128;
+
 /// A container, from the reservation of its id on.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -35,17 +43,19 @@ pub(crate) struct Container {
     /// Held by the operation under way.
     pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
+    /// True once its process is set up, or that has failed.
+    settled: watch::Sender<bool>,
     /// True once its processes have ended and the exit is known.
     ended: watch::Sender<bool>,
-    /// Set when it is created, and constant from then on.
+    /// Set before its creation is answered, and constant from then on.
     made: OnceLock<Made>,
+    /// Set when its process is set up, and constant from then on.
+    process: OnceLock<Process>,
 }
 
-/// What a created container consists of.
+/// What a container consists of but for its process.
 #[derive(Debug)]
 pub(crate) struct Made {
-    pub(crate) pid: u32,
-    pub(crate) pidfd: OwnedFd,
     /// For later execs, which are confined like it.
     pub(crate) spec: Spec,
     pub(crate) group: Group,
@@ -58,14 +68,27 @@ pub(crate) struct Made {
     pub(crate) owns_pid_namespace: bool,
     pub(crate) writable: WritableLayer,
     pub(crate) layers: Mutex<Vec<LayerUse>>,
+    pub(crate) audience: Arc<Audience>,
+}
+
+/// A container's first process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
     pub(crate) pumps: Mutex<Vec<JoinHandle<()>>>,
     pub(crate) input: Arc<Input>,
-    pub(crate) audience: Arc<Audience>,
+    /// What it goes without.
+    pub(crate) warnings: Vec<String>,
 }
 
 #[derive(Debug)]
 enum State {
     Creating,
+    /// Its process could not be set up: the reason is for who starts it.
+    Failed {
+        error: Error,
+    },
     Created {
         start: StartHandle,
     },
@@ -84,6 +107,7 @@ impl State {
     fn name(&self) -> &'static str {
         match self {
             Self::Creating => "being created",
+            Self::Failed { .. } => "not fit to run",
             Self::Created { .. } => "created",
             Self::Starting => "starting",
             Self::Running { .. } => "running",
@@ -97,6 +121,8 @@ impl State {
 pub(crate) enum ToStart {
     Start(StartHandle),
     StartedAt(i64),
+    /// There is no process to start.
+    Failed(Error),
 }
 
 impl Container {
@@ -106,8 +132,10 @@ impl Container {
             id,
             turn: Arc::default(),
             state: Mutex::new(State::Creating),
+            settled: watch::Sender::new(false),
             ended: watch::Sender::new(false),
             made: OnceLock::new(),
+            process: OnceLock::new(),
         }
     }
 
@@ -120,20 +148,47 @@ impl Container {
         Error::WrongState { id: self.id.clone(), state: self.state().name(), operation }
     }
 
-    /// The container is created.
-    pub(crate) fn set_created(&self, made: Made, start: StartHandle) {
+    /// All of it is there but its process.
+    pub(crate) fn set_made(&self, made: Made) {
         // Creation happens once, by who reserved the id.
         drop(self.made.set(made));
+    }
+
+    /// Its process waits to be started.
+    pub(crate) fn set_created(&self, process: Process, start: StartHandle) {
+        drop(self.process.set(process));
         *self.state() = State::Created { start };
+        self.settled.send_replace(true);
+    }
+
+    /// Its process could not be set up.
+    pub(crate) fn set_failed(&self, error: Error) {
+        *self.state() = State::Failed { error };
+        self.settled.send_replace(true);
+    }
+
+    /// Waits until its process is set up, or that has failed.
+    pub(crate) async fn settled(&self) {
+        // The sender lives as long as `self`.
+        drop(self.settled.subscribe().wait_for(|settled| *settled).await);
     }
 
     /// What it consists of.
     ///
     /// # Errors
     ///
-    /// While it is being created.
+    /// Before its creation is answered.
     pub(crate) fn made(&self, operation: &'static str) -> Result<&Made, Error> {
         self.made.get().ok_or_else(|| self.wrong_state(operation))
+    }
+
+    /// Its first process, which may have ended.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none (yet).
+    pub(crate) fn process(&self, operation: &'static str) -> Result<&Process, Error> {
+        self.process.get().ok_or_else(|| self.wrong_state(operation))
     }
 
     /// Takes the start of a created container; a started one says when that was.
@@ -141,6 +196,7 @@ impl Container {
         let mut state = self.state();
         match std::mem::replace(&mut *state, State::Starting) {
             State::Created { start } => Ok(ToStart::Start(start)),
+            State::Failed { error } => Ok(ToStart::Failed(error)),
             State::Running { started_at_nanos } => {
                 *state = State::Running { started_at_nanos };
                 Ok(ToStart::StartedAt(started_at_nanos))
@@ -162,9 +218,11 @@ impl Container {
         let mut state = self.state();
         match &mut *state {
             State::Exited { started_at_nanos, .. } => *started_at_nanos = at_nanos,
-            State::Creating | State::Created { .. } | State::Starting | State::Running { .. } => {
-                *state = State::Running { started_at_nanos: at_nanos }
-            }
+            State::Creating
+            | State::Failed { .. }
+            | State::Created { .. }
+            | State::Starting
+            | State::Running { .. } => *state = State::Running { started_at_nanos: at_nanos },
         }
     }
 
@@ -173,7 +231,11 @@ impl Container {
         let mut state = self.state();
         let started_at_nanos = match &*state {
             State::Running { started_at_nanos } => *started_at_nanos,
-            State::Creating | State::Created { .. } | State::Starting | State::Exited { .. } => 0,
+            State::Creating
+            | State::Failed { .. }
+            | State::Created { .. }
+            | State::Starting
+            | State::Exited { .. } => 0,
         };
         *state = State::Exited { started_at_nanos, exit };
         drop(state);
@@ -182,6 +244,11 @@ impl Container {
 
     pub(crate) fn is_running(&self) -> bool {
         matches!(*self.state(), State::Running { .. })
+    }
+
+    /// Whether there is no process of it and will be none.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(*self.state(), State::Failed { .. })
     }
 
     pub(crate) fn has_exited(&self) -> bool {
@@ -200,7 +267,8 @@ impl Container {
 
     /// Refuses what makes no sense for a container at its end.
     pub(crate) fn require_alive(&self, operation: &'static str) -> Result<&Made, Error> {
-        if self.has_exited() { Err(self.wrong_state(operation)) } else { self.made(operation) }
+        let alive = !self.has_exited() && !self.has_failed();
+        if alive { self.made(operation) } else { Err(self.wrong_state(operation)) }
     }
 
     /// Refuses to delete a container whose program runs.
@@ -216,12 +284,13 @@ impl Container {
         tokio::time::timeout(patience, wait).await.is_ok()
     }
 
-    /// Its status; `None` while it is being created.
+    /// Its status; `None` before its creation is answered.
     pub(crate) fn status(&self) -> Option<v1::ContainerStatus> {
         let made = self.made.get()?;
         let (state, started_at_nanos, exit) = match &*self.state() {
-            State::Creating => return None,
-            State::Created { .. } | State::Starting => (v1::ContainerState::Created, 0, None),
+            State::Creating | State::Failed { .. } | State::Created { .. } | State::Starting => {
+                (v1::ContainerState::Created, 0, None)
+            }
             State::Running { started_at_nanos } => (v1::ContainerState::Running, *started_at_nanos, None),
             State::Exited { started_at_nanos, exit } => {
                 (v1::ContainerState::Exited, *started_at_nanos, Some(*exit))
@@ -230,7 +299,7 @@ impl Container {
         Some(v1::ContainerStatus {
             id: self.id.clone(),
             state: state.into(),
-            pid: made.pid,
+            pid: self.process.get().map_or(0, |process| process.pid),
             created_at_nanos: made.created_at_nanos,
             started_at_nanos,
             exit,
@@ -238,7 +307,7 @@ impl Container {
     }
 }
 
-impl Made {
+impl Process {
     pub(crate) fn pumps(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.pumps.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -73,7 +73,7 @@ fn launch(
     let plan =
         ExecPlan { container: &made.spec, process, stdio: streams.child, cgroup: Some(made.group.clone()) };
     let failed = |source| Error::Launch { id: container.id.clone(), source };
-    let created = launcher.exec(made.pidfd.as_fd(), plan).map_err(failed)?;
+    let created = launcher.exec(container.process("exec in")?.pidfd.as_fd(), plan).map_err(failed)?;
     let started = Started { pid: created.pid.unsigned_abs(), pidfd: created.pidfd, reaped: false };
     if let Some(terminal) = created.terminal {
         // Also without input: it is what gets resized.

@@ -11,11 +11,11 @@ use kina_cgroup::{Group, Hierarchy};
 use kina_guest_api::v1;
 use kina_launch::Launcher;
 use kina_log::Sink;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::attach::Input;
-use crate::build::{Built, undo};
-use crate::container::{Container, ToStart, now_nanos, start_pumps};
+use crate::build::{Prepared, SetUp};
+use crate::container::{Container, NOT_STARTED, Process, ToStart, now_nanos, start_pumps};
 use crate::error::Error;
 use crate::events::Events;
 use crate::journal::Journal;
@@ -149,16 +149,18 @@ impl Guest {
         self.pod.lock().await.clone().ok_or(Error::NoPod)
     }
 
-    /// Builds a container up to just before its program runs.
+    /// Makes a container. Its process is set up, up to just before its program runs, behind the
+    /// answer: who makes a container has something to write down before starting it.
     pub(crate) async fn create(
         self: Arc<Self>,
         request: v1::CreateContainerRequest,
     ) -> Result<v1::CreateContainerResponse, Error> {
         check_id(&request.id)?;
         let pod = self.pod().await?;
+        let pid = self.pid_namespace(&request, &pod)?;
         let container = Arc::new(Container::reserve(request.id.clone()));
         // Nobody else knows the container yet.
-        let _turn = Arc::clone(&container.turn).lock_owned().await;
+        let turn = Arc::clone(&container.turn).lock_owned().await;
         {
             let mut containers = self.containers();
             self.require_open()?;
@@ -170,40 +172,62 @@ impl Guest {
             }
             containers.insert(request.id.clone(), Arc::clone(&container));
         }
-        let id = request.id.clone();
-        let created = self.create_reserved(&container, request, pod).await;
-        if created.is_err() {
-            self.containers().remove(&id);
-        }
-        created
+        let (answer, answered) = oneshot::channel();
+        let (guest, kept) = (Arc::clone(&self), Arc::clone(&container));
+        let work = blocking("create a container", move || match guest.prepare(&request, &pod, &pid) {
+            Ok(Prepared { made, process, response }) => {
+                kept.set_made(made);
+                drop(answer.send(Ok(response)));
+                guest.set_up(&kept.id, process)
+            }
+            Err(error) => {
+                guest.containers().remove(&kept.id);
+                drop(answer.send(Err(error)));
+                Err(Error::NoContainer { id: kept.id.clone() })
+            }
+        });
+        tokio::spawn(async move {
+            let set_up = work.await;
+            match self.attend(&container, set_up).await {
+                Ok(()) => {}
+                Err(error) => {
+                    self.journal.line(format_args!("set up container {}: {}", container.id, chain(&error)));
+                    container.set_failed(error);
+                }
+            }
+            drop(turn);
+        });
+        answered.await.unwrap_or(Err(Error::Interrupted { operation: "create a container" }))
     }
 
-    async fn create_reserved(
+    /// Takes charge of a process that was set up.
+    async fn attend(
         self: &Arc<Self>,
         container: &Arc<Container>,
-        request: v1::CreateContainerRequest,
-        pod: Arc<Pod>,
-    ) -> Result<v1::CreateContainerResponse, Error> {
-        let pid = self.pid_namespace(&request, &pod)?;
-        let guest = Arc::clone(self);
-        let built = blocking("create a container", move || guest.build(&request, &pod, pid)).await?;
-        let Built { mut made, start, outputs, input, response } = built;
+        set_up: Result<SetUp, Error>,
+    ) -> Result<(), Error> {
+        let SetUp { created, outputs, input } = set_up?;
+        let made = container.made("set up")?;
         let pumps = start_pumps(outputs, &made.log, &made.audience);
         match pumps.and_then(|pumps| Ok((pumps, Input::new(input)?))) {
             Ok((pumps, input)) => {
-                *made.pumps() = pumps;
-                made.input = Arc::new(input);
+                let process = Process {
+                    pid: created.pid.unsigned_abs(),
+                    pidfd: created.pidfd,
+                    pumps: Mutex::new(pumps),
+                    input: Arc::new(input),
+                    warnings: created.warnings.iter().map(ToString::to_string).collect(),
+                };
+                container.set_created(process, created.start);
+                tokio::spawn(watch_end(Arc::clone(self), Arc::clone(container)));
+                Ok(())
             }
             Err(error) => {
-                drop(start);
-                drop(process::wait(&made.pidfd).await);
-                undo(made).await;
-                return Err(error);
+                drop(created.start);
+                drop(process::wait(&created.pidfd).await);
+                Err(error)
             }
         }
-        container.set_created(made, start);
-        tokio::spawn(watch_end(Arc::clone(self), Arc::clone(container)));
-        Ok(response)
     }
 
     /// Must run on the main thread (see [`Pod::common_pid`]).
@@ -223,20 +247,35 @@ impl Guest {
             }
             (NamespaceMode::Target, _) => {
                 let target = self.container(&request.pid_target)?;
-                let made = target.require_running("share the PID namespace of")?;
-                PidNamespace::Shared(format!("/proc/{}/ns/pid", made.pid).into())
+                let operation = "share the PID namespace of";
+                target.require_running(operation)?;
+                let pid = target.process(operation)?.pid;
+                PidNamespace::Shared(format!("/proc/{pid}/ns/pid").into())
             }
         })
     }
 
     /// Runs a created container's program.
-    pub(crate) async fn start(self: Arc<Self>, id: String) -> Result<i64, Error> {
+    pub(crate) async fn start(self: Arc<Self>, id: String) -> Result<v1::StartContainerResponse, Error> {
         let container = self.container(&id)?;
         let _turn = container.turn.lock().await;
         self.require_open()?;
+        let answer = |started_at_nanos| {
+            let process = container.process("start")?;
+            Ok(v1::StartContainerResponse {
+                started_at_nanos,
+                pid: process.pid,
+                warnings: process.warnings.clone(),
+            })
+        };
         let handle = match container.begin_start()? {
-            ToStart::StartedAt(nanos) => return Ok(nanos),
+            ToStart::StartedAt(nanos) => return answer(nanos),
             ToStart::Start(handle) => handle,
+            // No event: the error says it, and an event could overtake it.
+            ToStart::Failed(error) => {
+                container.set_exited(not_started());
+                return Err(error);
+            }
         };
         let started = blocking("start a container", move || {
             handle.start().map_err(|source| Error::Launch { id, source })
@@ -246,7 +285,7 @@ impl Guest {
             Ok(()) => {
                 let now = now_nanos();
                 container.set_running(now);
-                Ok(now)
+                answer(now)
             }
             // Its process ends, and is seen to.
             Err(error) => Err(error),
@@ -256,19 +295,25 @@ impl Guest {
     /// Sends a signal.
     pub(crate) async fn signal(self: Arc<Self>, id: String, number: u32, all: bool) -> Result<(), Error> {
         let container = self.container(&id)?;
+        container.settled().await;
         if container.has_exited() {
             return Ok(());
         }
-        let made = container.made("signal")?;
+        if container.has_failed() {
+            let exit = not_started();
+            container.set_exited(exit);
+            self.events.emit(v1::event::What::Exited(v1::ContainerExited { id, exit: Some(exit) }));
+            return Ok(());
+        }
         let sent = if all {
-            let group = made.group.clone();
+            let group = container.made("signal")?.group.clone();
             let pids = blocking("list processes", move || {
                 group.processes().map_err(|source| cgroup_error(&group, source))
             })
             .await?;
             process::signal_each(&pids, number)
         } else {
-            process::signal(&made.pidfd, number)
+            process::signal(&container.process("signal")?.pidfd, number)
         };
         sent.map_err(|error| match error {
             SignalError::Number => Error::invalid("signal", format!("{number} is none")),
@@ -292,8 +337,9 @@ impl Guest {
     async fn delete_in_turn(&self, container: &Arc<Container>) -> Result<(), Error> {
         container.require_inactive("delete")?;
         let made = container.made("delete")?;
-        if !container.has_exited() {
-            drop(process::signal(&made.pidfd, 9));
+        let process = container.process("delete").ok();
+        if let Some(process) = process.filter(|_| !container.has_exited()) {
+            drop(process::signal(&process.pidfd, 9));
             if !container.wait_ended(KILL_PATIENCE + DRAIN_PATIENCE).await {
                 return Err(Error::WrongState {
                     id: container.id.clone(),
@@ -302,7 +348,7 @@ impl Guest {
                 });
             }
         }
-        for pump in made.pumps().drain(..) {
+        for pump in process.iter().flat_map(|process| std::mem::take(&mut *process.pumps())) {
             pump.abort();
         }
         made.audience.set_silent();
@@ -375,10 +421,10 @@ impl Guest {
         let Ok(made) = container.made("end") else {
             return;
         };
-        if container.is_active() {
-            drop(process::signal(&made.pidfd, made.stop_signal));
+        if let Some(process) = container.process("end").ok().filter(|_| container.is_active()) {
+            drop(process::signal(&process.pidfd, made.stop_signal));
             if !container.wait_ended(grace).await {
-                drop(process::signal(&made.pidfd, 9));
+                drop(process::signal(&process.pidfd, 9));
                 container.wait_ended(KILL_PATIENCE).await;
             }
         }
@@ -430,6 +476,11 @@ impl Guest {
     }
 }
 
+/// How a container ends whose process could not be set up.
+fn not_started() -> v1::Exit {
+    v1::Exit { code: NOT_STARTED, finished_at_nanos: now_nanos(), oom_killed: false }
+}
+
 fn take(places: &Arc<Semaphore>, what: &'static str, limit: usize) -> Result<OwnedSemaphorePermit, Error> {
     Arc::clone(places).try_acquire_owned().map_err(|_| Error::TooMany { what, limit })
 }
@@ -437,10 +488,10 @@ fn take(places: &Arc<Semaphore>, what: &'static str, limit: usize) -> Result<Own
 /// Notices a container's end and tells it, once all of it has ended and its log
 /// is complete.
 async fn watch_end(guest: Arc<Guest>, container: Arc<Container>) {
-    let Ok(made) = container.made("watch") else {
+    let (Ok(made), Ok(process)) = (container.made("watch"), container.process("watch")) else {
         return;
     };
-    let code = match process::wait(&made.pidfd).await {
+    let code = match process::wait(&process.pidfd).await {
         Ok(code) => code,
         Err(error) => {
             guest.journal.line(format_args!("wait for container {}: {error}", container.id));
@@ -462,7 +513,7 @@ async fn watch_end(guest: Arc<Guest>, container: Arc<Container>) {
         guest.journal.line(format_args!("end of container {}: {}", container.id, chain(&error)));
         false
     });
-    if !made.drain(DRAIN_PATIENCE).await {
+    if !process.drain(DRAIN_PATIENCE).await {
         guest.journal.line(format_args!("container {} ended, its log is not read yet", container.id));
     }
     let exit = v1::Exit { code, finished_at_nanos, oom_killed };

@@ -65,9 +65,9 @@ impl Guest {
     }
 }
 
-/// `None` for a container that is being created or deleted.
+/// `None` for a container that is being created or deleted, or that has no process.
 fn container_stats(container: &Container, end: Instant) -> Result<Option<v1::ContainerStats>, Error> {
-    let Ok(made) = container.made("measure") else {
+    let (Ok(made), Ok(process)) = (container.made("measure"), container.process("measure")) else {
         return Ok(None);
     };
     if !made.group.exists() {
@@ -82,7 +82,7 @@ fn container_stats(container: &Container, end: Instant) -> Result<Option<v1::Con
         id: container.id.clone(),
         usage: Some(usage(&made.group, &used)),
         // Bounded by itself; a large layer may take all of the time.
-        processes: process_count::of(&made.group, made.pid, end),
+        processes: process_count::of(&made.group, process.pid, end),
         writable_layer: Some(made.writable.usage(end)),
         block_devices: block_devices(&made.group),
         huge_pages: huge_pages(&made.group),

@@ -195,8 +195,7 @@ impl guest_server::Guest for Service {
         request: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
         let work = Arc::clone(&self.guest).start(request.into_inner().id);
-        let started_at_nanos = self.run("StartContainer", work).await?;
-        Ok(Response::new(v1::StartContainerResponse { started_at_nanos }))
+        self.run("StartContainer", work).await.map(Response::new)
     }
 
     async fn signal_container(

@@ -183,19 +183,67 @@ async fn a_refused_container_leaves_nothing() {
 #[tokio::test]
 async fn a_program_that_is_not_there_is_named() {
     let guest = Guest::with_pod().await;
-    let mut request = guest.container("c", "");
-    request.process.as_mut().unwrap().args = vec!["/no/such/program".into()];
-    let refused = match guest.client.create_container(request).await {
-        Err(refused) => refused,
-        Ok(_) => {
-            let start = v1::StartContainerRequest { id: "c".into() };
-            let refused = guest.client.start_container(start).await.unwrap_err();
-            guest.wait("c").await;
-            refused
-        }
-    };
+    guest.create(with_no_program(&guest)).await;
+    let start = v1::StartContainerRequest { id: "c".into() };
+    let refused = guest.client.start_container(start.clone()).await.unwrap_err();
     assert!(refused.to_string().contains("/no/such/program"), "{refused}");
     assert_eq!(refused.refusal(), Some(Refusal::Invalid));
+    let listed = guest.client.list_containers().await.unwrap().containers.remove(0);
+    assert_eq!((listed.state(), listed.exit.unwrap().code), (v1::ContainerState::Exited, 128));
+    let again = guest.client.start_container(start).await.unwrap_err();
+    assert_eq!(again.refusal(), Some(Refusal::WrongState), "{again}");
+    guest.delete("c").await;
+}
+
+fn with_no_program(guest: &Guest) -> v1::CreateContainerRequest {
+    let mut request = guest.container("c", "");
+    request.process.as_mut().unwrap().args = vec!["/no/such/program".into()];
+    request
+}
+
+#[tokio::test]
+async fn a_container_that_cannot_run_ends_and_goes_without_a_start() {
+    let guest = Guest::with_pod().await;
+    guest.create(with_no_program(&guest)).await;
+    let group = guest.group.directories().next().unwrap().join("c");
+    support::wait_until("the container's group", || group.exists()).await;
+    guest.client.stats(v1::StatsRequest { ids: vec!["c".into()] }).await.unwrap();
+    guest.delete("c").await;
+    assert!(!group.exists());
+
+    guest.create(with_no_program(&guest)).await;
+    guest.kill("c", 15).await;
+    assert_eq!(guest.wait("c").await.code, 128);
+    guest.delete("c").await;
+    assert!(guest.client.list_containers().await.unwrap().containers.is_empty());
+
+    guest.create(with_no_program(&guest)).await;
+    guest.client.shutdown(std::time::Duration::from_secs(10)).await.unwrap();
+    support::wait_until("the group to go", || !group.exists()).await;
+}
+
+#[tokio::test]
+async fn a_creation_does_not_wait_for_its_process_and_the_rest_does() {
+    let guest = Guest::with_pod().await;
+    // Whoever enters this group stands still.
+    let path = format!("{}/c", guest.group.path());
+    let group = guest.group.hierarchy().group(&path).unwrap();
+    group.create().unwrap();
+    group.freeze(support::PATIENCE).unwrap();
+    guest.create(guest.container("c", "sleep 1000")).await;
+    let listed = guest.client.list_containers().await.unwrap().containers.remove(0);
+    assert_eq!((listed.state(), listed.pid), (v1::ContainerState::Created, 0));
+    assert!(
+        guest.client.stats(v1::StatsRequest { ids: vec!["c".into()] }).await.unwrap().containers.is_empty()
+    );
+    let start = guest.client.start_container(v1::StartContainerRequest { id: "c".into() });
+    let mut start = std::pin::pin!(start);
+    assert!(futures::poll!(start.as_mut()).is_pending());
+    group.thaw().unwrap();
+    let started = start.await.unwrap();
+    assert_ne!(started.pid, 0);
+    guest.kill("c", 9).await;
+    assert_eq!(guest.wait("c").await.code, 137);
     guest.delete("c").await;
 }
 

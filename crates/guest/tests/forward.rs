@@ -16,8 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 /// A pod with a container, whose network namespace the test can enter.
 async fn pod() -> (Guest, Namespace) {
     let guest = Guest::with_pod().await;
-    let created = guest.create(guest.container("c", "sleep 1000")).await;
-    let namespace = Namespace::open(format!("/proc/{}/ns/net", created.pid)).unwrap();
+    let pid = guest.run(guest.container("c", "sleep 1000")).await;
+    let namespace = Namespace::open(format!("/proc/{pid}/ns/net")).unwrap();
     (guest, namespace)
 }
 

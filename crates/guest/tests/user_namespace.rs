@@ -40,8 +40,8 @@ async fn root_of_a_pod_is_nobody_of_the_machine() {
     let guest = Guest::start().await;
     guest.client.setup_pod(pod(&guest)).await.unwrap();
     let made = guest.create(guest.container("one", FOREVER)).await;
-    guest.start_container("one").await;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", made.pid)).unwrap();
+    let pid = guest.start_container("one").await.pid;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(status.contains("Uid:\t200000\t200000") && status.contains("Gid:\t300000\t300000"), "{status}");
     assert_eq!((made.uid, made.gid), (0, 0));
 
@@ -70,8 +70,8 @@ async fn root_of_a_pod_is_nobody_of_the_machine() {
 async fn containers_share_the_namespace_and_what_it_owns() {
     let guest = Guest::start().await;
     guest.client.setup_pod(pod(&guest)).await.unwrap();
-    let one = guest.create(guest.container("one", FOREVER)).await.pid;
-    let two = guest.create(guest.container("two", FOREVER)).await.pid;
+    let one = guest.run(guest.container("one", FOREVER)).await;
+    let two = guest.run(guest.container("two", FOREVER)).await;
     let namespace = |pid: u32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
     for kind in ["user", "net", "ipc", "uts", "pid"] {
         assert_eq!(namespace(one, kind), namespace(two, kind), "{kind}");
@@ -83,8 +83,6 @@ async fn containers_share_the_namespace_and_what_it_owns() {
         let owner = kina_userns::owner(&file).unwrap();
         assert_eq!(rustix::fs::fstat(&owner).unwrap().st_ino, user, "{kind}");
     }
-    guest.start_container("one").await;
-    guest.start_container("two").await;
     let seen = guest.exec("one", "ps").await;
     assert_eq!(seen.matches(FOREVER).count(), 2, "{seen}");
     assert!(seen.lines().any(|line| line.contains(" 1 ")), "{seen}");
@@ -153,7 +151,9 @@ async fn mounts_are_mapped_as_they_say() {
     let mut refused = guest.container("refused", "true");
     refused.mounts =
         vec![v1::Mount { source: "/proc/sys".to_owned(), ..mount("/numbers", Some(mappings())) }];
-    let error = guest.client.create_container(refused).await.unwrap_err().to_string();
+    guest.create(refused).await;
+    let start = v1::StartContainerRequest { id: "refused".to_owned() };
+    let error = guest.client.start_container(start).await.unwrap_err().to_string();
     assert!(error.contains("map the ids of \"/proc/sys\""), "{error}");
 }
 
@@ -201,7 +201,7 @@ async fn a_network_namespace_brings_its_owner() {
     assert!(refused.contains("user: the pod has namespaces of the machine"), "{refused}");
 
     guest.client.setup_pod(v1::SetupPodRequest { network: by_path(path), ..pod(&guest) }).await.unwrap();
-    let pid = guest.create(guest.container("one", "true")).await.pid;
+    let pid = guest.run(guest.container("one", FOREVER)).await;
     let inode = |path: String| std::fs::metadata(path).unwrap().ino();
     assert_eq!(inode(format!("/proc/{pid}/ns/user")), rustix::fs::fstat(&made.user).unwrap().st_ino);
 }

@@ -36,6 +36,34 @@ pub struct Launcher {
     deadline: Duration,
 }
 
+/// What a container's first process is to be, with the control group that it will be in.
+#[derive(Debug)]
+pub struct LimitedPlan {
+    checked: Checked,
+    rootfs: RootFs,
+    stdio: Stdio,
+    cgroup: Option<Group>,
+}
+
+impl LimitedPlan {
+    /// The first part of [`Launcher::create`]: checks everything that can be known before a process
+    /// is made, and makes the control group with its limits.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Cgroup`]; the control group may be there then.
+    pub fn new(plan: Plan) -> Result<Self, Error> {
+        let Plan { spec, rootfs, stdio, cgroup } = plan;
+        let checked = check::init(&spec, &rootfs, &stdio, cgroup.as_ref())?;
+        if let Some(group) = &cgroup {
+            group.create().map_err(Error::Cgroup)?;
+            if let Some(resources) = &checked.resources {
+                group.set(resources).map_err(Error::Cgroup)?;
+            }
+        }
+        Ok(Self { checked, rootfs, stdio, cgroup })
+    }
+}
+
 /// A process that is set up and waits to be started. It is a child of the caller, who is to wait
 /// for `pid`, whatever becomes of it.
 #[derive(Debug)]
@@ -105,14 +133,15 @@ impl Launcher {
     /// # Errors
     /// Any [`Error`]; no process is left then, but the control group is.
     pub fn create(&self, plan: Plan) -> Result<Created, Error> {
-        let Plan { spec, rootfs, stdio, cgroup } = plan;
-        let checked = check::init(&spec, &rootfs, &stdio, cgroup.as_ref())?;
-        if let Some(group) = &cgroup {
-            group.create().map_err(Error::Cgroup)?;
-            if let Some(resources) = &checked.resources {
-                group.set(resources).map_err(Error::Cgroup)?;
-            }
-        }
+        self.set_up(LimitedPlan::new(plan)?)
+    }
+
+    /// The second part of [`Launcher::create`].
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn set_up(&self, plan: LimitedPlan) -> Result<Created, Error> {
+        let LimitedPlan { checked, rootfs, stdio, cgroup } = plan;
         let extra = match rootfs {
             RootFs::Path(_) => None,
             RootFs::Detached(mount) => Some(mount),

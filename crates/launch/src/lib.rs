@@ -53,7 +53,7 @@ mod wire;
 
 pub use error::{Error, Operation};
 pub use helper::helper_main;
-pub use launcher::{Created, Launcher, StartHandle};
+pub use launcher::{Created, Launcher, LimitedPlan, StartHandle};
 pub use order::Warning;
 pub use plan::{ExecPlan, Plan, RootFs, Stdio};
 pub use resources::resources;

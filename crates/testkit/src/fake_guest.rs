@@ -293,7 +293,7 @@ impl Guest for FakeGuest {
         table.containers.insert(request.id.clone(), status);
         table.requests.insert(request.id.clone(), request);
         drop(table);
-        Ok(Response::new(v1::CreateContainerResponse { pid: 7, ..v1::CreateContainerResponse::default() }))
+        Ok(Response::new(v1::CreateContainerResponse::default()))
     }
 
     async fn start_container(
@@ -308,7 +308,11 @@ impl Guest for FakeGuest {
             .ok_or_else(|| Status::not_found("container"))?;
         status.state = v1::ContainerState::Running.into();
         status.started_at_nanos = 1_500;
-        Ok(Response::new(v1::StartContainerResponse { started_at_nanos: 1_500 }))
+        Ok(Response::new(v1::StartContainerResponse {
+            started_at_nanos: 1_500,
+            pid: 7,
+            ..v1::StartContainerResponse::default()
+        }))
     }
 
     /// SIGKILL ends a container, other signals do not.

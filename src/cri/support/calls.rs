@@ -35,8 +35,11 @@ pub const RUNTIME: &[Call] = &[
     call("PodSandboxStatus", Full("from the last snapshot, with the containers' statuses and a timestamp")),
     call("ListPodSandbox", Full("from snapshots; never waits for a pod")),
     call("StreamPodSandboxes", Full("the same in pieces of about 1 MiB")),
-    call("CreateContainer", Full("makes the container's root and process up to its first instruction")),
-    call("StartContainer", Full("lets the process go")),
+    call(
+        "CreateContainer",
+        Full("makes all of the container but its process, which is set up behind the answer"),
+    ),
+    call("StartContainer", Full("lets the process go; says what its set-up failed of (`StartError`)")),
     call("StopContainer", Full("the stop signal, then SIGKILL after the timeout; stopping twice succeeds")),
     call("RemoveContainer", Full("kills and forgets it; removing twice succeeds")),
     call("ListContainers", Full("from snapshots; never waits for a pod")),

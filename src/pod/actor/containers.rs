@@ -169,9 +169,13 @@ impl Pod {
         }
     }
 
-    pub(super) async fn started(&mut self, id: &ContainerId, result: Result<Nanos, Error>) {
+    pub(super) async fn started(&mut self, id: &ContainerId, result: Result<(Nanos, u32), Error>) {
+        let identity = self.containers.get_mut(id).and_then(|container| container.view.identity.as_mut());
         let event = match &result {
-            Ok(started_at) => ContainerEvent::Started(*started_at),
+            Ok((started_at, pid)) => {
+                identity.into_iter().for_each(|identity| identity.pid = *pid);
+                ContainerEvent::Started(*started_at)
+            }
             Err(error) => ContainerEvent::StartFailed(now(), chain(error)),
         };
         self.container_event(id, event).await;

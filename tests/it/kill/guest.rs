@@ -74,14 +74,9 @@ async fn while_containers_run() {
     let pod = cri.make_pod("p").await;
     let one = cri.run(&pod, script("one", FOREVER)).await;
     let created = cri.create(&pod, script("created", FOREVER)).await.unwrap();
-    let mut pids = Vec::new();
-    for container in [&one, &created] {
-        pids.push(daemon.place.process(&pod, cri.container_pid(container).await).unwrap());
-    }
+    let pid = daemon.place.process(&pod, cri.container_pid(&one).await).unwrap();
     kill_guest(&daemon, &pod).await;
-    for pid in pids {
-        wait_until("the container's process to end", async || !lives(pid)).await;
-    }
+    wait_until("the container's process to end", async || !lives(pid)).await;
     check_ended(&mut daemon, &pod, &[&one, &created]).await;
 }
 
@@ -203,19 +198,14 @@ async fn together_with_the_daemon() {
     let pod = cri.make_pod("p").await;
     let one = cri.run(&pod, script("one", FOREVER)).await;
     let created = cri.create(&pod, script("created", FOREVER)).await.unwrap();
-    let mut pids = Vec::new();
-    for container in [&one, &created] {
-        pids.push(daemon.place.process(&pod, cri.container_pid(container).await).unwrap());
-    }
+    let pid = daemon.place.process(&pod, cri.container_pid(&one).await).unwrap();
     daemon.kill9().await;
     let guest = daemon.place.guest(&pod).unwrap();
     kill(guest, Signal::KILL);
     wait_until("the guest's end", async || !lives(guest)).await;
     daemon.start_again(crate::harness::Options::default()).await;
     daemon.cri().wait_not_ready(&pod).await;
-    for pid in pids {
-        wait_until("the container's process to end", async || !lives(pid)).await;
-    }
+    wait_until("the container's process to end", async || !lives(pid)).await;
     daemon.cri().stop_pod(&pod).await.unwrap();
     check_ended(&mut daemon, &pod, &[&one, &created]).await;
 }

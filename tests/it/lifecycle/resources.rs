@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kina::cri::v1;
 use tonic::{Code, Status};
 
-use crate::harness::{Cri, Daemon, script, with_security};
+use crate::harness::{Cri, Daemon, end, script, with_security};
 
 const FOREVER: &str = "sleep 1000";
 const MIB: i64 = 1 << 20;
@@ -119,9 +119,12 @@ async fn limits_that_cannot_be_kept_are_refused() {
         change(&mut resources);
         cri.create(&pod, limited("one", FOREVER, resources))
     };
-    let little = ask(|limits| limits.memory_limit_in_bytes = 2000).await.unwrap_err();
+    let one = ask(|limits| limits.memory_limit_in_bytes = 2000).await.unwrap();
+    let little = cri.start(&one).await.unwrap_err();
     assert_eq!(little.code(), Code::InvalidArgument, "{little}");
     assert!(little.message().contains("memory limit is too low"), "{little}");
+    assert_eq!(end(&cri.wait_exit(&one).await), (128, "StartError"));
+    cri.remove(&one).await.unwrap();
     let absent = ask(|limits| drop(limits.unified.insert("memory.nothing".into(), "1".into())));
     let absent = absent.await.unwrap_err();
     assert_eq!(absent.code(), Code::Unimplemented, "{absent}");

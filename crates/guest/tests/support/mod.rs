@@ -182,18 +182,19 @@ impl Guest {
         }
     }
 
-    pub(crate) async fn start_container(&self, id: &str) {
+    pub(crate) async fn start_container(&self, id: &str) -> v1::StartContainerResponse {
         let request = v1::StartContainerRequest { id: id.to_owned() };
-        if let Err(error) = self.client.start_container(request).await {
-            panic!("start {id}: {error}\n{}", self.journal());
+        match self.client.start_container(request).await {
+            Ok(started) => started,
+            Err(error) => panic!("start {id}: {error}\n{}", self.journal()),
         }
     }
 
-    /// Creates and starts.
-    pub(crate) async fn run(&self, request: v1::CreateContainerRequest) {
+    /// Creates and starts; returns the pid.
+    pub(crate) async fn run(&self, request: v1::CreateContainerRequest) -> u32 {
         let id = request.id.clone();
         self.create(request).await;
-        self.start_container(&id).await;
+        self.start_container(&id).await.pid
     }
 
     /// Creates, starts and waits for the end.

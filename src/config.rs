@@ -8,6 +8,7 @@ mod machine;
 mod metrics;
 mod network;
 mod streaming;
+mod tracing;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub use machine::{DriverChoice, Machine, Qemu};
 pub use metrics::Metrics;
 pub use network::Network;
 pub use streaming::Streaming;
+pub use tracing::Tracing;
 
 /// The most bytes that a unix socket's path may have, so that it works on
 /// Linux (108 with the zero at its end) and on macOS (104 with it).
@@ -102,6 +104,8 @@ pub struct Config {
     pub cdi: Cdi,
     /// Where the daemon tells what it counts.
     pub metrics: Metrics,
+    /// Where traces of its calls go.
+    pub tracing: Tracing,
 }
 
 /// Devices by name (Container Device Interface).
@@ -168,6 +172,7 @@ impl Default for Config {
             streaming: Streaming::default(),
             cdi: Cdi::default(),
             metrics: Metrics::default(),
+            tracing: Tracing::default(),
         }
     }
 }
@@ -286,6 +291,7 @@ impl Config {
         self.streaming.check()?;
         absolute("cdi.directories", &self.cdi.directories)?;
         self.metrics.address()?;
+        self.tracing.runtime()?;
         Ok(())
     }
 
@@ -488,6 +494,8 @@ mod tests {
             ("rot = \"/x\"", "unknown field `rot`"),
             ("[log]\nformat = \"xml\"", "unknown variant `xml`"),
             ("root = 3", "invalid type"),
+            ("[tracing]\nsampling = 1", "unknown field `sampling`"),
+            ("[tracing]\nsampling_rate_per_million = -1", "invalid value"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("test.toml"), "{error}");
@@ -523,6 +531,27 @@ mod tests {
             ),
             ("[streaming]\nclient_ca = \"/ca.pem\"", "streaming.client_ca: "),
             ("[metrics]\naddress = \"9090\"", "metrics.address: \"9090\" is not"),
+            (
+                "[tracing]\nendpoint = \"127.0.0.1:4317\"",
+                "tracing.endpoint: \"127.0.0.1:4317\" does not begin",
+            ),
+            ("[tracing]\nendpoint = \"localhost\"", "tracing.endpoint: \"localhost\" does not begin"),
+            ("[tracing]\nendpoint = \"http://a b\"", "tracing.endpoint: \"http://a b\" is no URL"),
+            ("[tracing]\nendpoint = \"http://node\"", "tracing.endpoint: \"http://node\" has no port"),
+            (
+                "[tracing]\nendpoint = \"http://node:1/v1\"",
+                "tracing.endpoint: \"http://node:1/v1\" has a path",
+            ),
+            ("[tracing]\nendpoint = \"http://a:b@node:1\"", "tracing.endpoint: \"…@node:1\" has a user"),
+            (
+                "[tracing]\nsampling_rate_per_million = 1000001",
+                "tracing.sampling_rate_per_million: 1000001 is more than 1000000",
+            ),
+            ("[tracing]\nca_bundle = \"ca.pem\"", "tracing.ca_bundle: ca.pem is not"),
+            (
+                "[tracing]\nendpoint = \"http://node:1\"\nca_bundle = \"/ca.pem\"",
+                "tracing.ca_bundle: has no use with \"http://node:1\"",
+            ),
             ("[machine]\ncpus = 0", "machine.cpus: must be at least 1"),
             ("[machine]\nshare_roots = [\"data\"]", "machine.share_roots: data is not"),
             ("[machine.qemu]\nkernel = \"/vmlinuz\"", "machine.qemu.kernel_modules: "),
@@ -549,6 +578,8 @@ mod tests {
             "[log]\nlevel = \"off,[pod]=trace\"",
             "[image]\nplain_http = [\"localhost\", \"127.0.0.1:5000\", \"[::1]:5000\", \"Registry\"]",
             "[image.mirrors]\n\"docker.io\" = [\"http://127.0.0.1:5000\"]",
+            "[tracing]\nendpoint = \"http://[::1]:4317\"\nsampling_rate_per_million = 1000000",
+            "[tracing]\nendpoint = \"https://collector.example:4317/\"\nca_bundle = \"/ca.pem\"",
             "[machine.qemu]\nmodules = [\"nf_tables\", \"snd-hda\"]",
         ] {
             assert!(parse(text).unwrap().check().is_ok(), "{text}: {:?}", parse(text).unwrap().check());

@@ -11,12 +11,17 @@ use std::time::Instant;
 
 use kina_model::{ContainerEffect, PodEffect};
 
-/// Performs an effect between its two failpoints, and tells the log, at level
-/// debug, what it took.
-pub async fn around<T>(name: &str, effect: impl Future<Output = T>) -> T {
+use crate::spans;
+
+/// Performs an effect between its two failpoints, as a step of the call that it is done
+/// for ([`spans`]), and tells the log, at level debug, what it took.
+///
+/// # Errors
+/// The effect's.
+pub async fn around<T, E>(name: &'static str, effect: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     hit("before", name);
     let begun = Instant::now();
-    let result = effect.await;
+    let result = spans::step(name, effect).await;
     let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     tracing::debug!(effect = name, micros, "effect");
     hit("after", name);

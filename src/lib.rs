@@ -23,6 +23,7 @@ pub mod recover;
 pub mod registry;
 pub mod runtime;
 pub mod service;
+pub mod spans;
 pub mod stats;
 pub mod streaming;
 pub mod telemetry;

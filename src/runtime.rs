@@ -43,6 +43,7 @@ use crate::pod::volumes::VolumeRoots;
 use crate::pod::{ContainerImages, PodHandle};
 use crate::recover;
 use crate::registry::{Registry, Reservation};
+use crate::spans;
 use crate::stats;
 
 /// Bytes of each output stream that an ExecSync keeps, as containerd and CRI-O
@@ -342,6 +343,7 @@ impl Runtime {
                 }
             }
         };
+        spans::note("pod", handle.id());
         handle.started().await?;
         Ok(handle.id().clone())
     }
@@ -422,6 +424,9 @@ impl Runtime {
         let result = handle.create_container(id.clone(), spec, process, images, log).await;
         if result.as_ref().is_ok_and(|made| *made != id) || result.is_err() {
             self.inner.registry.remove_container(&id);
+        }
+        if let Ok(made) = &result {
+            spans::note("container", made);
         }
         result
     }

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use crate::config::{Config, LogFormat};
 use crate::metrics::Endpoint;
 use crate::runtime::Runtime;
+use crate::spans::Export;
 use crate::streaming::Streaming;
 
 /// How long calls under way may take to end after a stop was asked for.
@@ -117,6 +118,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    let traces = match config.tracing.runtime()? {
+        Some(export) => Some(Export::start(&export)?),
+        None => None,
+    };
     let path = config.socket_path();
     let listener = bind(&path).await?;
     let streaming_config = config.streaming.runtime()?;
@@ -187,6 +192,9 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
         () = signals.stop() => warn!("told twice: calls under way are cut off"),
     }
     runtime.close().await;
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     removed.with_context(|| format!("remove {}", path.display()))
 }
 

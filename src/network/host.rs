@@ -1,5 +1,6 @@
 //! Plugins run on the node, and their files lie there.
 
+use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use kina_cni::{ExecuteError, Executed, Execution, FoundFile, Host, HostError};
 use kina_node::{Error, Node, Output, Program};
 
 use crate::metrics::Metrics;
+use crate::spans;
 
 /// The node as the place of plugins.
 #[derive(Clone)]
@@ -62,9 +64,20 @@ impl Host for NodeHost {
             deadline: execution.deadline,
             max_output: execution.max_output,
         };
+        let command = execution.environment.iter().find(|(name, _)| name == "CNI_COMMAND");
+        let operation = command.map_or("", |(_, value)| value.as_str());
         let begin = Instant::now();
-        let ran = self.node.run(&program).await;
-        self.count(execution, &ran, begin);
+        let ran = spans::step(step(operation), async {
+            let ran = self.node.run(&program).await;
+            let (plugin, result) = self.count(execution, operation, &ran, begin);
+            spans::note("plugin", &*plugin);
+            match result {
+                DONE => Ok(ran),
+                // It has run, if to no good end.
+                _ => Err(ran),
+            }
+        });
+        let (Ok(ran) | Err(ran)) = ran.await;
         match ran {
             Ok(output) => Ok(Executed { code: output.code, stdout: output.stdout, stderr: output.stderr }),
             Err(Error::ProgramDeadline { .. }) => Err(ExecuteError::Deadline),
@@ -76,15 +89,36 @@ impl Host for NodeHost {
 }
 
 impl NodeHost {
-    fn count(&self, execution: &Execution, ran: &Result<Output, Error>, begin: Instant) {
+    /// The plugin's name, and its result.
+    fn count<'a>(
+        &self,
+        execution: &'a Execution,
+        operation: &str,
+        ran: &Result<Output, Error>,
+        begin: Instant,
+    ) -> (Cow<'a, str>, &'static str) {
         let plugin = execution.path.file_name().unwrap_or_default().to_string_lossy();
-        let command = execution.environment.iter().find(|(name, _)| name == "CNI_COMMAND");
-        let operation = command.map_or("", |(_, value)| value.as_str());
         let result = match ran {
-            Ok(output) if output.code == 0 => "done",
+            Ok(output) if output.code == 0 => DONE,
             Err(Error::ProgramDeadline { .. }) => "deadline",
             Ok(_) | Err(_) => "failed",
         };
         self.metrics.plugin(&plugin, operation, result, begin);
+        (plugin, result)
+    }
+}
+
+/// A plugin's result where there is nothing to complain of.
+const DONE: &str = "done";
+
+/// What a plugin's call is called in a trace.
+fn step(operation: &str) -> &'static str {
+    match operation {
+        "ADD" => "cni-add",
+        "DEL" => "cni-del",
+        "CHECK" => "cni-check",
+        "GC" => "cni-gc",
+        "STATUS" => "cni-status",
+        _ => "cni-version",
     }
 }

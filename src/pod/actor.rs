@@ -9,6 +9,7 @@
 //! that the store never goes backwards.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -36,6 +37,7 @@ use super::start::{StartError, Subject};
 use super::view::{ContainerView, Identity, PodView};
 use crate::error::{Error, chain};
 use crate::failpoint;
+use crate::spans::Cause;
 
 /// Requests that may wait for one pod.
 pub(super) const MAILBOX: usize = 128;
@@ -69,6 +71,20 @@ pub(super) enum Command {
     ReopenLog(ContainerId, Reply<()>),
 }
 
+/// A request and on whose behalf it is, which what is done about it is part of, however
+/// long it had to wait.
+pub(super) struct Request {
+    command: Command,
+    cause: Cause,
+}
+
+impl Request {
+    /// A request of whoever's work goes on here.
+    pub(super) fn new(command: Command) -> Self {
+        Self { command, cause: Cause::current() }
+    }
+}
+
 /// A container to make.
 pub(super) struct NewContainer {
     pub(super) id: ContainerId,
@@ -96,7 +112,7 @@ pub(super) struct Container {
     /// give up what they do in answer to the first.
     pub(super) stop_asked: Arc<AtomicBool>,
     /// Requests that wait for what is under way.
-    pub(super) waiting: Vec<Command>,
+    pub(super) waiting: Vec<Request>,
     /// Who waits for its creation.
     pub(super) creators: Vec<Reply<ContainerId>>,
     /// Who waits for its start.
@@ -127,21 +143,21 @@ pub(super) struct Pod {
     guest: Option<GuestClient>,
     publish: watch::Sender<Arc<PodView>>,
     publish_guest: watch::Sender<Option<GuestClient>>,
-    mailbox: mpsc::Receiver<Command>,
+    mailbox: mpsc::Receiver<Request>,
     news: mpsc::Receiver<GuestNews>,
     news_sender: mpsc::Sender<GuestNews>,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<(Cause, Done)>,
     /// Ends the watch over the guest.
     guest_watch: CancellationToken,
     /// Interrupts the start effects while they run.
     starting: Option<CancellationToken>,
-    /// Teardown effects that wait for the interrupted start to end.
-    after_start: Vec<PodEffect>,
+    /// Teardown effects that wait for the interrupted start to end, and on whose behalf.
+    after_start: (Cause, Vec<PodEffect>),
     /// Held for reading by every task that works on a container; teardown
     /// waits for them between ending the machine and freeing the rest.
     container_work: Arc<RwLock<()>>,
     /// Requests that wait for the present phase to end.
-    waiting: Vec<Command>,
+    waiting: Vec<Request>,
     start_waiters: Vec<Reply<()>>,
     teardown_waiters: Vec<Reply<()>>,
     /// Why the last phase failed, for those who wait for it.
@@ -166,7 +182,7 @@ pub(super) struct Beginning {
 
 /// The ends of an actor's channels that others hold.
 pub(super) struct Ends {
-    pub(super) mailbox: mpsc::Sender<Command>,
+    pub(super) mailbox: mpsc::Sender<Request>,
     pub(super) view: watch::Receiver<Arc<PodView>>,
     pub(super) guest: watch::Receiver<Option<GuestClient>>,
 }
@@ -195,7 +211,7 @@ impl Pod {
             tasks: JoinSet::new(),
             guest_watch: CancellationToken::new(),
             starting: None,
-            after_start: Vec::new(),
+            after_start: Default::default(),
             container_work: Arc::default(),
             waiting: Vec::new(),
             start_waiters: Vec::new(),
@@ -203,7 +219,8 @@ impl Pod {
             failure: None,
         };
         let ends = Ends { mailbox: mailbox_sender, view, guest: guest_receiver };
-        (pod, ends, Start { effects, container_effects, ended, guest })
+        let cause = Cause::current();
+        (pod, ends, Start { effects, container_effects, ended, guest, cause })
     }
 
     /// Lives as long as the pod does.
@@ -219,18 +236,18 @@ impl Pod {
         for (container, effects) in start.container_effects {
             self.perform_container(&container, effects).await;
         }
-        self.perform(start.effects).await;
+        start.cause.carry(self.perform(start.effects)).await;
         while self.state != PodState::Removed {
             tokio::select! {
                 // Ends first: who asks afterwards shall see them.
                 biased;
                 Some(news) = self.news.recv() => self.hear(news).await,
                 Some(done) = self.tasks.join_next() => match done {
-                    Ok(done) => self.finish(done).await,
+                    Ok((cause, done)) => cause.carry(self.finish(done)).await,
                     Err(error) => warn!(pod = %self.subject.id, %error, "a task of the pod panicked"),
                 },
                 command = self.mailbox.recv() => match command {
-                    Some(command) => self.obey(command).await,
+                    Some(request) => self.obey(request).await,
                     // Nobody can ask any more: the daemon is ending. The pod lives on.
                     None => return,
                 },
@@ -238,26 +255,26 @@ impl Pod {
         }
         // Requests that came too late find the pod gone, which is what they want.
         self.mailbox.close();
-        while let Some(command) = self.mailbox.recv().await {
-            self.answer_gone(command);
+        while let Some(request) = self.mailbox.recv().await {
+            self.answer_gone(request);
         }
-        for command in std::mem::take(&mut self.waiting) {
-            self.answer_gone(command);
+        for request in std::mem::take(&mut self.waiting) {
+            self.answer_gone(request);
         }
         for container in std::mem::take(&mut self.containers).into_values() {
-            container.waiting.into_iter().for_each(|command| self.answer_gone(command));
+            container.waiting.into_iter().for_each(|request| self.answer_gone(request));
             container.removers.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
         }
         // Who waits for a container's end sees that it is no more.
         self.publish();
         while let Some(done) = self.tasks.join_next().await {
-            if let Ok(Done::Answer(_, reply)) = done {
+            if let Ok((_, Done::Answer(_, reply))) = done {
                 let _ = reply.send(Ok(()));
             }
         }
     }
 
-    fn answer_gone(&self, command: Command) {
+    fn answer_gone(&self, Request { command, .. }: Request) {
         let gone = || Error::PodNotFound { id: self.subject.id.to_string() };
         match command {
             Command::Stop(reply)
@@ -273,7 +290,17 @@ impl Pod {
         }
     }
 
-    async fn obey(&mut self, command: Command) {
+    /// Does work in a task, on behalf of whoever it is begun for here.
+    fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
+        let cause = Cause::current();
+        self.tasks.spawn(async move { (cause.clone(), cause.carry(work).await) });
+    }
+
+    async fn obey(&mut self, Request { command, cause }: Request) {
+        cause.carry(self.obey_command(command)).await;
+    }
+
+    async fn obey_command(&mut self, command: Command) {
         match command {
             Command::AwaitStarted(reply) => match self.state {
                 PodState::Starting => self.start_waiters.push(reply),
@@ -306,7 +333,7 @@ impl Pod {
             return;
         }
         let subject = self.subject.clone();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let MachineSize { memory_bytes, cpus } = size;
             let resized = subject.driver.resize(&subject.id, memory_bytes, cpus).await;
             Done::Resized(size, resized.map_err(Error::from), reply)
@@ -336,7 +363,7 @@ impl Pod {
                 self.teardown_waiters.push(reply);
                 self.enter(next, effects).await;
             }
-            Err(PodDenied::Later) => self.waiting.push(again(reply)),
+            Err(PodDenied::Later) => self.waiting.push(Request::new(again(reply))),
             Err(PodDenied::Impossible) => drop(reply.send(Err(self.wrong_state("stop")))),
         }
     }
@@ -373,15 +400,19 @@ impl Pod {
                     {
                         // Without its record a pod cannot be found again: nothing may be made.
                         let reason = format!("{}: {}", PodEffect::Record.name(), chain(&error));
-                        self.tasks.spawn(async { Done::Start(Err(StartError::Failed(reason))) });
+                        self.spawn(async { Done::Start(Err(StartError::Failed(reason))) });
                         return;
                     }
                 }
                 PodEffect::CancelStart => {
                     rest.next();
                     if let Some(cancel) = self.starting.clone() {
-                        failpoint::around(PodEffect::CancelStart.name(), async { cancel.cancel() }).await;
-                        self.after_start = rest.collect();
+                        let cancel = async {
+                            cancel.cancel();
+                            Ok::<_, Infallible>(())
+                        };
+                        let Ok(()) = failpoint::around(PodEffect::CancelStart.name(), cancel).await;
+                        self.after_start = (Cause::current(), rest.collect());
                         return;
                     }
                 }
@@ -474,8 +505,8 @@ impl Pod {
     }
 
     /// A request that had to wait; boxed because it may come back here.
-    fn obey_again(&mut self, command: Command) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(self.obey(command))
+    fn obey_again(&mut self, request: Request) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.obey(request))
     }
 
     fn publish(&self) {
@@ -492,6 +523,8 @@ pub(super) struct Start {
     container_effects: Vec<(ContainerId, Vec<ContainerEffect>)>,
     ended: Vec<(ContainerId, ContainerEvent)>,
     guest: Option<(GuestClient, u64)>,
+    /// On whose behalf the pod is made.
+    cause: Cause,
 }
 
 fn view(

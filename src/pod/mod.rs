@@ -30,7 +30,7 @@ use kina_model::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::actor::{Beginning, Command, Container, NewContainer, Pod, Reply};
+use self::actor::{Beginning, Command, Container, NewContainer, Pod, Reply, Request};
 use self::context::Context;
 use self::record::ContainerRecord;
 use self::start::Subject;
@@ -42,7 +42,7 @@ use crate::error::Error;
 #[derive(Clone)]
 pub struct PodHandle {
     id: PodId,
-    mailbox: mpsc::Sender<Command>,
+    mailbox: mpsc::Sender<Request>,
     view: watch::Receiver<Arc<PodView>>,
     guest: watch::Receiver<Option<GuestClient>>,
 }
@@ -202,7 +202,7 @@ impl PodHandle {
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        match self.mailbox.try_send(command(reply)) {
+        match self.mailbox.try_send(Request::new(command(reply))) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => return Err(Error::Busy { pod: self.id.clone() }),
             Err(mpsc::error::TrySendError::Closed(_)) => {

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::Runtime;
 use crate::error::Error;
+use crate::spans;
 
 /// How often what failed pulls have left is looked for.
 const COLLECT_PAUSE: Duration = Duration::from_secs(10 * 60);
@@ -36,7 +37,8 @@ impl Runtime {
         progress: watch::Sender<Progress>,
     ) -> Result<Image, Error> {
         let counted = self.metrics().pull(progress.subscribe());
-        let pulled = self.inner.images.pull(reference, credentials, Some(progress)).await;
+        let pull = self.inner.images.pull(reference, credentials, Some(progress));
+        let pulled = spans::step("image-pull", pull).await;
         counted.ended(pulled.is_ok());
         Ok(pulled?)
     }

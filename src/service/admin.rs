@@ -11,13 +11,15 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::StreamReader;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{Instrument as _, Span, debug_span, info_span};
+use tracing::{Instrument as _, Span};
 
+use super::log_span::{debug_span, info_span};
 use super::{admin_machine, admin_network, answer, keeping};
 use crate::admin::v1::admin_server::AdminServer;
 use crate::admin::{CHUNK_LIMIT, v1};
 use crate::error::Error;
 use crate::runtime::Runtime;
+use crate::spans::Cause;
 
 /// Progress is told at most that often.
 pub(super) const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
@@ -66,7 +68,7 @@ where
             let _ = sender.send(Err(status)).await;
         }
     };
-    tokio::spawn(task.instrument(span));
+    tokio::spawn(Cause::current().carry(task.instrument(span)));
     Response::new(ReceiverStream::new(receiver))
 }
 

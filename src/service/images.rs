@@ -5,8 +5,8 @@ use kina_model::SpecError;
 use tokio::sync::watch;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
-use tracing::{debug_span, info_span};
 
+use super::log_span::{debug_span, info_span};
 use super::streams::pieces;
 use super::{answer, info, whole};
 use crate::cri::v1::image_service_server::ImageService;

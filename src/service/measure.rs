@@ -1,4 +1,5 @@
-//! How long calls take and how they end, at the edge where all of them pass.
+//! How long calls take and how they end, at the edge where all of them pass: counted, and
+//! as spans where there are traces.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,6 +12,7 @@ use tonic::{Code, Status};
 
 use crate::cri::support::{IMAGE, RUNTIME};
 use crate::metrics::Metrics;
+use crate::spans::{Cause, Open};
 
 /// Names of calls that are no longer than this are told.
 const LONGEST_NAME: usize = 64;
@@ -23,20 +25,36 @@ pub(super) struct Call {
     method: String,
     begin: Instant,
     code: Code,
+    /// If it is traced.
+    span: Option<Open>,
 }
 
 impl Call {
     /// A call of that service begins. The path is `/SERVICE/METHOD`.
-    pub(super) fn begin(metrics: Metrics, service: &'static str, path: &str) -> Self {
+    pub(super) fn begin(metrics: Metrics, service: &'static str, path: &str, headers: &HeaderMap) -> Self {
         let method = path.rsplit('/').next().unwrap_or_default().to_owned();
-        Self { metrics, service, method, begin: Instant::now(), code: Code::Cancelled }
+        let told = if method.len() <= LONGEST_NAME { method.as_str() } else { "other" };
+        let span = Open::call(service, told, headers);
+        Self { metrics, service, method, begin: Instant::now(), code: Code::Cancelled, span }
+    }
+
+    /// On whose behalf its work is done.
+    pub(super) fn cause(&self) -> Cause {
+        self.span.as_ref().map(Open::cause).unwrap_or_default()
+    }
+
+    fn ended(&mut self, status: &Status) {
+        self.code = status.code();
+        if let Some(span) = self.span.take() {
+            span.answered(status.code(), status.message());
+        }
     }
 
     /// Looks on while the answer is sent.
     pub(super) fn watch(mut self, response: Response<Body>) -> Response<Body> {
-        if let Some(code) = code(response.headers()) {
+        if let Some(status) = Status::from_header_map(response.headers()) {
             // There is nothing but headers.
-            self.code = code;
+            self.ended(&status);
             return response;
         }
         response.map(|body| Body::new(Watched { body, call: self }))
@@ -57,11 +75,10 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         self.metrics.called(self.service, self.name(), code_name(self.code), self.begin);
+        if let Some(span) = &self.span {
+            span.answered(self.code, "");
+        }
     }
-}
-
-fn code(headers: &HeaderMap) -> Option<Code> {
-    Status::from_header_map(headers).map(|status| status.code())
 }
 
 /// As gRPC spells it.
@@ -103,9 +120,9 @@ impl HttpBody for Watched {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
-            && let Some(code) = frame.trailers_ref().and_then(code)
+            && let Some(status) = frame.trailers_ref().and_then(Status::from_header_map)
         {
-            self.call.code = code;
+            self.call.ended(&status);
         }
         Poll::Ready(frame)
     }

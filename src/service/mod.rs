@@ -8,6 +8,7 @@ mod containers;
 mod deadline;
 mod images;
 mod keeping;
+mod log_span;
 mod measure;
 mod pods;
 mod routes;

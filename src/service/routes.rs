@@ -90,9 +90,10 @@ impl Service<http::Request<Body>> for Routes {
         let name = path.split('/').nth(1).unwrap_or_default();
         match self.services.get_key_value(name) {
             Some((name, service)) => {
-                let call = Call::begin(self.metrics.clone(), name, path);
+                let call = Call::begin(self.metrics.clone(), name, path, request.headers());
                 let patience = patience(request.headers());
                 let answer = Bounded::new(service.clone().oneshot(request), patience);
+                let answer = call.cause().carry(answer);
                 Box::pin(async move { Ok(call.watch(answer.await?)) })
             }
             None => {

@@ -2,8 +2,8 @@
 
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
-use tracing::{debug_span, info_span};
 
+use super::log_span::{debug_span, info_span};
 use super::{answer, info, later, whole};
 use crate::cri::v1;
 use crate::cri::v1::runtime_service_server::RuntimeService;

@@ -19,5 +19,6 @@ mod network;
 mod observe;
 mod recovery;
 mod scale;
+mod spans;
 mod streaming;
 mod vm;

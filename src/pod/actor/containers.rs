@@ -35,7 +35,7 @@ impl Pod {
                 ContainerState::Created if same => drop(reply.send(Ok(known.view.id.clone()))),
                 // The name will be free in a moment.
                 ContainerState::Removing(_) => {
-                    known.waiting.push(Command::CreateContainer(Box::new(new), reply));
+                    known.waiting.push(Request::new(Command::CreateContainer(Box::new(new), reply)));
                 }
                 _ => {
                     let metadata = &new.spec.metadata;
@@ -88,12 +88,12 @@ impl Pod {
         };
         self.containers.insert(id.clone(), container);
         if let Err(error) = self.record_container(&id).await {
-            self.tasks.spawn(async move { Done::Created(id, Err(error)) });
+            self.spawn(async move { Done::Created(id, Err(error)) });
             return;
         }
         let subject = self.subject.clone();
         let work = Arc::clone(&self.container_work).read_owned();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let _work = work.await;
             let result = subject.create_container(&guest, &view, layers).await;
             Done::Created(id, result)
@@ -160,7 +160,9 @@ impl Pod {
                 self.perform_container(&id, effects).await;
                 self.publish();
             }
-            Err(ContainerDenied::Later) => container.waiting.push(Command::StartContainer(id, reply)),
+            Err(ContainerDenied::Later) => {
+                container.waiting.push(Request::new(Command::StartContainer(id, reply)))
+            }
             Err(ContainerDenied::AlreadyRan | ContainerDenied::Impossible) => {
                 let state = container.view.state.name();
                 let _ =
@@ -209,7 +211,7 @@ impl Pod {
         match (&container.view.state, self.guest.clone()) {
             (ContainerState::Created | ContainerState::Running(_), Some(guest)) => {
                 let subject = self.subject.clone();
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     let result = subject.update_container(&guest, &id, &resources).await;
                     Done::Updated(id, resources, result, reply)
                 });
@@ -251,12 +253,12 @@ impl Pod {
                 let (subject, guest) = (self.subject.clone(), guest.clone());
                 let (view, pod) = (container.view.clone(), self.publish.subscribe());
                 let asked = Arc::clone(&container.stop_asked);
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     Done::Answer(subject.stop_container(&guest, &view, timeout, &asked, pod).await, reply)
                 });
             }
             (ContainerState::Creating | ContainerState::Starting, _) => {
-                container.waiting.push(Command::StopContainer(id.clone(), timeout, reply));
+                container.waiting.push(Request::new(Command::StopContainer(id.clone(), timeout, reply)));
             }
             // Nothing runs; or the pod is being torn down, which ends it.
             (
@@ -277,7 +279,7 @@ impl Pod {
         };
         // One that runs is ended first; the request comes back when it has.
         if matches!(container.view.state, ContainerState::Running(_)) {
-            container.waiting.push(Command::RemoveContainer(id.clone(), reply));
+            container.waiting.push(Request::new(Command::RemoveContainer(id.clone(), reply)));
             let (unheard, _) = oneshot::channel();
             self.stop_container(&id, Duration::ZERO, unheard);
             return;
@@ -289,7 +291,9 @@ impl Pod {
                 self.perform_container(&id, effects).await;
                 self.publish();
             }
-            Err(ContainerDenied::Later) => container.waiting.push(Command::RemoveContainer(id, reply)),
+            Err(ContainerDenied::Later) => {
+                container.waiting.push(Request::new(Command::RemoveContainer(id, reply)))
+            }
             Err(ContainerDenied::AlreadyRan | ContainerDenied::Impossible) => {
                 let state = container.view.state.name();
                 let _ =
@@ -320,8 +324,8 @@ impl Pod {
         // Requests that waited find that it is gone, and its name free.
         let waiting = self.containers.remove(id).map(|gone| gone.waiting).unwrap_or_default();
         self.publish();
-        for command in waiting {
-            self.obey_again(command).await;
+        for request in waiting {
+            self.obey_again(request).await;
         }
     }
 
@@ -356,8 +360,8 @@ impl Pod {
             .get_mut(id)
             .map(|container| std::mem::take(&mut container.waiting))
             .unwrap_or_default();
-        for command in waiting {
-            self.obey_again(command).await;
+        for request in waiting {
+            self.obey_again(request).await;
         }
     }
 
@@ -376,14 +380,14 @@ impl Pod {
         match (rest.first(), guest) {
             (None, _) => {}
             (Some(ContainerEffect::GuestStart), Some(guest)) => {
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     let _work = work.await;
                     let result = subject.start_container(&guest, &id).await;
                     Done::Started(id, result)
                 });
             }
             (Some(_), guest) => {
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     let _work = work.await;
                     let result = subject.remove_container(guest.as_ref(), &id, &rest, log.as_ref()).await;
                     Done::Removed(id, result)

@@ -63,7 +63,7 @@ impl Pod {
             None => self.container_event(&id, event).await,
             Some((_, true)) => {}
             Some((log, false)) => {
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     if !log.over(LOG_PATIENCE).await {
                         warn!(container = %id, "the container has ended, its log is not complete yet");
                     }
@@ -80,7 +80,7 @@ impl Pod {
         };
         match container.log.clone() {
             Some(log) => {
-                self.tasks.spawn(async move { Done::Answer(log.reopen().await, reply) });
+                self.spawn(async move { Done::Answer(log.reopen().await, reply) });
             }
             None => {
                 let state = container.view.state.name();

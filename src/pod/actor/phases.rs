@@ -7,7 +7,7 @@ impl Pod {
         let cancel = CancellationToken::new();
         self.starting = Some(cancel.clone());
         let subject = self.subject.clone();
-        self.tasks.spawn(async move { Done::Start(subject.start(&effects, &cancel).await) });
+        self.spawn(async move { Done::Start(subject.start(&effects, &cancel).await) });
     }
 
     pub(super) fn begin_teardown(&mut self, effects: Vec<PodEffect>) {
@@ -19,7 +19,7 @@ impl Pod {
         let logs: Vec<ContainerLog> =
             self.containers.values().filter_map(|known| known.log.clone()).collect();
         let container_work = Arc::clone(&self.container_work);
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let mut failures = Vec::new();
             let mut failed = Vec::new();
             for effect in effects {
@@ -70,9 +70,9 @@ impl Pod {
         if self.state.is_ready() {
             self.start_waiters.drain(..).for_each(|waiter| drop(waiter.send(Ok(()))));
         }
-        let interrupted = std::mem::take(&mut self.after_start);
+        let (cause, interrupted) = std::mem::take(&mut self.after_start);
         if !interrupted.is_empty() {
-            self.perform(interrupted).await;
+            cause.carry(self.perform(interrupted)).await;
         }
     }
 
@@ -108,8 +108,8 @@ impl Pod {
             };
             let _ = waiter.send(answer);
         }
-        for command in std::mem::take(&mut self.waiting) {
-            self.obey_again(command).await;
+        for request in std::mem::take(&mut self.waiting) {
+            self.obey_again(request).await;
         }
     }
 

@@ -60,6 +60,8 @@ pub(crate) struct Options {
     /// The daemon's root is a file system of its own of that many MiB, which only
     /// [`Daemon::with`] makes.
     pub(crate) root_mib: Option<u32>,
+    /// Where traces go.
+    pub(crate) tracing: kina::config::Tracing,
 }
 
 /// A `kina serve`, with all that it and its pods leave on the machine, which
@@ -144,9 +146,9 @@ impl Daemon {
         if let Some(failpoint) = &options.failpoint {
             command.env("KINA_FAILPOINT", failpoint);
         }
-        let config = self.place.config();
+        let config = kina::config::Config { tracing: options.tracing.clone(), ..self.place.config().clone() };
         let file = self.place.path("config.toml");
-        std::fs::write(&file, toml::to_string(config).unwrap()).unwrap();
+        std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
         command.arg("serve").arg("--config").arg(file);
         command.arg("--root").arg(&config.root).arg("--run").arg(&config.run);
         command.args(["--cgroup-parent", &config.cgroup_parent, "--log-level", "debug,h2=info,hyper=info"]);

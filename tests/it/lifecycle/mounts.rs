@@ -149,15 +149,15 @@ async fn the_pods_files_are_in_every_container() {
                         grep -c localhost /etc/hosts";
     let mut daemon = Daemon::start().await;
     let cri = daemon.cri();
-    let mut pod = cri.pod("files");
-    let servers = vec!["192.0.2.53".to_owned()];
-    pod.dns_config = Some(v1::DnsConfig { servers, ..v1::DnsConfig::default() });
-    let pod = cri.run_pod(&pod).await.unwrap();
     let (etc, hosts) = (daemon.place.path("data/etc"), daemon.place.path("data/hosts"));
     std::fs::create_dir_all(&etc).unwrap();
     std::fs::write(etc.join("own"), "of the volume\n").unwrap();
     std::fs::write(etc.join("hosts"), "of the volume\n").unwrap();
     std::fs::write(&hosts, "of the caller\n").unwrap();
+    let mut pod = cri.pod("files");
+    let servers = vec!["192.0.2.53".to_owned()];
+    pod.dns_config = Some(v1::DnsConfig { servers, ..v1::DnsConfig::default() });
+    let pod = cri.run_pod(&pod).await.unwrap();
 
     // What has no place there can have none in a volume that cannot be written.
     let mut readonly = script("readonly", FOREVER);

@@ -1,8 +1,8 @@
 //! Traces of what the daemon does (OpenTelemetry), where they are asked for.
 //!
-//! A call has a span, which the services' edge makes ([`Open::call`]); the steps that it
-//! takes have spans below it ([`step`]). Which span work belongs to goes with the task
-//! that does it; whoever hands work to another task hands on its [`Cause`]. Where there is
+//! A call has a span, which the services' edge makes (`Open::call`); the steps that it
+//! takes have spans below it (`step`). Which span work belongs to goes with the task
+//! that does it; whoever hands work to another task hands on its `Cause`. Where there is
 //! no export, and of calls that are not sampled, nothing is made: a step costs a look at a
 //! thread's own variable.
 //!

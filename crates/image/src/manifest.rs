@@ -71,7 +71,7 @@ impl IndexEntry {
     pub(crate) fn blob(&self, subject: &str) -> Result<Blob, Error> {
         let digest = self.digest.parse().map_err(|_| Error::InvalidManifest {
             subject: subject.to_owned(),
-            reason: format!("unsupported digest {:?}; kina knows sha256 only", clipped(&self.digest)),
+            reason: format!("unsupported digest {:?}", clipped(&self.digest)),
         })?;
         let media_type = self.media_type.clone().unwrap_or_default();
         Ok(Blob { media_type, digest, size: self.size })

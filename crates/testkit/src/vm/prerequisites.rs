@@ -63,7 +63,7 @@ impl Prerequisites {
     /// # Errors
     /// As [`Prerequisites::find`].
     pub fn find_arm64() -> Result<Self> {
-        let setup = "cargo xtask setup arm64";
+        let setup = "cargo xtask setup arm64-machine";
         Ok(Self {
             processor: Processor::Arm,
             qemu: there("/usr/bin/qemu-system-aarch64".into(), setup)?,
@@ -115,7 +115,7 @@ impl Prerequisites {
 /// # Errors
 /// When it is not there; the message names the command that mends it.
 pub fn arm64_busybox() -> Result<PathBuf> {
-    there(target().join("kernel-arm64/busybox/bin/busybox"), "cargo xtask setup arm64")
+    there(target().join("kernel-arm64/busybox/bin/busybox"), "cargo xtask setup arm64-machine")
 }
 
 /// The folder that cargo and xtask build in.

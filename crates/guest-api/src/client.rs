@@ -43,8 +43,8 @@ pub const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
 pub const SETUP_POD_DEADLINE: Duration = Duration::from_secs(30);
 /// The deadline of CreateContainer; mounting many layers on a slow VM is the long part.
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(120);
-/// The deadline of StartContainer; its process may still be being set up, for which the guest has half a
-/// minute, as for the start itself.
+/// The deadline of StartContainer; the guest gives the set-up of the process half a minute, as the start
+/// itself.
 pub const START_DEADLINE: Duration = Duration::from_secs(90);
 /// The deadline of SignalContainer.
 pub const SIGNAL_DEADLINE: Duration = Duration::from_secs(10);
@@ -227,12 +227,12 @@ impl GuestClient {
         setup_pod, "SetupPod", SetupPodRequest -> SetupPodResponse, SETUP_POD_DEADLINE
     );
     control_call!(
-        /// Makes a container, whose process is set up behind the answer.
+        /// Makes a container, all but its process.
         create_container, "CreateContainer",
         CreateContainerRequest -> CreateContainerResponse, CREATE_DEADLINE
     );
     control_call!(
-        /// Runs a created container once its process is set up. May be repeated.
+        /// Sets a created container's process up and runs it. May be repeated.
         start_container, "StartContainer",
         StartContainerRequest -> StartContainerResponse, START_DEADLINE
     );

@@ -1,5 +1,4 @@
-//! A container's making: what is done before its creation is answered, and its process, which is
-//! set up behind that.
+//! A container's making, and that of its process when it is started.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -9,14 +8,16 @@ use kina_cgroup::Group;
 use kina_guest_api::v1;
 use kina_launch::{Created, LimitedPlan, Plan, RootFs};
 use kina_log::Stream;
+use tokio::task::JoinHandle;
 
-use crate::attach::InputEnds;
-use crate::container::{Made, now_nanos, open_log};
+use crate::attach::{Input, InputEnds};
+use crate::container::{Container, Made, Process, now_nanos, open_log, start_pumps};
 use crate::error::Error;
-use crate::guest::{CGROUP_PATIENCE, Guest, child_group};
+use crate::guest::{CGROUP_PATIENCE, Guest, child_group, watch_end};
 use crate::image_volume::ImageVolume;
 use crate::layers::LayerUse;
 use crate::pod::Pod;
+use crate::process;
 use crate::rootfs::{self, WritableLayer};
 use crate::selinux::Labels;
 use crate::spec::{self, PidNamespace};
@@ -82,9 +83,8 @@ impl Guest {
                 held,
                 images,
                 outputs: streams.outputs,
-                stdin: streams.stdin,
-                wants_stdin: request.stdin,
-                stdin_once: request.stdin_once,
+                input: InputEnds { stdin: streams.stdin, terminal: None, once: request.stdin_once },
+                terminal_input: request.stdin,
             },
             response: v1::CreateContainerResponse {
                 uid: identity.uid,
@@ -94,21 +94,41 @@ impl Guest {
         })
     }
 
-    /// Sets up the process of a container, up to just before its program. Blocks.
-    pub(crate) fn set_up(&self, id: &str, prepared: PreparedProcess) -> Result<SetUp, Error> {
-        let PreparedProcess { plan, held, images, mut outputs, stdin, wants_stdin, stdin_once } = prepared;
-        let set_up = self.launcher.set_up(plan);
+    /// Sets up the process of a container, and has it run its program. Returns when that began, in
+    /// nanoseconds since the epoch. Blocks; must be called in the runtime.
+    pub(crate) fn launch(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        prepared: PreparedProcess,
+    ) -> Result<i64, Error> {
+        let failed = |source| Error::Launch { id: container.id.clone(), source };
+        let PreparedProcess { plan, held, images, outputs, input, terminal_input } = prepared;
+        let created = self.launcher.set_up(plan);
         drop((held, images));
-        let failed = |source| Error::Launch { id: id.to_owned(), source };
-        let mut created = set_up.map_err(failed)?;
-        let mut input = InputEnds { stdin, terminal: None, once: stdin_once };
-        if let Some(terminal) = created.terminal.take() {
-            let copy = || terminal.try_clone().map_err(|e| Error::system("duplicate a terminal", e));
-            input.stdin = wants_stdin.then(copy).transpose()?;
-            input.terminal = Some(copy()?);
-            outputs.push((Stream::Stdout, terminal));
-        }
-        Ok(SetUp { created, outputs, input })
+        let Created { pid, pidfd, start, terminal, warnings } = created.map_err(failed)?;
+        let streams =
+            container.made("start").and_then(|made| streams(made, terminal, outputs, input, terminal_input));
+        let (pumps, input) = match streams {
+            Ok(streams) => streams,
+            Err(error) => {
+                // Ends it; it is a child of the guest.
+                drop(start);
+                tokio::spawn(async move { drop(process::wait(&pidfd).await) });
+                return Err(error);
+            }
+        };
+        container.set_process(Process {
+            pid: pid.unsigned_abs(),
+            pidfd,
+            pumps: Mutex::new(pumps),
+            input: Arc::new(input),
+            warnings: warnings.iter().map(ToString::to_string).collect(),
+        });
+        tokio::spawn(watch_end(Arc::clone(self), Arc::clone(container)));
+        // Taken before: a program may have ended before its start is known to have succeeded.
+        let started_at_nanos = now_nanos();
+        start.start().map_err(failed)?;
+        Ok(started_at_nanos)
     }
 
     /// The images that the container mounts, in the order of its mounts.
@@ -159,22 +179,34 @@ pub(crate) struct Prepared {
 }
 
 /// What is needed to set up a container's process.
+#[derive(Debug)]
 pub(crate) struct PreparedProcess {
     plan: LimitedPlan,
     /// What the plan names by descriptor.
     held: Vec<OwnedFd>,
     images: Vec<ImageVolume>,
     outputs: Vec<(Stream, OwnedFd)>,
-    stdin: Option<OwnedFd>,
-    wants_stdin: bool,
-    stdin_once: bool,
+    input: InputEnds,
+    /// Whether a terminal takes input.
+    terminal_input: bool,
 }
 
-/// A process that waits to be started, and the guest's ends of its streams.
-pub(crate) struct SetUp {
-    pub(crate) created: Created,
-    pub(crate) outputs: Vec<(Stream, OwnedFd)>,
-    pub(crate) input: InputEnds,
+/// Connects a new process' streams with the container's log, audience and input.
+fn streams(
+    made: &Made,
+    terminal: Option<OwnedFd>,
+    mut outputs: Vec<(Stream, OwnedFd)>,
+    mut input: InputEnds,
+    terminal_input: bool,
+) -> Result<(Vec<JoinHandle<()>>, Input), Error> {
+    if let Some(terminal) = terminal {
+        let copy = || terminal.try_clone().map_err(|e| Error::system("duplicate a terminal", e));
+        input.stdin = terminal_input.then(copy).transpose()?;
+        input.terminal = Some(copy()?);
+        outputs.push((Stream::Stdout, terminal));
+    }
+    let input = Input::new(input)?;
+    Ok((start_pumps(outputs, &made.log, &made.audience)?, input))
 }
 
 /// Removes a container's cgroup and writable layer unless it is kept.

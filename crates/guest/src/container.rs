@@ -2,13 +2,10 @@
 //!
 //! ```text
 //! reserved ──▶ Creating ──▶ Created ──start──▶ Running ──▶ Exited ──delete──▶ (nothing)
-//!                │    │        └─ start fails, or it is killed ─▲
-//!                │    └─ set-up fails ─▶ Failed ─ start ────────┘
-//!                └─ fails before the answer: (nothing)
+//!                  └─ fails: (nothing)  └─ start fails, or it is killed ─▲
 //! ```
 //!
-//! A creation is answered once the container is [`Made`]; its [`Process`] is set up behind the
-//! answer, and what needs it waits ([`Container::settled`]).
+//! A created container is [`Made`]; it has a [`Process`] from its start on.
 //!
 //! Operations on one container take turns ([`Container::turn`]); its end is
 //! noticed by a task of its own, which waits for nobody.
@@ -19,7 +16,6 @@ use std::time::{Duration, SystemTime};
 
 use kina_cgroup::Group;
 use kina_guest_api::v1;
-use kina_launch::StartHandle;
 use kina_log::{FileSink, LogWriter, PumpMetrics, RecordBuffer, Sink, Stream};
 use oci_spec::runtime::Spec;
 use tokio::io::Interest;
@@ -27,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::attach::{Audience, Input, Tee};
+use crate::build::PreparedProcess;
 use crate::error::Error;
 use crate::ids::Owner;
 use crate::layers::LayerUse;
@@ -34,7 +31,7 @@ use crate::process::Descriptor;
 use crate::rootfs::WritableLayer;
 
 /// The exit code of a container whose process could not be set up; containerd's, too.
-pub(crate) const NOT_STARTED: i32 = 128;
+const NOT_STARTED: i32 = 128;
 
 /// A container, from the reservation of its id on.
 #[derive(Debug)]
@@ -43,13 +40,11 @@ pub(crate) struct Container {
     /// Held by the operation under way.
     pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
-    /// True once its process is set up, or that has failed.
-    settled: watch::Sender<bool>,
     /// True once its processes have ended and the exit is known.
     ended: watch::Sender<bool>,
-    /// Set before its creation is answered, and constant from then on.
+    /// Set when it is created, and constant from then on.
     made: OnceLock<Made>,
-    /// Set when its process is set up, and constant from then on.
+    /// Set by its start, and constant from then on.
     process: OnceLock<Process>,
 }
 
@@ -78,21 +73,17 @@ pub(crate) struct Process {
     pub(crate) pidfd: OwnedFd,
     pub(crate) pumps: Mutex<Vec<JoinHandle<()>>>,
     pub(crate) input: Arc<Input>,
-    /// What it goes without.
+    /// What could not be had and does not matter much.
     pub(crate) warnings: Vec<String>,
 }
 
 #[derive(Debug)]
 enum State {
     Creating,
-    /// Its process could not be set up: the reason is for who starts it.
-    Failed {
-        error: Error,
-    },
     Created {
-        start: StartHandle,
+        process: Box<PreparedProcess>,
     },
-    /// The program is about to run: the handle is in use.
+    /// Its process is being set up and started.
     Starting,
     Running {
         started_at_nanos: i64,
@@ -107,22 +98,12 @@ impl State {
     fn name(&self) -> &'static str {
         match self {
             Self::Creating => "being created",
-            Self::Failed { .. } => "not fit to run",
             Self::Created { .. } => "created",
             Self::Starting => "starting",
             Self::Running { .. } => "running",
             Self::Exited { .. } => "exited",
         }
     }
-}
-
-/// What a start finds.
-#[derive(Debug)]
-pub(crate) enum ToStart {
-    Start(StartHandle),
-    StartedAt(i64),
-    /// There is no process to start.
-    Failed(Error),
 }
 
 impl Container {
@@ -132,7 +113,6 @@ impl Container {
             id,
             turn: Arc::default(),
             state: Mutex::new(State::Creating),
-            settled: watch::Sender::new(false),
             ended: watch::Sender::new(false),
             made: OnceLock::new(),
             process: OnceLock::new(),
@@ -148,36 +128,24 @@ impl Container {
         Error::WrongState { id: self.id.clone(), state: self.state().name(), operation }
     }
 
-    /// All of it is there but its process.
-    pub(crate) fn set_made(&self, made: Made) {
+    /// The container is created.
+    pub(crate) fn set_created(&self, made: Made, process: PreparedProcess) {
         // Creation happens once, by who reserved the id.
         drop(self.made.set(made));
+        *self.state() = State::Created { process: Box::new(process) };
     }
 
-    /// Its process waits to be started.
-    pub(crate) fn set_created(&self, process: Process, start: StartHandle) {
+    /// Its process is there, and about to run.
+    pub(crate) fn set_process(&self, process: Process) {
+        // A container is started once.
         drop(self.process.set(process));
-        *self.state() = State::Created { start };
-        self.settled.send_replace(true);
-    }
-
-    /// Its process could not be set up.
-    pub(crate) fn set_failed(&self, error: Error) {
-        *self.state() = State::Failed { error };
-        self.settled.send_replace(true);
-    }
-
-    /// Waits until its process is set up, or that has failed.
-    pub(crate) async fn settled(&self) {
-        // The sender lives as long as `self`.
-        drop(self.settled.subscribe().wait_for(|settled| *settled).await);
     }
 
     /// What it consists of.
     ///
     /// # Errors
     ///
-    /// Before its creation is answered.
+    /// While it is being created.
     pub(crate) fn made(&self, operation: &'static str) -> Result<&Made, Error> {
         self.made.get().ok_or_else(|| self.wrong_state(operation))
     }
@@ -186,24 +154,23 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// Where there is none (yet).
+    /// Before its start.
     pub(crate) fn process(&self, operation: &'static str) -> Result<&Process, Error> {
         self.process.get().ok_or_else(|| self.wrong_state(operation))
     }
 
-    /// Takes the start of a created container; a started one says when that was.
-    pub(crate) fn begin_start(&self) -> Result<ToStart, Error> {
+    /// Takes what the start of a created container needs; `None` if it has been started.
+    pub(crate) fn begin_start(&self) -> Result<Option<Box<PreparedProcess>>, Error> {
         let mut state = self.state();
         match std::mem::replace(&mut *state, State::Starting) {
-            State::Created { start } => Ok(ToStart::Start(start)),
-            State::Failed { error } => Ok(ToStart::Failed(error)),
+            State::Created { process } => Ok(Some(process)),
             State::Running { started_at_nanos } => {
                 *state = State::Running { started_at_nanos };
-                Ok(ToStart::StartedAt(started_at_nanos))
+                Ok(None)
             }
             State::Exited { started_at_nanos, exit } if started_at_nanos != 0 => {
                 *state = State::Exited { started_at_nanos, exit };
-                Ok(ToStart::StartedAt(started_at_nanos))
+                Ok(None)
             }
             other @ (State::Creating | State::Starting | State::Exited { .. }) => {
                 *state = other;
@@ -213,16 +180,53 @@ impl Container {
         }
     }
 
+    /// Ends a container that was not started, and returns what its start would have needed. `None` if
+    /// it is no such container.
+    pub(crate) fn end_unstarted(&self, code: i32) -> Option<(v1::Exit, Box<PreparedProcess>)> {
+        let mut state = self.state();
+        let exit = v1::Exit { code, finished_at_nanos: now_nanos(), oom_killed: false };
+        match std::mem::replace(&mut *state, State::Exited { started_at_nanos: 0, exit }) {
+            State::Created { process } => {
+                drop(state);
+                self.has_ended();
+                Some((exit, process))
+            }
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    /// The end of a container whose start has failed before there was a process.
+    pub(crate) fn end_without_process(&self) {
+        if self.process.get().is_none() {
+            self.set_exited(v1::Exit {
+                code: NOT_STARTED,
+                finished_at_nanos: now_nanos(),
+                oom_killed: false,
+            });
+            self.has_ended();
+        }
+    }
+
+    /// Nothing comes out of a container any more that never had a process.
+    fn has_ended(&self) {
+        if let Some(made) = self.made.get() {
+            made.close_streams();
+            made.audience.set_exited();
+        }
+        self.ended.send_replace(true);
+    }
+
     /// The program runs. It may have ended already; then only the time is noted.
     pub(crate) fn set_running(&self, at_nanos: i64) {
         let mut state = self.state();
         match &mut *state {
             State::Exited { started_at_nanos, .. } => *started_at_nanos = at_nanos,
-            State::Creating
-            | State::Failed { .. }
-            | State::Created { .. }
-            | State::Starting
-            | State::Running { .. } => *state = State::Running { started_at_nanos: at_nanos },
+            State::Creating | State::Created { .. } | State::Starting | State::Running { .. } => {
+                *state = State::Running { started_at_nanos: at_nanos }
+            }
         }
     }
 
@@ -231,11 +235,7 @@ impl Container {
         let mut state = self.state();
         let started_at_nanos = match &*state {
             State::Running { started_at_nanos } => *started_at_nanos,
-            State::Creating
-            | State::Failed { .. }
-            | State::Created { .. }
-            | State::Starting
-            | State::Exited { .. } => 0,
+            State::Creating | State::Created { .. } | State::Starting | State::Exited { .. } => 0,
         };
         *state = State::Exited { started_at_nanos, exit };
         drop(state);
@@ -244,11 +244,6 @@ impl Container {
 
     pub(crate) fn is_running(&self) -> bool {
         matches!(*self.state(), State::Running { .. })
-    }
-
-    /// Whether there is no process of it and will be none.
-    pub(crate) fn has_failed(&self) -> bool {
-        matches!(*self.state(), State::Failed { .. })
     }
 
     pub(crate) fn has_exited(&self) -> bool {
@@ -267,8 +262,7 @@ impl Container {
 
     /// Refuses what makes no sense for a container at its end.
     pub(crate) fn require_alive(&self, operation: &'static str) -> Result<&Made, Error> {
-        let alive = !self.has_exited() && !self.has_failed();
-        if alive { self.made(operation) } else { Err(self.wrong_state(operation)) }
+        if self.has_exited() { Err(self.wrong_state(operation)) } else { self.made(operation) }
     }
 
     /// Refuses to delete a container whose program runs.
@@ -284,13 +278,12 @@ impl Container {
         tokio::time::timeout(patience, wait).await.is_ok()
     }
 
-    /// Its status; `None` before its creation is answered.
+    /// Its status; `None` while it is being created.
     pub(crate) fn status(&self) -> Option<v1::ContainerStatus> {
         let made = self.made.get()?;
         let (state, started_at_nanos, exit) = match &*self.state() {
-            State::Creating | State::Failed { .. } | State::Created { .. } | State::Starting => {
-                (v1::ContainerState::Created, 0, None)
-            }
+            State::Creating => return None,
+            State::Created { .. } | State::Starting => (v1::ContainerState::Created, 0, None),
             State::Running { started_at_nanos } => (v1::ContainerState::Running, *started_at_nanos, None),
             State::Exited { started_at_nanos, exit } => {
                 (v1::ContainerState::Exited, *started_at_nanos, Some(*exit))
@@ -304,6 +297,16 @@ impl Container {
             started_at_nanos,
             exit,
         })
+    }
+}
+
+impl Made {
+    /// Ends what reads the container's output.
+    pub(crate) fn close_streams(&self) {
+        self.audience.set_silent();
+        if let Sink::Stream(buffer) = &self.log {
+            buffer.close();
+        }
     }
 }
 

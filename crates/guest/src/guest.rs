@@ -11,11 +11,10 @@ use kina_cgroup::{Group, Hierarchy};
 use kina_guest_api::v1;
 use kina_launch::Launcher;
 use kina_log::Sink;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::attach::Input;
-use crate::build::{Prepared, SetUp};
-use crate::container::{Container, NOT_STARTED, Process, ToStart, now_nanos, start_pumps};
+use crate::build::Prepared;
+use crate::container::{Container, now_nanos};
 use crate::error::Error;
 use crate::events::Events;
 use crate::journal::Journal;
@@ -33,6 +32,8 @@ pub(crate) const FORWARDS_LIMIT: usize = 128;
 /// Attached clients at one time, of all containers.
 pub(crate) const ATTACHES_LIMIT: usize = 128;
 const ID_LIMIT: usize = 128;
+/// The exit code of what SIGKILL has ended.
+const KILLED: i32 = 128 + 9;
 /// How long killed processes may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an ended container's output may take to be stored before its end is told.
@@ -149,8 +150,7 @@ impl Guest {
         self.pod.lock().await.clone().ok_or(Error::NoPod)
     }
 
-    /// Makes a container. Its process is set up, up to just before its program runs, behind the
-    /// answer: who makes a container has something to write down before starting it.
+    /// Makes a container, all but its process.
     pub(crate) async fn create(
         self: Arc<Self>,
         request: v1::CreateContainerRequest,
@@ -160,7 +160,7 @@ impl Guest {
         let pid = self.pid_namespace(&request, &pod)?;
         let container = Arc::new(Container::reserve(request.id.clone()));
         // Nobody else knows the container yet.
-        let turn = Arc::clone(&container.turn).lock_owned().await;
+        let _turn = Arc::clone(&container.turn).lock_owned().await;
         {
             let mut containers = self.containers();
             self.require_open()?;
@@ -172,65 +172,20 @@ impl Guest {
             }
             containers.insert(request.id.clone(), Arc::clone(&container));
         }
-        let (answer, answered) = oneshot::channel();
-        let (guest, kept) = (Arc::clone(&self), Arc::clone(&container));
-        let work = blocking("create a container", move || match guest.prepare(&request, &pod, &pid) {
+        let guest = Arc::clone(&self);
+        let prepared = blocking("create a container", move || guest.prepare(&request, &pod, &pid)).await;
+        match prepared {
             Ok(Prepared { made, process, response }) => {
-                kept.set_made(made);
-                drop(answer.send(Ok(response)));
-                guest.set_up(&kept.id, process)
+                container.set_created(made, process);
+                Ok(response)
             }
             Err(error) => {
-                guest.containers().remove(&kept.id);
-                drop(answer.send(Err(error)));
-                Err(Error::NoContainer { id: kept.id.clone() })
-            }
-        });
-        tokio::spawn(async move {
-            let set_up = work.await;
-            match self.attend(&container, set_up).await {
-                Ok(()) => {}
-                Err(error) => {
-                    self.journal.line(format_args!("set up container {}: {}", container.id, chain(&error)));
-                    container.set_failed(error);
-                }
-            }
-            drop(turn);
-        });
-        answered.await.unwrap_or(Err(Error::Interrupted { operation: "create a container" }))
-    }
-
-    /// Takes charge of a process that was set up.
-    async fn attend(
-        self: &Arc<Self>,
-        container: &Arc<Container>,
-        set_up: Result<SetUp, Error>,
-    ) -> Result<(), Error> {
-        let SetUp { created, outputs, input } = set_up?;
-        let made = container.made("set up")?;
-        let pumps = start_pumps(outputs, &made.log, &made.audience);
-        match pumps.and_then(|pumps| Ok((pumps, Input::new(input)?))) {
-            Ok((pumps, input)) => {
-                let process = Process {
-                    pid: created.pid.unsigned_abs(),
-                    pidfd: created.pidfd,
-                    pumps: Mutex::new(pumps),
-                    input: Arc::new(input),
-                    warnings: created.warnings.iter().map(ToString::to_string).collect(),
-                };
-                container.set_created(process, created.start);
-                tokio::spawn(watch_end(Arc::clone(self), Arc::clone(container)));
-                Ok(())
-            }
-            Err(error) => {
-                drop(created.start);
-                drop(process::wait(&created.pidfd).await);
+                self.containers().remove(&container.id);
                 Err(error)
             }
         }
     }
 
-    /// Must run on the main thread (see [`Pod::common_pid`]).
     fn pid_namespace(&self, request: &v1::CreateContainerRequest, pod: &Pod) -> Result<PidNamespace, Error> {
         use v1::NamespaceMode;
         Ok(match (request.pid(), &pod.pid) {
@@ -255,54 +210,47 @@ impl Guest {
         })
     }
 
-    /// Runs a created container's program.
+    /// Sets up a created container's process and runs its program.
     pub(crate) async fn start(self: Arc<Self>, id: String) -> Result<v1::StartContainerResponse, Error> {
         let container = self.container(&id)?;
         let _turn = container.turn.lock().await;
         self.require_open()?;
-        let answer = |started_at_nanos| {
-            let process = container.process("start")?;
-            Ok(v1::StartContainerResponse {
-                started_at_nanos,
-                pid: process.pid,
-                warnings: process.warnings.clone(),
-            })
-        };
-        let handle = match container.begin_start()? {
-            ToStart::StartedAt(nanos) => return answer(nanos),
-            ToStart::Start(handle) => handle,
-            // No event: the error says it, and an event could overtake it.
-            ToStart::Failed(error) => {
-                container.set_exited(not_started());
-                return Err(error);
+        if let Some(prepared) = container.begin_start()? {
+            let (guest, kept) = (Arc::clone(&self), Arc::clone(&container));
+            let launched = blocking("start a container", move || guest.launch(&kept, *prepared)).await;
+            match launched {
+                Ok(started_at_nanos) => container.set_running(started_at_nanos),
+                Err(error) => {
+                    // A process that there is ends, and is seen to. Of none there is no event: the
+                    // error says it, and an event could overtake it.
+                    container.end_without_process();
+                    return Err(error);
+                }
             }
-        };
-        let started = blocking("start a container", move || {
-            handle.start().map_err(|source| Error::Launch { id, source })
-        })
-        .await;
-        match started {
-            Ok(()) => {
-                let now = now_nanos();
-                container.set_running(now);
-                answer(now)
-            }
-            // Its process ends, and is seen to.
-            Err(error) => Err(error),
         }
+        let process = container.process("start")?;
+        Ok(v1::StartContainerResponse {
+            started_at_nanos: container.status().unwrap_or_default().started_at_nanos,
+            pid: process.pid,
+            warnings: process.warnings.clone(),
+        })
     }
 
     /// Sends a signal.
     pub(crate) async fn signal(self: Arc<Self>, id: String, number: u32, all: bool) -> Result<(), Error> {
         let container = self.container(&id)?;
-        container.settled().await;
-        if container.has_exited() {
-            return Ok(());
+        let invalid = || Error::invalid("signal", format!("{number} is none"));
+        let code = i32::try_from(number).ok().filter(|number| (1..=64).contains(number));
+        let code = 128 + code.ok_or_else(invalid)?;
+        if container.process("signal").is_err() {
+            // Its start, if it is under way, comes to a process or to the container's end.
+            let _turn = container.turn.lock().await;
+            if let Some(exit) = end_unstarted(&container, code).await {
+                let exited = v1::ContainerExited { id, exit: Some(exit) };
+                self.events.emit(v1::event::What::Exited(exited));
+            }
         }
-        if container.has_failed() {
-            let exit = not_started();
-            container.set_exited(exit);
-            self.events.emit(v1::event::What::Exited(v1::ContainerExited { id, exit: Some(exit) }));
+        if container.has_exited() {
             return Ok(());
         }
         let sent = if all {
@@ -316,7 +264,7 @@ impl Guest {
             process::signal(&container.process("signal")?.pidfd, number)
         };
         sent.map_err(|error| match error {
-            SignalError::Number => Error::invalid("signal", format!("{number} is none")),
+            SignalError::Number => invalid(),
             SignalError::Send(source) => Error::system("send a signal", source),
         })
     }
@@ -337,6 +285,7 @@ impl Guest {
     async fn delete_in_turn(&self, container: &Arc<Container>) -> Result<(), Error> {
         container.require_inactive("delete")?;
         let made = container.made("delete")?;
+        end_unstarted(container, KILLED).await;
         let process = container.process("delete").ok();
         if let Some(process) = process.filter(|_| !container.has_exited()) {
             drop(process::signal(&process.pidfd, 9));
@@ -351,10 +300,7 @@ impl Guest {
         for pump in process.iter().flat_map(|process| std::mem::take(&mut *process.pumps())) {
             pump.abort();
         }
-        made.audience.set_silent();
-        if let Sink::Stream(buffer) = &made.log {
-            buffer.close();
-        }
+        made.close_streams();
         let kept = Arc::clone(container);
         blocking("delete a container", move || {
             let made = kept.made("delete")?;
@@ -476,9 +422,17 @@ impl Guest {
     }
 }
 
-/// How a container ends whose process could not be set up.
-fn not_started() -> v1::Exit {
-    v1::Exit { code: NOT_STARTED, finished_at_nanos: now_nanos(), oom_killed: false }
+/// Ends a container that was not started, and frees the root file system that waits for its start.
+/// `None` if it is no such container.
+async fn end_unstarted(container: &Container, code: i32) -> Option<v1::Exit> {
+    let (exit, prepared) = container.end_unstarted(code)?;
+    // Unmounting blocks.
+    let freed = blocking("free a root file system", move || {
+        drop(prepared);
+        Ok(())
+    });
+    drop(freed.await);
+    Some(exit)
 }
 
 fn take(places: &Arc<Semaphore>, what: &'static str, limit: usize) -> Result<OwnedSemaphorePermit, Error> {
@@ -487,7 +441,7 @@ fn take(places: &Arc<Semaphore>, what: &'static str, limit: usize) -> Result<Own
 
 /// Notices a container's end and tells it, once all of it has ended and its log
 /// is complete.
-async fn watch_end(guest: Arc<Guest>, container: Arc<Container>) {
+pub(crate) async fn watch_end(guest: Arc<Guest>, container: Arc<Container>) {
     let (Ok(made), Ok(process)) = (container.made("watch"), container.process("watch")) else {
         return;
     };

@@ -202,47 +202,59 @@ fn with_no_program(guest: &Guest) -> v1::CreateContainerRequest {
 }
 
 #[tokio::test]
-async fn a_container_that_cannot_run_ends_and_goes_without_a_start() {
+async fn a_container_ends_without_a_start() {
     let guest = Guest::with_pod().await;
-    guest.create(with_no_program(&guest)).await;
+    let streamed = || {
+        let log = v1::LogTarget { target: Some(v1::log_target::Target::Stream(v1::Empty {})) };
+        v1::CreateContainerRequest { log: Some(log), ..guest.container("c", "sleep 1000") }
+    };
+    guest.create(streamed()).await;
     let group = guest.group.directories().next().unwrap().join("c");
-    support::wait_until("the container's group", || group.exists()).await;
+    assert!(group.exists());
+    let listed = guest.client.list_containers().await.unwrap().containers.remove(0);
+    assert_eq!((listed.state(), listed.pid), (v1::ContainerState::Created, 0));
     guest.client.stats(v1::StatsRequest { ids: vec!["c".into()] }).await.unwrap();
     guest.delete("c").await;
     assert!(!group.exists());
 
-    guest.create(with_no_program(&guest)).await;
+    guest.create(streamed()).await;
+    let mut log = guest.client.read_log("c", 0).await.unwrap();
+    let no_signal = v1::SignalContainerRequest { id: "c".into(), signal: 65, all: false };
+    let refused = guest.client.signal_container(no_signal).await.unwrap_err();
+    assert_eq!(refused.refusal(), Some(Refusal::Invalid), "{refused}");
     guest.kill("c", 15).await;
-    assert_eq!(guest.wait("c").await.code, 128);
+    assert_eq!(guest.wait("c").await.code, 128 + 15);
+    // Nothing was written, and nothing will be.
+    let end = tokio::time::timeout(support::PATIENCE, log.next()).await;
+    assert!(matches!(end, Ok(Ok(None))), "{end:?}");
+    guest.kill("c", 9).await;
     guest.delete("c").await;
     assert!(guest.client.list_containers().await.unwrap().containers.is_empty());
 
-    guest.create(with_no_program(&guest)).await;
+    guest.create(streamed()).await;
     guest.client.shutdown(std::time::Duration::from_secs(10)).await.unwrap();
     support::wait_until("the group to go", || !group.exists()).await;
 }
 
 #[tokio::test]
-async fn a_creation_does_not_wait_for_its_process_and_the_rest_does() {
+async fn a_signal_waits_for_a_start_under_way() {
     let guest = Guest::with_pod().await;
-    // Whoever enters this group stands still.
+    guest.create(guest.container("c", "sleep 1000")).await;
+    // Whoever enters the group stands still.
     let path = format!("{}/c", guest.group.path());
     let group = guest.group.hierarchy().group(&path).unwrap();
-    group.create().unwrap();
     group.freeze(support::PATIENCE).unwrap();
-    guest.create(guest.container("c", "sleep 1000")).await;
-    let listed = guest.client.list_containers().await.unwrap().containers.remove(0);
-    assert_eq!((listed.state(), listed.pid), (v1::ContainerState::Created, 0));
-    assert!(
-        guest.client.stats(v1::StatsRequest { ids: vec!["c".into()] }).await.unwrap().containers.is_empty()
-    );
-    let start = guest.client.start_container(v1::StartContainerRequest { id: "c".into() });
-    let mut start = std::pin::pin!(start);
-    assert!(futures::poll!(start.as_mut()).is_pending());
-    group.thaw().unwrap();
-    let started = start.await.unwrap();
+    let thaw = async {
+        support::wait_until("a process in the group", || !group.processes().unwrap().is_empty()).await;
+        let kill = guest.kill("c", 9);
+        let mut kill = std::pin::pin!(kill);
+        // The request is on its way, and has no answer before there is a process to kill.
+        assert!(futures::poll!(kill.as_mut()).is_pending());
+        group.thaw().unwrap();
+        kill.await;
+    };
+    let (started, ()) = tokio::join!(guest.start_container("c"), thaw);
     assert_ne!(started.pid, 0);
-    guest.kill("c", 9).await;
     assert_eq!(guest.wait("c").await.code, 137);
     guest.delete("c").await;
 }

@@ -64,8 +64,13 @@ fn a_connection_before_the_guest_listens_ends_the_relay() {
     let host = place.path("s");
     let option = format!("--publish-socket={}:/a.sock", text(&host));
     let mut running = place.spawn(&["run", "-d", "--name", "web", &option, "busybox:1", "sleep", "1000"]);
-    wait_until("the socket", || host.exists());
-    assert_eq!(exchange(&host, "word").unwrap(), "");
+    // A socket that is there does not listen yet.
+    let mut answer_early = None;
+    wait_until("the socket", || {
+        answer_early = exchange(&host, "word").ok();
+        answer_early.is_some()
+    });
+    assert_eq!(answer_early.unwrap(), "");
     wait_until("the relay's end", || !host.exists());
     assert!(running.wait().unwrap().success());
     assert!(exchange(&host, "word").is_err(), "it is gone until the machine is started again");

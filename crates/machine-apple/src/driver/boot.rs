@@ -1,5 +1,8 @@
 //! Booting a machine.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use kina_machine::Error as MachineError;
 use kina_model::PodId;
 use kina_node::Recorded;
@@ -8,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::NAME;
 use super::look::Now;
-use super::machines::{Machines, told};
+use super::machines::{END_PATIENCE, END_PAUSE, Machines, told};
 use super::record::{Phase, Record, Started};
 use super::shares;
 use crate::Error;
@@ -122,6 +125,8 @@ impl Machines {
             ports: &ports,
             socket: &socket,
         };
+        // Whether Apple's service may have been asked for the machine.
+        let asked = AtomicBool::new(false);
         let run = async {
             let mut left = ATTEMPTS;
             loop {
@@ -129,6 +134,7 @@ impl Machines {
                 self.image.ensure(&self.container).await?;
                 // One that was left there would be taken for somebody's.
                 self.node.remove_tree(&socket).await?;
+                asked.store(true, Ordering::Relaxed);
                 match self.container.run(command::run(&boot)).await {
                     Err(Error::NoImage { .. }) if left > 0 => self.image.forget(),
                     Err(Error::Exists { .. }) if left > 0 => {
@@ -139,10 +145,16 @@ impl Machines {
                 }
             }
         };
+        let mut run = pin!(run);
         tokio::select! {
             biased;
-            () = cancel.cancelled() => return Err(Failure::Cancelled),
-            done = run => done.map_err(Failure::Apple)?,
+            () = cancel.cancelled() => {
+                if asked.load(Ordering::Relaxed) {
+                    self.give_up(pod, run).await;
+                }
+                return Err(Failure::Cancelled);
+            }
+            done = &mut run => done.map_err(Failure::Apple)?,
         }
         match self.listed(pod).await.map_err(Failure::Apple)? {
             Some(container) if container.state == State::Running => Ok(Started {
@@ -158,6 +170,25 @@ impl Machines {
                 let reason = format!("it ended at once; last words: {}", last.trim().escape_debug());
                 Err(Failure::Ended(reason))
             }
+        }
+    }
+
+    /// Ends a boot in its middle. A program that is killed may have asked Apple's service for the
+    /// machine already, which then makes it, whoever has asked for its removal before: so the
+    /// program comes to its end, which it does soon once the machine is removed.
+    async fn give_up(&self, pod: &PodId, mut run: impl Future<Output = Result<(), Error>> + Unpin) {
+        let name = command::container_name(pod);
+        let end = async {
+            loop {
+                // There may be nothing to remove yet.
+                drop(self.container.delete(&name).await);
+                if tokio::time::timeout(END_PAUSE, &mut run).await.is_ok() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(END_PATIENCE, end).await.is_err() {
+            warn!(pod_id = %pod, "the boot of a machine that was stopped is killed");
         }
     }
 }

@@ -35,10 +35,10 @@ const CONSOLE: &str = "console.log";
 const KEPT_WORDS: usize = 64 << 10;
 
 /// How long a machine may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const END_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two looks whether it has.
-const END_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const END_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a guest that should have ended may answer.
 const GONE_PATIENCE: Duration = Duration::from_millis(300);

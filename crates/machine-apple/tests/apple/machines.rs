@@ -113,6 +113,27 @@ async fn a_machine_without_a_record_is_found_and_destroyed() {
     assert_eq!(other.list().await.unwrap(), []);
 }
 
+/// Apple's service makes a machine that it was asked for, also when who has asked is gone.
+#[tokio::test]
+async fn a_boot_that_is_given_up_leaves_no_machine_that_is_made_later() {
+    let place = Place::new().await;
+    let pod = place.created().await;
+    place.set("late-make", "");
+    let give_up = async {
+        place.wait_trap("make-waits").await;
+        let make = async {
+            place.wait_calls("delete", 1).await;
+            place.unset("make-waits");
+        };
+        tokio::join!(place.driver.destroy(&pod), make).0.unwrap();
+    };
+    let (started, ()) = tokio::join!(place.driver.start(&pod), give_up);
+    started.unwrap_err();
+    place.wait_trap("make-done").await;
+    assert_eq!(place.driver.list().await.unwrap(), []);
+    assert_eq!(place.containers(), 0);
+}
+
 /// Nor does one that is destroyed while a list is on its way come back by it.
 #[tokio::test]
 async fn a_list_knows_no_machine_that_was_destroyed_meanwhile() {

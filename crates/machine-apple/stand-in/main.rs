@@ -147,7 +147,7 @@ fn list(place: &Place) -> Value {
         let labels = fs::read_to_string(entry.path().join("labels")).unwrap_or_default();
         let labels: BTreeMap<&str, &str> = labels.lines().filter_map(|line| line.split_once('=')).collect();
         let runs = place.runs(&id) && !place.trap("forgetful");
-        let networks = if runs {
+        let networks = if runs && !place.trap("no-address") {
             json!([{ "network": "default", "ipv4Address": "192.168.64.3/24" }])
         } else {
             json!([])

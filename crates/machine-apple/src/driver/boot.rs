@@ -2,10 +2,12 @@
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use kina_machine::Error as MachineError;
 use kina_model::PodId;
 use kina_node::Recorded;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -24,6 +26,10 @@ const ATTEMPTS: usize = 3;
 
 /// Bytes of the last words that an error has room for.
 const FEW_WORDS: usize = 500;
+
+/// How long a machine may be called running without an address. One that ends at once is for a
+/// moment: its address is gone before the service notices its end.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why there is no machine.
 enum Failure {
@@ -156,19 +162,35 @@ impl Machines {
             }
             done = &mut run => done.map_err(Failure::Apple)?,
         }
-        match self.listed(pod).await.map_err(Failure::Apple)? {
-            Some(container) if container.state == State::Running => Ok(Started {
-                network: self.config.network.clone(),
-                address: container.address.ok_or(Failure::Apple(Error::NoAddress))?,
-                image: self.image.name().to_owned(),
-                version: self.version.to_string(),
-            }),
-            _ => {
+        self.booted(pod, cancel).await
+    }
+
+    /// What `container run` has made.
+    async fn booted(&self, pod: &PodId, cancel: &CancellationToken) -> Result<Started, Failure> {
+        let end = Instant::now() + ADDRESS_PATIENCE;
+        loop {
+            let listed = self.listed(pod).await.map_err(Failure::Apple)?;
+            let Some(container) = listed.filter(|container| container.state == State::Running) else {
                 let words = self.keep_words(pod).await;
                 let last =
                     String::from_utf8_lossy(&words[words.len().saturating_sub(FEW_WORDS)..]).into_owned();
                 let reason = format!("it ended at once; last words: {}", last.trim().escape_debug());
-                Err(Failure::Ended(reason))
+                return Err(Failure::Ended(reason));
+            };
+            if let Some(address) = container.address {
+                return Ok(Started {
+                    network: self.config.network.clone(),
+                    address,
+                    image: self.image.name().to_owned(),
+                    version: self.version.to_string(),
+                });
+            }
+            if Instant::now() >= end {
+                return Err(Failure::Apple(Error::NoAddress));
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Err(Failure::Cancelled),
+                () = tokio::time::sleep(END_PAUSE) => {}
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use kina_machine::conformance::Subject as _;
 use kina_machine::{Driver as _, Error, MachineState};
 
 use crate::place::{DEADLINE, Place};
@@ -31,6 +32,33 @@ async fn what_keeps_a_machine_from_booting_is_said() {
     match place.driver.start(&pod).await {
         Err(Error::Boot { reason, .. }) => assert!(reason.contains("exit status: 3"), "{reason}"),
         other => panic!("{other:?}"),
+    }
+    assert_eq!(place.containers(), 0);
+}
+
+/// A machine that ends at once is called running without an address for a moment; and one
+/// whose address comes late is waited for.
+#[tokio::test]
+async fn an_address_that_is_missing_is_waited_for() {
+    let place = Place::new().await;
+    for ends in [false, true] {
+        place.set("no-address", "");
+        let pod = place.created().await;
+        let lists = place.calls("list").len();
+        let look = async {
+            place.wait_calls("list", lists + 2).await;
+            if ends {
+                place.crash(&pod).await;
+            } else {
+                place.unset("no-address");
+            }
+        };
+        match tokio::join!(place.driver.start(&pod), look).0 {
+            Ok(()) if !ends => {}
+            Err(Error::Boot { reason, .. }) if ends => assert!(reason.contains("ended at once"), "{reason}"),
+            other => panic!("{ends}: {other:?}"),
+        }
+        place.driver.destroy(&pod).await.unwrap();
     }
     assert_eq!(place.containers(), 0);
 }

@@ -2,10 +2,11 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError, TableDefinition,
     TableError, WriteTransaction,
@@ -13,6 +14,7 @@ use redb::{
 
 use crate::SCHEMA_VERSION;
 use crate::error::Error;
+use crate::late_sync::LateSync;
 
 pub(crate) type TextTable<'a> = TableDefinition<'a, &'static str, &'static [u8]>;
 
@@ -38,10 +40,16 @@ pub(crate) struct StoreFile {
     path: PathBuf,
     /// `None` after a failed write, until it could be opened again. Locked for
     /// writing only then; held for reading during each transaction.
-    database: RwLock<Option<Database>>,
+    open: RwLock<Option<Open>>,
     /// The lock ends with this descriptor. It is a file of its own because the
     /// database file is not there yet, or closed, at times.
     _lock: File,
+}
+
+#[derive(Debug)]
+struct Open {
+    database: Database,
+    storage: LateSync<FileBackend>,
 }
 
 impl StoreFile {
@@ -55,8 +63,8 @@ impl StoreFile {
         if missing {
             create(path)?;
         }
-        let database = open_database(path)?;
-        Ok(Self { path: path.to_owned(), database: RwLock::new(Some(database)), _lock: lock })
+        let open = open_database(path)?;
+        Ok(Self { path: path.to_owned(), open: RwLock::new(Some(open)), _lock: lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -68,34 +76,44 @@ impl StoreFile {
         &self,
         read: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, Error> {
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = guard.as_ref() else {
+        let guard = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = guard.as_ref() else {
             return Err(self.unavailable());
         };
-        database
+        open.database
             .begin_read()
             .map_err(redb::Error::from)
             .and_then(|transaction| read(&transaction))
             .map_err(|source| Error::Read { path: self.path.clone(), source: Arc::new(source) })
     }
 
-    /// Runs `write` in a transaction and commits it durably.
+    /// Runs `write` in a transaction and commits it. The process may be killed
+    /// then; that the power may fail takes a [`sync`](Self::sync).
     pub(crate) fn write<T>(
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, Error> {
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = guard.as_ref() else {
+        let guard = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = guard.as_ref() else {
             return Err(self.unavailable());
         };
-        commit(database, write)
+        commit(&open.database, write)
             .map_err(|source| Error::Write { path: self.path.clone(), source: Arc::new(source) })
+    }
+
+    /// Brings what was committed to the disk. If that fails, the next
+    /// [`write`](Self::write) does.
+    pub(crate) fn sync(&self) {
+        let guard = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = guard.as_ref() {
+            open.storage.pay();
+        }
     }
 
     /// Closes the database and opens it again. After a failed write (a full
     /// disk) redb refuses all work until that is done.
     pub(crate) fn reopen(&self) -> Result<(), Error> {
-        let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.open.write().unwrap_or_else(PoisonError::into_inner);
         *guard = None;
         *guard = Some(open_database(&self.path)?);
         Ok(())
@@ -103,7 +121,7 @@ impl StoreFile {
 
     /// Whether the database is open.
     pub(crate) fn is_available(&self) -> bool {
-        self.database.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.open.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn unavailable(&self) -> Error {
@@ -149,16 +167,14 @@ fn create(path: &Path) -> Result<(), Error> {
         }
         _ => {}
     }
-    let database = builder().create(&new).map_err(|source| database_error(&new, source))?;
+    let Open { database, .. } = open_file(&new, OpenOptions::new().create_new(true).mode(FILE_MODE))?;
     commit(&database, |transaction| {
         transaction.open_table(SCHEMA)?.insert(SCHEMA_KEY, SCHEMA_VERSION)?;
         Ok(())
     })
     .map_err(|source| Error::Write { path: new.clone(), source: Arc::new(source) })?;
-    drop(database);
-    fs::set_permissions(&new, fs::Permissions::from_mode(FILE_MODE))
-        .and_then(|()| fs::rename(&new, path))
-        .map_err(|source| open_error(path, source))?;
+    database.close().map_err(|source| database_error(&new, source))?;
+    fs::rename(&new, path).map_err(|source| open_error(path, source))?;
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -178,14 +194,24 @@ fn builder() -> Builder {
     builder
 }
 
-fn open_database(path: &Path) -> Result<Database, Error> {
-    let database = builder().open(path).map_err(|source| database_error(path, source))?;
-    let found = schema_version(&database)
+/// Opens a database, or makes one in an empty file. [`lock`] keeps others away.
+fn open_file(path: &Path, options: &mut OpenOptions) -> Result<Open, Error> {
+    let file = options.read(true).write(true).open(path).map_err(|source| open_error(path, source))?;
+    let file = FileBackend::new(file).map_err(|source| database_error(path, source))?;
+    let storage = LateSync::new(file);
+    let database =
+        builder().create_with_backend(storage.clone()).map_err(|source| database_error(path, source))?;
+    Ok(Open { database, storage })
+}
+
+fn open_database(path: &Path) -> Result<Open, Error> {
+    let open = open_file(path, &mut OpenOptions::new())?;
+    let found = schema_version(&open.database)
         .map_err(|source| Error::Corrupt { path: path.to_owned(), source: Arc::new(source) })?;
     if found > SCHEMA_VERSION {
         return Err(Error::NewerSchema { path: path.to_owned(), found, supported: SCHEMA_VERSION });
     }
-    Ok(database)
+    Ok(open)
 }
 
 /// The file's schema version. A database without one was not made by us.
@@ -199,7 +225,6 @@ fn schema_version(database: &Database) -> Result<u32, redb::Error> {
 fn database_error(path: &Path, error: DatabaseError) -> Error {
     let path = path.to_owned();
     match error {
-        DatabaseError::DatabaseAlreadyOpen => Error::Locked { path },
         DatabaseError::Storage(StorageError::Io(source))
             if source.kind() != io::ErrorKind::InvalidData
                 && source.kind() != io::ErrorKind::UnexpectedEof =>

@@ -5,17 +5,21 @@
 //! daemon can migrate it and an earlier one refuses it by name.
 //!
 //! Writing is a [`Batch`]: puts and deletes over any tables, all or nothing,
-//! durable when [`Store::commit`] returns. One thread writes; batches that wait
-//! while it syncs share the next sync (group commit). Batches of one caller are
-//! written in the order in which it committed them. Reads see the last commit
-//! and never wait for a write.
+//! out of this process's hands when [`Store::commit`] returns. One thread
+//! writes, and syncs after it has answered; batches that wait meanwhile share
+//! the next transaction (group commit). Batches of one caller are written in
+//! the order in which it committed them. Reads see the last commit and never
+//! wait for a write.
 //!
-//! Invariants: what was acknowledged survives `kill -9` and power loss; a batch
-//! is never half there; a batch that fails fails alone.
+//! Invariants: what was acknowledged survives `kill -9`; a power failure costs
+//! at most what was acknowledged last, before its sync had ended, and no pod
+//! outlives that either; a batch is never half there; a batch that fails fails
+//! alone.
 
 mod batch;
 mod database;
 mod error;
+mod late_sync;
 mod record;
 mod store;
 mod writer;

@@ -67,7 +67,8 @@ impl Store {
         Table { store: self.clone(), record: PhantomData }
     }
 
-    /// Writes a batch; durable when this returns.
+    /// Writes a batch. When this returns, it survives the end of this process,
+    /// and soon a power failure, too; the crate's text has the bounds.
     ///
     /// Dropping the future does not cancel a batch that was queued, and it is
     /// queued at the first poll unless the queue is full. One caller's batches,
@@ -76,7 +77,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Exists`] (nothing of this batch was written), [`Error::Write`]
-    /// (nothing was, unless the sync itself failed: then a read tells),
+    /// (nothing was; that the sync of an earlier batch failed is also told so),
     /// [`Error::Unavailable`] and the errors of [`open`](Self::open) while the
     /// database cannot be opened again after a failure, [`Error::Stopped`].
     pub async fn commit(&self, batch: Batch) -> Result<(), Error> {
@@ -187,8 +188,7 @@ impl<R: Record> Table<R> {
         })
     }
 
-    /// Writes one record, in place of one by that key; durable when this
-    /// returns.
+    /// Writes one record, in place of one by that key.
     ///
     /// # Errors
     /// As [`Batch::put`] and [`Store::commit`].

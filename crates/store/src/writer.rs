@@ -32,6 +32,7 @@ pub(crate) fn run(file: &StoreFile, mut queue: mpsc::Receiver<Job>) {
             // Nobody waits any more if the caller's future was dropped.
             let _ = job.reply.send(outcome);
         }
+        file.sync();
     }
 }
 

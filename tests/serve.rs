@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -225,6 +225,47 @@ fn calls_under_way_may_end_and_a_second_signal_ends_them() {
         drop(sender);
         assert!(call.await.unwrap().is_err());
     });
+}
+
+/// gRPC's C core (Python, C++, Ruby) says a unix socket's path where others say
+/// a host's name. Its bytes, since no client in Rust can be made to.
+#[test]
+fn a_client_that_takes_the_sockets_path_for_a_host_is_answered() {
+    let place = Place::new();
+    let _daemon = place.start();
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let literal = |name: &str, value: &str| {
+        let string = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        [vec![0x40], string(name), string(value)].concat()
+    };
+    let headers = [
+        literal(":path", "/runtime.v1.RuntimeService/Version"),
+        literal(":authority", "tmp%2Fsome%2Fkina.sock"),
+        vec![0x83, 0x86],
+        literal("content-type", "application/grpc"),
+        literal("te", "trailers"),
+    ];
+    let mut connection = UnixStream::connect(place.socket()).unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    connection.write_all(&frame(4, 0, 0, &[])).unwrap();
+    connection.write_all(&frame(1, 4, 1, &headers.concat())).unwrap();
+    connection.write_all(&frame(0, 1, 1, &[0; 5])).unwrap();
+
+    let answer = loop {
+        let mut head = [0; 9];
+        connection.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        connection.read_exact(&mut payload).unwrap();
+        // Not the settings, which are the connection's.
+        if head[8] == 1 {
+            break head[3];
+        }
+    };
+    assert_eq!(answer, 1, "HEADERS, not RST_STREAM (3)");
 }
 
 #[test]

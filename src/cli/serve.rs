@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use futures::TryStreamExt;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sd_notify::NotifyState;
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 use crate::config::{Config, LogFormat};
 use crate::metrics::Endpoint;
 use crate::runtime::Runtime;
+use crate::service::Lenient;
 use crate::spans::Export;
 use crate::streaming::Streaming;
 
@@ -156,7 +158,7 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let served = server().serve_with_incoming_shutdown(
         crate::service::server(runtime.clone(), streaming.clone()),
-        UnixListenerStream::new(listener),
+        UnixListenerStream::new(listener).map_ok(Lenient::new),
         async {
             let _ = stopped.await;
         },

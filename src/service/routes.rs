@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::task::{Context, Poll};
 
-use futures::Stream;
+use futures::{Stream, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
@@ -15,6 +15,7 @@ use tonic::transport::server::Connected;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
+use super::authority::Lenient;
 use super::deadline::{Bounded, patience};
 use super::measure::Call;
 use crate::metrics::Metrics;
@@ -70,7 +71,7 @@ impl Routes {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
         F: Future<Output = ()>,
     {
-        Server::builder().serve_with_incoming_shutdown(self, incoming, signal).await
+        Server::builder().serve_with_incoming_shutdown(self, incoming.map_ok(Lenient::new), signal).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kina_guest_api::{Connect, GuestClient, GuestError, GuestStream};
+use kina_guest_api::{Connect, GuestClient, GuestError, GuestStream, Refusal};
 use kina_machine::{
     Attachment, Driver, MachineSpec, NetworkAttachment, SandboxNetwork, Share, ShareKind, Shares,
 };
@@ -196,7 +196,13 @@ impl Subject {
                     }
                 }
             }
-            PodEffect::SetupPod => self.setup_pod(progress).await.map_err(failed),
+            PodEffect::SetupPod => self.setup_pod(progress).await.map_err(|error| match error {
+                // A sysctl that the pod's kernel has not, for one.
+                Error::Guest {
+                    source: GuestError::Refused { code: Refusal::Invalid, message, .. }, ..
+                } => StartError::Refused(SpecError::invalid("config.linux", message)),
+                error => failed(error),
+            }),
             PodEffect::Record
             | PodEffect::CancelStart
             | PodEffect::StopMachine

@@ -105,6 +105,15 @@ pub enum Error {
         #[source]
         source: kina_userns::Error,
     },
+    /// A sysctl of the pod did not take its value.
+    #[error("sysctl {} of the pod's kernel", .file.display())]
+    Sysctl {
+        /// Below /proc/sys.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A step inside of the pod's user namespace failed.
     #[error("{operation}, in the pod's user namespace")]
     Inside {

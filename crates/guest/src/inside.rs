@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::Ids;
+use crate::namespaces::set_sysctl;
 use crate::pause::Pause;
 use crate::unattached::descriptor_path;
 
@@ -46,6 +47,8 @@ enum Outcome {
     Made { pause: Option<i32> },
     /// An operation ended with an error number.
     Failed { operation: String, errno: i32 },
+    /// That file below /proc/sys did not take its value.
+    Sysctl { file: PathBuf, errno: i32 },
 }
 
 /// Namespaces that belong to a pod's user namespace.
@@ -80,6 +83,9 @@ pub(crate) fn create(
         Outcome::Made { pause } => pause.map(Pause::adopt).transpose()?,
         Outcome::Failed { operation, errno } => {
             return Err(Error::Inside { operation, source: io::Error::from_raw_os_error(errno) });
+        }
+        Outcome::Sysctl { file, errno } => {
+            return Err(Error::Sysctl { file, source: io::Error::from_raw_os_error(errno) });
         }
     };
     helper.check(ids)?;
@@ -161,14 +167,12 @@ fn receive<T: for<'a> Deserialize<'a>>(from: impl Read) -> io::Result<T> {
     Ok(serde_json::from_slice(&line)?)
 }
 
-/// What went wrong inside.
-struct Failure {
-    operation: String,
-    source: io::Error,
+fn during<E: Into<io::Error>>(operation: impl Into<String>) -> impl FnOnce(E) -> Outcome {
+    move |error| Outcome::Failed { operation: operation.into(), errno: number(&error.into()) }
 }
 
-fn during<E: Into<io::Error>>(operation: impl Into<String>) -> impl FnOnce(E) -> Failure {
-    move |error| Failure { operation: operation.into(), source: error.into() }
+fn number(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 /// The helper. Must be called first thing in `main`, with one thread.
@@ -177,9 +181,7 @@ pub(crate) fn run() -> ExitCode {
     let outcome = match receive::<Plan>(&mut input) {
         Ok(plan) => match make(&plan) {
             Ok(pause) => Outcome::Made { pause },
-            Err(Failure { operation, source }) => {
-                Outcome::Failed { operation, errno: source.raw_os_error().unwrap_or(libc::EIO) }
-            }
+            Err(failed) => failed,
         },
         Err(_) => return ExitCode::FAILURE,
     };
@@ -191,7 +193,7 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn make(plan: &Plan) -> Result<Option<i32>, Failure> {
+fn make(plan: &Plan) -> Result<Option<i32>, Outcome> {
     let open = |path: &Path| File::open(path).map_err(during(format!("open {}", path.display())));
     let (user, network) = (open(&plan.user)?, open(&plan.network)?);
     nix::sched::setns(&user, CloneFlags::CLONE_NEWUSER).map_err(during("join the user namespace"))?;
@@ -202,12 +204,8 @@ fn make(plan: &Plan) -> Result<Option<i32>, Failure> {
         .map_err(during("make namespaces"))?;
     nix::unistd::sethostname(&plan.hostname).map_err(during("set the host name"))?;
     for (file, value) in &plan.sysctls {
-        let path = Path::new("/proc/sys").join(file);
-        File::options()
-            .write(true)
-            .open(&path)
-            .and_then(|mut open| open.write_all(value.as_bytes()))
-            .map_err(during(format!("set sysctl {}", path.display())))?;
+        set_sysctl(file, value)
+            .map_err(|error| Outcome::Sysctl { file: file.clone(), errno: number(&error) })?;
     }
     if !plan.pid {
         return Ok(None);

@@ -139,16 +139,17 @@ fn create_here(plan: Plan) -> Result<PodNamespaces, Error> {
         nix::unistd::sethostname(&plan.hostname).map_err(|e| failed("set the host name", e))?;
     }
     for (file, value) in &plan.sysctls {
-        let path = Path::new("/proc/sys").join(file);
-        File::options()
-            .write(true)
-            .open(&path)
-            .and_then(|mut open| open.write_all(value.as_bytes()))
-            .map_err(|source| Error::file("set sysctl", path, source))?;
+        set_sysctl(file, value).map_err(|source| Error::Sysctl { file: file.clone(), source })?;
     }
     let ipc = plan.ipc.then(|| own_namespace("ipc")).transpose()?;
     let uts = plan.uts.then(|| own_namespace("uts")).transpose()?;
     Ok(PodNamespaces { user: None, ipc, uts, network, owns_network, addresses })
+}
+
+/// Writes that value to that file below /proc/sys, as the namespaces that this thread is in have it.
+pub(crate) fn set_sysctl(file: &Path, value: &str) -> io::Result<()> {
+    let mut open = File::options().write(true).open(Path::new("/proc/sys").join(file))?;
+    open.write_all(value.as_bytes())
 }
 
 /// Makes a network namespace with loopback only.

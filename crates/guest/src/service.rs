@@ -90,6 +90,13 @@ fn code(error: &Error) -> Code {
             _ => Code::Internal,
         },
         Error::ImageVolume { source, .. } => code(source),
+        Error::Sysctl { source, .. } => match source.raw_os_error() {
+            // There is none of that name, it does not take that value, or a pod may not set it.
+            Some(libc::ENOENT | libc::EINVAL | libc::ERANGE | libc::EACCES | libc::EPERM | libc::EROFS) => {
+                Code::InvalidArgument
+            }
+            _ => Code::Internal,
+        },
         Error::Log { source, .. } => match source {
             kina_log::Error::Offset { .. } => Code::InvalidArgument,
             _ => Code::Internal,

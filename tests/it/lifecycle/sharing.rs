@@ -196,6 +196,12 @@ async fn sysctls_names_and_resolvers() {
     bad.linux.as_mut().unwrap().sysctls = labels(&[("kernel.panic", "1")]);
     let refused = cri.run_pod(&bad).await.unwrap_err();
     assert!(refused.message().contains("kernel.panic"), "{refused}");
+    for (name, value) in [("net.it.none", "1"), ("net.ipv4.ip_forward", "yes")] {
+        bad.linux.as_mut().unwrap().sysctls = labels(&[(name, value)]);
+        let refused = cri.run_pod(&bad).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains(&name.replace('.', "/")), "{refused}");
+    }
     daemon.leave_nothing().await;
 }
 

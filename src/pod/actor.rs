@@ -108,6 +108,8 @@ pub(super) struct Container {
     pub(super) log: Option<ContainerLog>,
     /// It has ended, which is told once its log is complete.
     pub(super) ending: bool,
+    /// Its end, seen before the answer to its start: it is told after that.
+    pub(super) early_end: Option<ContainerEvent>,
     /// It was asked to end by its stop signal. A second one would tell many programs to
     /// give up what they do in answer to the first.
     pub(super) stop_asked: Arc<AtomicBool>,
@@ -493,7 +495,7 @@ impl Pod {
                 if let Some(container) = self.containers.get_mut(&id) {
                     container.ending = false;
                 }
-                self.container_event(&id, event).await;
+                self.exit_seen(&id, event).await;
             }
             Done::Resized(size, result, reply) => self.resized(size, result, reply).await,
             Done::Updated(id, resources, result, reply) => {

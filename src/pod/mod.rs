@@ -155,6 +155,7 @@ impl PodHandle {
                 _leases: leases,
                 log: None,
                 ending: false,
+                early_end: None,
                 stop_asked: Arc::default(),
                 waiting: Vec::new(),
                 creators: Vec::new(),

@@ -36,6 +36,42 @@ async fn a_pod_lives_and_leaves_nothing() {
     world.assert_empty().await;
 }
 
+/// What is quick ends before its start is answered.
+#[tokio::test]
+async fn an_end_is_told_after_its_start() {
+    let world = World::new();
+    let daemon = world.daemon().await;
+    let pod = daemon.run_pod(pod_spec("p")).await.unwrap();
+    let quick = daemon.create_container(pod.as_str(), container_spec("quick")).await.unwrap();
+    let other = daemon.create_container(pod.as_str(), container_spec("other")).await.unwrap();
+    daemon.start_container(other.as_str()).await.unwrap();
+
+    let hold = world.guests.hold("start_container");
+    let start = tokio::spawn({
+        let (daemon, quick) = (daemon.clone(), quick.clone());
+        async move { daemon.start_container(quick.as_str()).await }
+    });
+    let starting =
+        |view: &kina::pod::view::PodView| view.containers[&quick].state == ContainerState::Starting;
+    eventually(&daemon, pod.as_str(), "the start", starting).await;
+    world.guests.exit(&pod, quick.as_str(), 3, false);
+    world.guests.exit(&pod, other.as_str(), 0, false);
+    // News come in order: the other's end has been heard after this one's.
+    eventually(&daemon, pod.as_str(), "the exit", |view| view.containers[&other].state.exit().is_some())
+        .await;
+    assert_eq!(state_of(&daemon, quick.as_str()), ContainerState::Starting);
+
+    drop(hold);
+    start.await.unwrap().unwrap();
+    eventually(&daemon, pod.as_str(), "the exit", |view| view.containers[&quick].state.exit().is_some())
+        .await;
+    let exit = state_of(&daemon, quick.as_str()).exit().cloned().unwrap();
+    assert_eq!((exit.code, exit.started_at), (3, 1_500));
+
+    daemon.remove_pod(pod.as_str()).await.unwrap();
+    world.assert_empty().await;
+}
+
 /// Every call may be repeated.
 #[tokio::test]
 async fn calls_may_be_repeated() {

@@ -30,6 +30,8 @@ struct Manners {
     refusals: BTreeMap<&'static str, u32>,
     /// Calls that are never answered.
     ignored: BTreeSet<&'static str>,
+    /// Calls that wait until the other end is dropped.
+    held: BTreeMap<&'static str, watch::Receiver<()>>,
     /// What new streams get.
     streams: Streams,
     version: Option<u32>,
@@ -163,6 +165,14 @@ impl FakeGuests {
         lock(&self.manners).ignored.insert(call);
     }
 
+    /// Calls of that name wait until the returned value is dropped.
+    #[must_use]
+    pub fn hold(&self, call: &'static str) -> watch::Sender<()> {
+        let (hold, held) = watch::channel(());
+        lock(&self.manners).held.insert(call, held);
+        hold
+    }
+
     /// They say what version they are in that many bytes.
     pub fn boast(&self, bytes: usize) {
         lock(&self.manners).boast = bytes;
@@ -231,6 +241,11 @@ impl FakeGuest {
     async fn may(&self, call: &'static str) -> Result<(), Status> {
         if lock(&self.manners).ignored.contains(call) {
             std::future::pending::<()>().await;
+        }
+        let held = lock(&self.manners).held.get(call).cloned();
+        if let Some(mut held) = held {
+            // An error says that it was dropped; nothing is ever sent.
+            let _ = held.changed().await;
         }
         match lock(&self.manners).refusals.get_mut(call) {
             Some(left) if *left > 0 => {

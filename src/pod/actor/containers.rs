@@ -80,6 +80,7 @@ impl Pod {
             _leases: std::iter::once(lease).chain(image_volumes).collect(),
             log: None,
             ending: false,
+            early_end: None,
             stop_asked: Arc::default(),
             waiting: Vec::new(),
             creators: vec![reply],
@@ -180,12 +181,17 @@ impl Pod {
             }
             Err(error) => ContainerEvent::StartFailed(now(), chain(error)),
         };
-        self.container_event(id, event).await;
-        let replies = self
+        let (early_end, replies) = self
             .containers
             .get_mut(id)
-            .map(|container| std::mem::take(&mut container.starters))
+            .map(|container| (container.early_end.take(), std::mem::take(&mut container.starters)))
             .unwrap_or_default();
+        // What has ended did run, whatever became of the answer.
+        let (before, after) = if result.is_ok() { (None, early_end) } else { (early_end, None) };
+        if let Some(end) = before {
+            self.container_event(id, end).await;
+        }
+        self.container_event(id, event).await;
         let mut replies = replies.into_iter();
         match result {
             Ok(_) => replies.for_each(|reply| drop(reply.send(Ok(())))),
@@ -199,6 +205,9 @@ impl Pod {
                     let _ = reply.send(Err(Error::ContainerFailed { container, operation: "start", reason }));
                 }
             }
+        }
+        if let Some(end) = after {
+            self.container_event(id, end).await;
         }
         self.replay(id).await;
     }

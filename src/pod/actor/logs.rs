@@ -60,7 +60,7 @@ impl Pod {
             Some(_) | None => None,
         });
         match waits_for {
-            None => self.container_event(&id, event).await,
+            None => self.exit_seen(&id, event).await,
             Some((_, true)) => {}
             Some((log, false)) => {
                 self.spawn(async move {
@@ -70,6 +70,17 @@ impl Pod {
                     Done::LogWritten(id, event)
                 });
             }
+        }
+    }
+
+    /// The guest says that a container has ended, perhaps before it says that it
+    /// has started it.
+    pub(super) async fn exit_seen(&mut self, id: &ContainerId, event: ContainerEvent) {
+        match self.containers.get_mut(id) {
+            Some(container) if container.view.state == ContainerState::Starting => {
+                container.early_end = Some(event);
+            }
+            Some(_) | None => self.container_event(id, event).await,
         }
     }
 

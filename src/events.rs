@@ -114,8 +114,12 @@ fn pod_stage(pod: &PodView) -> Stage {
     match pod.state {
         PodState::Starting => Stage::Unseen,
         PodState::Ready(_) => Stage::Running,
+        // It has ended when its containers have.
         PodState::Stopping(_) | PodState::StopFailed { .. } | PodState::Stopped(_) | PodState::Removing => {
-            Stage::Ended
+            let runs = |container: &Arc<ContainerView>| {
+                matches!(container.state, ContainerState::Starting | ContainerState::Running(_))
+            };
+            if pod.containers.values().any(runs) { Stage::Running } else { Stage::Ended }
         }
         PodState::Removed => Stage::Gone,
     }
@@ -149,7 +153,8 @@ fn differences(old: &PodView, new: &PodView) -> Vec<(EventKind, String)> {
         let stage = |pod: &PodView, absent| pod.containers.get(id).map_or(absent, |c| container_stage(c));
         let before = if before == Stage::Gone { Stage::Gone } else { stage(old, Stage::Unseen) };
         let after = if after == Stage::Gone { Stage::Gone } else { stage(new, Stage::Gone) };
-        passed(before, after, has_run(new.containers.get(id)), id.as_str(), &mut events);
+        let ran = before == Stage::Running || has_run(new.containers.get(id));
+        passed(before, after, ran, id.as_str(), &mut events);
     }
     // A pod that never was ready was never seen.
     if after != Stage::Running && before != Stage::Unseen {
@@ -247,10 +252,23 @@ mod tests {
             (pod(ready(), removing()), pod(ready(), Some(ContainerState::Gone)), "cDeleted"),
             (pod(ready(), Some(ContainerState::Gone)), pod(ready(), None), ""),
             (pod(ready(), created()), pod(ready(), never_ran()), "cStopped"),
-            (pod(ready(), running()), pod(stopping(), running()), "aStopped"),
-            (pod(stopping(), running()), pod(stopped(), exited()), "cStopped"),
+            (pod(ready(), None), pod(stopping(), None), "aStopped"),
+            (pod(ready(), created()), pod(stopping(), created()), "aStopped"),
+            (pod(ready(), running()), pod(stopping(), running()), ""),
+            (pod(stopping(), running()), pod(stopping(), exited()), "cStopped aStopped"),
+            (pod(stopping(), exited()), pod(stopped(), exited()), ""),
+            (pod(ready(), created()), pod(stopping(), Some(ContainerState::Starting)), ""),
+            (pod(stopping(), Some(ContainerState::Starting)), pod(stopping(), running()), "cStarted"),
+            (pod(stopping(), running()), pod(stopped(), exited()), "cStopped aStopped"),
+            (pod(ready(), running()), pod(stopped(), exited()), "cStopped aStopped"),
             (pod(stopped(), exited()), pod(PodState::Removing, exited()), ""),
             (pod(PodState::Removing, exited()), pod(PodState::Removed, exited()), "cDeleted aDeleted"),
+            (pod(ready(), running()), pod(PodState::Removing, running()), ""),
+            (
+                pod(PodState::Removing, running()),
+                pod(PodState::Removed, running()),
+                "cStopped cDeleted aStopped aDeleted",
+            ),
             (pod(PodState::Removed, exited()), pod(PodState::Removed, None), ""),
         ] {
             assert_eq!(told(&old, &new), expected, "{:?} to {:?}", old.state, new.state);

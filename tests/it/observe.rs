@@ -58,6 +58,23 @@ async fn events_tell_a_pods_life() {
             assert_eq!(event.containers_statuses[0].exit_code, 7);
         }
     }
+
+    // What runs ends before its pod, however it ends.
+    for stopped in [true, false] {
+        let pod = cri.make_pod("q").await;
+        let container = cri.run(&pod, script("c", "sleep 1000")).await;
+        if stopped {
+            cri.stop_pod(&pod).await.unwrap();
+        }
+        cri.remove_pod(&pod).await.unwrap();
+        let mut told = Vec::new();
+        while !told.contains(&(pod.clone(), Deleted)) {
+            let event = next(&mut events).await.unwrap().unwrap();
+            told.push((event.container_id.clone(), event.container_event_type()));
+        }
+        let stops = told.into_iter().filter(|(_, kind)| *kind == Stopped).map(|(id, _)| id);
+        assert_eq!(stops.collect::<Vec<_>>(), [container, pod]);
+    }
     // A daemon that stops says so, and does not wait for listeners.
     let stopped = tokio::spawn(async move {
         let end = next(&mut events).await.unwrap().unwrap_err();

@@ -142,9 +142,15 @@ async fn a_service_that_is_down_is_named_and_pods_go_on() {
     let error = cri.run_pod(&cri.pod("q")).await.unwrap_err();
     assert!(error.message().contains("type `container system start`"), "{error}");
     assert_eq!(cri.sh(&one, "echo on").await, "on\n");
-    let error = cri.stop_pod(&pod).await.unwrap_err();
-    assert!(error.message().contains("type `container system start`"), "{error}");
+    for answer in [cri.stop_pod(&pod).await, cri.remove_pod(&pod).await] {
+        let error = answer.unwrap_err();
+        assert!(error.message().contains("type `container system start`"), "{error}");
+    }
     machine::set_traps(&daemon.place, &[]);
+    // Its machine was not forgotten meanwhile.
+    assert_eq!(machine::simulated_containers(&daemon.place).len(), 1);
+    cri.remove_pod(&pod).await.unwrap();
+    assert_eq!(machine::simulated_containers(&daemon.place), [""; 0]);
     daemon.leave_nothing().await;
 }
 

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use kina::error::Error;
+use kina_machine::Error as MachineError;
 use kina_machine::fake::Operation;
 use kina_model::{ContainerState, ExitReason, PodState, StopCause};
 
@@ -300,6 +301,24 @@ async fn a_failed_teardown_is_repeated() {
     // Its directories are out of the way then, and removed even if that fails at first.
     world.node.fail("remove_tree", 2);
     daemon.remove_pod(pod.as_str()).await.unwrap();
+    world.assert_empty().await;
+}
+
+/// What a driver knows of a machine that does not go is in the pod's directories.
+#[tokio::test]
+async fn a_machine_that_does_not_go_keeps_the_pods_directories() {
+    let world = World::new();
+    let daemon = world.daemon().await;
+    let pod = daemon.run_pod(pod_spec("p")).await.unwrap();
+    let survives = MachineError::Survives { pod: pod.clone(), survivors: "it".to_owned() };
+    world.driver.fail_next(Operation::Destroy, survives);
+    let error = daemon.remove_pod(pod.as_str()).await.unwrap_err();
+    assert!(error.to_string().contains("pod-destroy-machine"), "{error}");
+    for directory in ["root/pods", "run/pods"] {
+        assert!(world.directory.path().join(directory).join(pod.as_str()).exists(), "{directory}");
+    }
+    daemon.remove_pod(pod.as_str()).await.unwrap();
+    world.assert_no_machines().await;
     world.assert_empty().await;
 }
 

@@ -209,6 +209,8 @@ impl PodEffect {
             // A plugin that could not disconnect the pod looks into its
             // namespace again when it is asked again.
             Self::RemoveNetwork => Some(Self::DetachNetwork),
+            // Drivers keep there what they know of the machine.
+            Self::RemoveDirectories => Some(Self::DestroyMachine),
             Self::Record
             | Self::MakeDirectories
             | Self::CreateNetwork
@@ -222,7 +224,6 @@ impl PodEffect {
             | Self::DestroyMachine
             | Self::DetachNetwork
             | Self::ReleaseLayers
-            | Self::RemoveDirectories
             | Self::DeleteRecords => None,
         }
     }

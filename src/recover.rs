@@ -295,19 +295,36 @@ fn end_held_back(seen: Option<Seen>) -> (Option<Seen>, Option<ContainerEvent>) {
     }
 }
 
-/// Machines, networks, processes and directories of pods that have no record.
-/// There are none unless the record file was lost.
-async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), Error> {
+/// Destroys the machines that no record explains; the pods of those that do not
+/// go are known, too.
+async fn with_those_that_stay(runtime: &Runtime, known: &HashSet<PodId>) -> Result<HashSet<PodId>, Error> {
     let context = runtime.context();
+    let mut stay = known.clone();
     for driver in context.vm.iter().chain(&context.shared) {
         for machine in driver.list().await? {
-            if !known.contains(&machine.pod) {
-                warn!(pod = %machine.pod, driver = driver.name(), "destroying a machine without a record");
-                driver.stop(&machine.pod, Duration::ZERO).await?;
-                driver.destroy(&machine.pod).await?;
+            if known.contains(&machine.pod) {
+                continue;
+            }
+            warn!(pod = %machine.pod, driver = driver.name(), "destroying a machine without a record");
+            let destroyed = match driver.stop(&machine.pod, Duration::ZERO).await {
+                Ok(()) => driver.destroy(&machine.pod).await,
+                refused => refused,
+            };
+            if let Err(error) = destroyed {
+                warn!(pod = %machine.pod, error = chain(&error), "it stays for the next daemon to destroy");
+                stay.insert(machine.pod);
             }
         }
     }
+    Ok(stay)
+}
+
+/// Machines, networks, processes and directories of pods that have no record.
+/// There are none unless the record file was lost. A machine that does not go
+/// keeps all that its pod has, for the next daemon, and this one from nothing.
+async fn clean_unknown(runtime: &Runtime, known: &HashSet<PodId>) -> Result<(), Error> {
+    let context = runtime.context();
+    let known = &with_those_that_stay(runtime, known).await?;
     // Their own records of machines may be lost, too, or there is no such driver any more.
     let namespaces = context.node.network_namespaces().await?;
     let namespaces: BTreeSet<PodId> = namespaces.into_iter().filter(|pod| !known.contains(pod)).collect();

@@ -1,3 +1,5 @@
+use kina_machine::fake::Operation;
+use kina_machine::{Driver as _, Error as MachineError};
 use kina_model::{ContainerState, PodState, StopCause};
 
 use crate::support::{World, container_spec, eventually, kill, pod_spec, state_of};
@@ -87,6 +89,35 @@ async fn strangers_are_cleaned() {
     std::fs::create_dir_all(world.directory.path().join("root/pods").join(stranger.as_str())).unwrap();
     let _daemon = world.daemon().await;
     world.assert_empty().await;
+}
+
+/// A machine without a record that does not go keeps no daemon from starting, and nothing of
+/// its pod is taken away from under it.
+#[tokio::test]
+async fn a_stranger_that_does_not_go_is_left_to_the_next_daemon() {
+    for operation in [Operation::Stop, Operation::Destroy] {
+        let world = World::new();
+        let daemon = world.daemon().await;
+        let pod = daemon.run_pod(pod_spec("p")).await.unwrap();
+        kill(daemon).await;
+        world.lose_record(&pod).await;
+        let error = MachineError::Survives { pod: pod.clone(), survivors: "it".to_owned() };
+        world.driver.fail_next(operation, error);
+
+        let daemon = world.daemon().await;
+        assert!(daemon.find_pod(pod.as_str()).is_err());
+        assert_eq!(world.driver.list().await.unwrap().len(), 1, "{operation:?}");
+        assert_eq!(world.node.world().namespaces.len(), 1, "{operation:?}");
+        assert!(world.directory.path().join("root/pods").join(pod.as_str()).exists(), "{operation:?}");
+        // It can make others.
+        let other = daemon.run_pod(pod_spec("q")).await.unwrap();
+        daemon.remove_pod(other.as_str()).await.unwrap();
+        kill(daemon).await;
+
+        let _daemon = world.daemon().await;
+        world.assert_no_machines().await;
+        world.assert_empty().await;
+    }
 }
 
 #[tokio::test]

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kina::config::Config;
+use kina::pod::record::PodRecord;
 use kina::pod::view::PodView;
 use kina::runtime::{Runtime, RuntimeConfig};
 use kina_machine::fake::FakeDriver;
 use kina_machine::{Capabilities, Driver, LayerAccess};
-use kina_model::{ContainerSpec, ContainerState};
+use kina_model::{ContainerSpec, ContainerState, PodId};
+use kina_store::Store;
 use kina_testkit::fake_cni::PLUGIN;
 use kina_testkit::fake_guest::FakeGuests;
 use kina_testkit::fake_node::FakeNode;
@@ -103,6 +105,12 @@ impl World {
     /// Where the kubelet keeps the volumes of a pod of [`pod_spec`].
     pub(crate) fn kubelet_pod(&self) -> PathBuf {
         self.directory.path().canonicalize().unwrap().join("kubelet/pods/uid")
+    }
+
+    /// Takes a pod's record away, as if the store had lost it. No daemon may live.
+    pub(crate) async fn lose_record(&self, pod: &PodId) {
+        let store = Store::open(self.directory.path().join("root/records.redb")).unwrap();
+        store.table::<PodRecord>().delete(pod.as_str()).await.unwrap();
     }
 
     async fn open(&self, network: kina::config::Network, vm: Result<Arc<dyn Driver>, String>) -> Runtime {

@@ -129,7 +129,7 @@ pub enum Error {
         words: String,
     },
     /// Anything else that Apple's program said.
-    #[error("`container {command}` ended with code {code}: {words}")]
+    #[error("`container {command}` ended with code {code} {}", said(words))]
     Failed {
         /// What was asked for.
         command: String,
@@ -168,16 +168,14 @@ pub enum Error {
     },
     /// The image was loaded and is not there.
     #[error(
-        "the image {name} was loaded from {path}, and `container image list` shows {found}: type `container image \
-         delete {name}`, and try again"
+        "the image {name} was loaded from {path}, and `container image list` does not show it; see what `container \
+         image load --input {path}` says"
     )]
-    ImageDiffers {
+    NotLoaded {
         /// The image.
         name: String,
         /// Its archive.
         path: PathBuf,
-        /// What is shown in its place.
-        found: String,
     },
     /// A path that would be two in an argument.
     #[error("{path} has a colon in it, which Apple's container takes for the end of a path")]
@@ -220,9 +218,28 @@ pub enum Error {
         /// What it must be.
         expected: PathBuf,
     },
+    /// A machine was removed and is listed.
+    #[error(
+        "`container delete --force {name}` succeeded, and `container list --all` shows it still; look at `container \
+         system logs`"
+    )]
+    NotDeleted {
+        /// Its container.
+        name: String,
+    },
+    /// A machine was made and is not listed.
+    #[error(
+        "`container run` succeeded, and `container list --all` shows no such machine; look at `container system logs`"
+    )]
+    NotMade,
     /// A machine runs and the list does not tell its address.
     #[error("`container list` shows no address of the machine")]
     NoAddress,
+}
+
+/// What a program said, as the end of a sentence.
+fn said(words: &str) -> String {
+    if words.is_empty() { "and said nothing".to_owned() } else { format!("and said: {words}") }
 }
 
 impl Error {

@@ -88,17 +88,18 @@ impl PodImage {
         if !container.images().await?.contains(&self.image) {
             container.load_image(&self.archive).await?;
             let images = container.images().await?;
-            if !images.contains(&self.image) {
-                let found = images.into_iter().find(|image| image.name == self.image.name);
-                return Err(Error::ImageDiffers {
-                    name: self.image.name.clone(),
-                    path: self.archive.clone(),
-                    found: found.map_or("no such image".to_owned(), |image| {
-                        format!("it with digest {}, not {}", image.digest, self.image.digest)
-                    }),
-                });
+            let Some(loaded) = images.iter().find(|image| image.name == self.image.name) else {
+                return Err(Error::NotLoaded { name: self.image.name.clone(), path: self.archive.clone() });
+            };
+            info!(image = loaded.name, "the image of machines was loaded");
+            // It was loaded a moment ago, and its name is made of its digest.
+            if loaded.digest != self.image.digest {
+                warn!(
+                    digest = loaded.digest,
+                    expected = self.image.digest,
+                    "it is listed with another digest"
+                );
             }
-            info!(image = self.image.name, "the image of machines was loaded");
             self.remove_outdated(container, &images).await;
         }
         self.found.store(true, Ordering::Relaxed);

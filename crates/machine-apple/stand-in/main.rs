@@ -67,7 +67,9 @@ fn main() -> ExitCode {
     match answer(&place, &words) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, said)) => {
-            eprintln!("Error: {said}");
+            if !said.is_empty() {
+                eprintln!("Error: {said}");
+            }
             ExitCode::from(code)
         }
     }
@@ -94,6 +96,15 @@ fn answer(place: &Place, words: &[String]) -> Result<(), Failure> {
         _ => {}
     }
     match words[..] {
+        ["list", ..] if place.trap("nonsense") => {
+            let nonsense = fs::read_to_string(place.0.join("traps/nonsense")).unwrap();
+            let (code, text) = nonsense.split_once('\n').unwrap();
+            print!("{text}");
+            match code.parse().unwrap() {
+                0 => Ok(()),
+                code => Err((code, String::new())),
+            }
+        }
         ["list", ..] => {
             let list = list(place);
             let traps = place.0.join("traps");
@@ -107,7 +118,10 @@ fn answer(place: &Place, words: &[String]) -> Result<(), Failure> {
             Ok(())
         }
         ["image", "list", ..] => {
-            let images = fs::read_to_string(place.0.join("images")).unwrap_or_default();
+            let mut images = fs::read_to_string(place.0.join("images")).unwrap_or_default();
+            if let Ok(digest) = fs::read_to_string(place.0.join("traps/other-digest")) {
+                images = images.replace("sha256:22", &digest);
+            }
             let images: Vec<Value> = images
                 .lines()
                 .filter_map(|line| line.split_once(' '))
@@ -116,6 +130,7 @@ fn answer(place: &Place, words: &[String]) -> Result<(), Failure> {
             println!("{}", Value::from(images));
             Ok(())
         }
+        ["image", "load", ..] if place.trap("loads-nothing") => Ok(()),
         ["image", "load", "--input", archive] => {
             load(place, archive);
             Ok(())
@@ -131,6 +146,7 @@ fn answer(place: &Place, words: &[String]) -> Result<(), Failure> {
             true => in_service(place, &words),
             false => run(place, &words[1..]),
         },
+        ["delete", ..] if place.trap("deletes-nothing") => Ok(()),
         ["delete", "--force", id] => delete(place, id),
         ["logs", "--boot", "-n", _, id] => log(place, id, "bootlog"),
         ["logs", "-n", _, id] => log(place, id, "log"),
@@ -152,7 +168,8 @@ fn list(place: &Place) -> Value {
         } else {
             json!([])
         };
-        let state = if runs { "running" } else { "stopped" };
+        let running = if place.trap("new-words") { "up" } else { "running" };
+        let state = if runs { running } else { "stopped" };
         let configuration = json!({ "id": id, "labels": labels, "image": { "reference": image } });
         listed.push(match place.trap("old-json") {
             true => json!({ "configuration": configuration, "status": state, "networks": networks }),
@@ -223,6 +240,10 @@ fn run(place: &Place, words: &[&str]) -> Result<(), Failure> {
     if Path::new(socket).exists() {
         return Err((1, format!("host socket {socket} already exists and may be in use")));
     }
+    if place.trap("idle") {
+        println!("{id}");
+        return Ok(());
+    }
     let lock = File::create(place.0.join("lock")).unwrap();
     lock.lock().unwrap();
     let directory = place.container(id);
@@ -264,7 +285,9 @@ fn delete(place: &Place, id: &str) -> Result<(), Failure> {
         drop(fs::remove_file(socket));
     }
     fs::remove_dir_all(place.container(id)).unwrap();
-    println!("{id}");
+    if !place.trap("mute") {
+        println!("{id}");
+    }
     Ok(())
 }
 
@@ -306,7 +329,7 @@ fn hold(place: &Place, id: &str, socket: &Path) {
     let relay = UnixListener::bind(socket).unwrap();
     let guest = UnixListener::bind(directory.join("guest.sock")).unwrap();
     if place.trap("dies-at-once") {
-        eprintln!("kina-guest: the guest has ended: exit status: 3");
+        eprint!("{}", fs::read_to_string(place.0.join("traps/dies-at-once")).unwrap());
         drop(fs::remove_file(socket));
         return;
     }

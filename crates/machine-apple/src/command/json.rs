@@ -1,14 +1,20 @@
 //! What Apple's program prints as JSON, of the versions 0.12 to 1.2: until 1.0 a
 //! container's `status` was a text, its networks lay beside it, and images and
-//! addresses had other names. Unknown members are left alone.
+//! addresses had other names. Unknown members are left alone, and what is `null` is as good as left
+//! out, which is how Apple's encoder says it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{Image, Listed, State};
 use crate::Version;
+
+/// `null` as what is there without it.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
 
 #[derive(Deserialize)]
 struct Container {
@@ -16,14 +22,14 @@ struct Container {
     #[serde(default)]
     status: Option<Status>,
     /// Until 1.0.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     networks: Vec<Network>,
 }
 
 #[derive(Deserialize)]
 struct Configuration {
     id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     labels: BTreeMap<String, String>,
     #[serde(default)]
     image: Option<ImageDescription>,
@@ -41,7 +47,7 @@ enum Status {
     Word(String),
     Object {
         state: String,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "nullable")]
         networks: Vec<Network>,
     },
 }
@@ -69,8 +75,8 @@ fn address(text: &str) -> Option<IpAddr> {
 
 /// `container list --format json`.
 pub(super) fn containers(output: &[u8]) -> Result<Vec<Listed>, serde_json::Error> {
-    let containers: Vec<Container> = serde_json::from_slice(output)?;
-    let listed = containers.into_iter().map(|container| {
+    let containers: Option<Vec<Container>> = serde_json::from_slice(output)?;
+    let listed = containers.into_iter().flatten().map(|container| {
         let (state, networks) = match container.status {
             Some(Status::Word(word)) => (state(&word), container.networks),
             Some(Status::Object { state: word, networks }) => (state(&word), networks),
@@ -114,8 +120,8 @@ struct Descriptor {
 
 /// `container image list --format json`.
 pub(super) fn images(output: &[u8]) -> Result<Vec<Image>, serde_json::Error> {
-    let images: Vec<ListedImage> = serde_json::from_slice(output)?;
-    let images = images.into_iter().map(|image| match image {
+    let images: Option<Vec<ListedImage>> = serde_json::from_slice(output)?;
+    let images = images.into_iter().flatten().map(|image| match image {
         ListedImage::Today { configuration: ImageConfiguration { name, descriptor } } => {
             Image { name, digest: descriptor.digest }
         }
@@ -181,6 +187,14 @@ mod tests {
         let stopping = TODAY.replace(r#""state":"stopped""#, r#""state":"stopping""#);
         assert_eq!(containers(stopping.as_bytes()).unwrap()[1].state, State::Stopping);
         assert_eq!(containers(b"[]").unwrap(), []);
+        assert_eq!(containers(b"null").unwrap(), []);
+        for text in [
+            TODAY.replace(r#""networks":[]"#, r#""networks":null"#),
+            TODAY.replace(r#""labels":{}"#, r#""labels":null"#),
+        ] {
+            assert_ne!(text, TODAY);
+            assert_eq!(containers(text.as_bytes()).unwrap(), containers(TODAY.as_bytes()).unwrap());
+        }
         assert!(containers(b"{}").is_err());
         assert!(containers(b"").is_err());
     }
@@ -195,6 +209,7 @@ mod tests {
             let image = Image { name: "localhost/kina-pod:1".into(), digest: "sha256:ab".into() };
             assert_eq!(images(text.as_bytes()).unwrap(), [image]);
         }
+        assert_eq!(images(b"null").unwrap(), []);
     }
 
     #[test]

@@ -121,9 +121,10 @@ impl Container {
         self.process.run(arguments, self.boot).await.map(drop)
     }
 
-    /// Ends a machine and removes all of it.
-    pub(crate) async fn delete(&self, name: &str) -> Result<(), Error> {
-        self.call(&["delete", "--force", name]).await.map(drop)
+    /// Ends a machine and removes all of it. Whether it names what it has removed.
+    pub(crate) async fn delete(&self, name: &str) -> Result<bool, Error> {
+        let said = self.call(&["delete", "--force", name]).await?;
+        Ok(String::from_utf8_lossy(&said).contains(name))
     }
 
     /// What the machine's kernel and init said.

@@ -31,6 +31,13 @@ const FEW_WORDS: usize = 500;
 /// moment: its address is gone before the service notices its end.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The end of a machine's last words, if there are any.
+fn few(words: &[u8]) -> Option<String> {
+    let last = String::from_utf8_lossy(&words[words.len().saturating_sub(FEW_WORDS)..]);
+    let last = last.trim();
+    (!last.is_empty()).then(|| last.escape_debug().to_string())
+}
+
 /// Why there is no machine.
 enum Failure {
     Cancelled,
@@ -144,7 +151,7 @@ impl Machines {
                 match self.container.run(command::run(&boot)).await {
                     Err(Error::NoImage { .. }) if left > 0 => self.image.forget(),
                     Err(Error::Exists { .. }) if left > 0 => {
-                        self.container.delete(&command::container_name(pod)).await?;
+                        self.container.delete(&command::container_name(pod)).await.map(drop)?;
                     }
                     Err(Error::SocketExists { .. }) if left > 0 => {}
                     other => break other,
@@ -169,14 +176,16 @@ impl Machines {
     async fn booted(&self, pod: &PodId, cancel: &CancellationToken) -> Result<Started, Failure> {
         let end = Instant::now() + ADDRESS_PATIENCE;
         loop {
-            let listed = self.listed(pod).await.map_err(Failure::Apple)?;
-            let Some(container) = listed.filter(|container| container.state == State::Running) else {
-                let words = self.keep_words(pod).await;
-                let last =
-                    String::from_utf8_lossy(&words[words.len().saturating_sub(FEW_WORDS)..]).into_owned();
-                let reason = format!("it ended at once; last words: {}", last.trim().escape_debug());
-                return Err(Failure::Ended(reason));
+            let Some(container) = self.listed(pod).await.map_err(Failure::Apple)? else {
+                return Err(Failure::Apple(Error::NotMade));
             };
+            // Its guest tells whether it runs where the list does not.
+            if !matches!(container.state, State::Running | State::Unknown) {
+                return Err(Failure::Ended(match few(&self.keep_words(pod).await) {
+                    Some(words) => format!("it ended at once; last words: {words}"),
+                    None => "it ended at once, without a word".to_owned(),
+                }));
+            }
             if let Some(address) = container.address {
                 return Ok(Started {
                     network: self.config.network.clone(),

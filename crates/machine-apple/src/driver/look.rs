@@ -6,8 +6,9 @@ use std::time::Duration;
 use kina_machine::{Ended, Error as MachineError, MachineState};
 use kina_model::PodId;
 
+use super::NAME;
 use super::ended::reason;
-use super::machines::{Machines, told};
+use super::machines::Machines;
 use super::record::{Phase, Record};
 use crate::Error;
 use crate::command::{HOME_LABEL, Listed, POD_LABEL, State, container_name};
@@ -58,12 +59,18 @@ impl Machines {
         if let Some(now) = self.now_unlisted(pod, record).await {
             return Ok(now);
         }
-        let listed = self.listed(pod).await.map_err(|error| told(pod, OPERATION, error))?;
+        // Whatever kept the list from being read, it says nothing of the machine.
+        let unlisted =
+            |error| MachineError::Unavailable { driver: NAME, operation: OPERATION, source: Box::new(error) };
+        let listed = self.listed(pod).await.map_err(unlisted)?;
         Ok(self.judge(pod, listed.as_ref()).await)
     }
 
-    /// The same with a list that is there already.
-    pub(super) async fn now_listed(&self, pod: &PodId, record: &Record, listed: &[Listed]) -> Now {
+    /// The same with a list that is there already, or cannot be had.
+    pub(super) async fn now_listed(&self, pod: &PodId, record: &Record, listed: Option<&[Listed]>) -> Now {
+        let Some(listed) = listed else {
+            return self.now_unlisted(pod, record).await.unwrap_or(Now::Running);
+        };
         let name = container_name(pod);
         let listed = listed.iter().find(|container| container.id == name);
         let runs = listed.is_some_and(|container| container.state == State::Running);

@@ -31,11 +31,17 @@ use crate::{AppleConfig, Error, Version};
 /// Where the last words of an ended machine are kept.
 const CONSOLE: &str = "console.log";
 
+/// How long Apple's program may take to tell them.
+const WORDS_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Bytes of them that are kept.
 const KEPT_WORDS: usize = 64 << 10;
 
 /// How long a machine may take to end.
 pub(super) const END_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a container may be listed whose removal succeeded without a word.
+const UNSAID_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two looks whether it has.
 pub(super) const END_PAUSE: Duration = Duration::from_millis(100);
@@ -255,10 +261,14 @@ impl Machines {
         const OPERATION: &str = "end the machine";
         let _first = self.queue.end();
         let name = container_name(pod);
-        let deadline = Instant::now() + END_PATIENCE;
+        let (deadline, unsaid) = (Instant::now() + END_PATIENCE, Instant::now() + UNSAID_PATIENCE);
         loop {
             match self.container.delete(&name).await {
-                Ok(()) | Err(Error::NotFound { .. }) => break,
+                Ok(true) | Err(Error::NotFound { .. }) => break,
+                // Its exit code alone is not enough where the list says otherwise.
+                Ok(false) if !matches!(self.listed(pod).await, Ok(Some(_))) => break,
+                Ok(false) if Instant::now() < unsaid => {}
+                Ok(false) => return Err(told(pod, OPERATION, Error::NotDeleted { name })),
                 // It is about to end by itself, or has just ended.
                 Err(Error::Stopping { .. } | Error::NotRunning { .. }) if Instant::now() < deadline => {}
                 Err(error) => return Err(told(pod, OPERATION, error)),
@@ -307,49 +317,55 @@ impl Machines {
     }
 
     /// What is recorded, and what is labelled as this daemon's. While Apple's
-    /// service does not answer that is what is recorded.
+    /// program gives no list that can be read that is what is recorded.
     pub(super) async fn list(&self) -> Result<Vec<Found>, MachineError> {
         let failed = |error: Error| MachineError::List { driver: NAME, source: Box::new(error) };
-        let (listed, known) = match self.container.list().await {
-            Ok(listed) => (listed, true),
-            Err(error) if error.is_unavailable() => {
-                warn!(error = super::chain(&error), "machines are listed from their records");
-                (Vec::new(), false)
-            }
-            Err(error) => return Err(failed(error)),
-        };
+        let listed = self.readable_list().await;
         let pods = self.records.pods().await.map_err(|error| failed(error.into()))?;
         // Side by side: each may take the time that a guest has to answer.
-        let looks = pods.into_iter().map(|pod| self.look(pod, &listed));
+        let looks = pods.into_iter().map(|pod| self.look(pod, listed.as_deref()));
         let mut found = Vec::new();
         for looked in futures::future::join_all(looks).await {
             found.extend(looked?);
         }
         let unrecorded = |pod: &PodId| found.iter().all(|known| known.pod != *pod);
+        let Some(listed) = listed else { return Ok(found) };
         let strangers = self.strangers(&listed, &unrecorded).await.map_err(failed)?;
+        let Some(strangers) = strangers else { return Ok(found) };
         found.extend(strangers.iter().map(|(pod, state)| Found { pod: pod.clone(), state: *state }));
-        if known {
-            *lock(&self.strangers) = strangers;
-        }
+        *lock(&self.strangers) = strangers;
         Ok(found)
+    }
+
+    /// What Apple's program lists, if it can be read.
+    async fn readable_list(&self) -> Option<Vec<Listed>> {
+        match self.container.list().await {
+            Ok(listed) => Some(listed),
+            Err(error) => {
+                warn!(error = super::chain(&error), "machines are listed from their records");
+                None
+            }
+        }
     }
 
     /// The machines of this daemon that are listed and of which there is no record. One that
     /// was made or destroyed meanwhile is none: it has a record now, or is not listed again.
+    /// `None` if there is no second list.
     async fn strangers(
         &self,
         listed: &[Listed],
         unrecorded: &impl Fn(&PodId) -> bool,
-    ) -> Result<HashMap<PodId, MachineState>, Error> {
+    ) -> Result<Option<HashMap<PodId, MachineState>>, Error> {
         let own = |listed: &[Listed]| -> Vec<_> {
             let pods = listed.iter().filter_map(|container| Some((self.own(container)?, container.state)));
             pods.filter(|(pod, _)| unrecorded(pod)).collect()
         };
         let mut strangers = HashMap::new();
         if own(listed).is_empty() {
-            return Ok(strangers);
+            return Ok(Some(strangers));
         }
-        for (pod, state) in own(&self.container.list().await?) {
+        let Some(again) = self.readable_list().await else { return Ok(None) };
+        for (pod, state) in own(&again) {
             if matches!(self.records.read(&pod).await?, Recorded::Missing) {
                 let state = match state {
                     State::Running | State::Stopping => MachineState::Running,
@@ -358,11 +374,11 @@ impl Machines {
                 strangers.insert(pod, state);
             }
         }
-        Ok(strangers)
+        Ok(Some(strangers))
     }
 
     /// What a pod's machine does by a list that is there; `None` if it has none.
-    async fn look(&self, pod: PodId, listed: &[Listed]) -> Result<Option<Found>, MachineError> {
+    async fn look(&self, pod: PodId, listed: Option<&[Listed]>) -> Result<Option<Found>, MachineError> {
         let Some(record) = self.record(&pod).await? else { return Ok(None) };
         let state = state_of(&self.now_listed(&pod, &record, listed).await);
         Ok(Some(Found { pod, state }))
@@ -465,12 +481,18 @@ impl Machines {
         Ok(words)
     }
 
-    /// What kernel and guest of a machine have said last, as far as Apple tells.
+    /// What kernel and guest of a machine have said last, as far as Apple tells soon:
+    /// ends of machines wait for them.
     pub(super) async fn words(&self, pod: &PodId) -> Vec<u8> {
         let name = container_name(pod);
-        let (kernel, guest) = tokio::join!(self.container.boot_log(&name), self.container.log(&name));
-        let mut words = kernel.unwrap_or_default();
-        words.extend(guest.unwrap_or_default());
+        let (kernel, guest) = tokio::join!(
+            tokio::time::timeout(WORDS_PATIENCE, self.container.boot_log(&name)),
+            tokio::time::timeout(WORDS_PATIENCE, self.container.log(&name)),
+        );
+        let mut words = Vec::new();
+        for said in [kernel, guest].into_iter().flatten().flatten() {
+            words.extend(said);
+        }
         words
     }
 

@@ -27,13 +27,31 @@ async fn what_keeps_a_machine_from_booting_is_said() {
         place.driver.start(&pod).await.unwrap();
         place.driver.destroy(&pod).await.unwrap();
     }
-    place.set("dies-at-once", "");
-    let pod = place.created().await;
-    match place.driver.start(&pod).await {
-        Err(Error::Boot { reason, .. }) => assert!(reason.contains("exit status: 3"), "{reason}"),
-        other => panic!("{other:?}"),
+    for (trap, content, expected) in [
+        ("dies-at-once", "kina-guest: the guest has ended: exit status: 3\n", "exit status: 3"),
+        ("idle", "", "`container run` succeeded, and `container list --all` shows no such machine"),
+        ("nonsense", "1\n", "`container list --all --format` ended with code 1 and said nothing"),
+    ] {
+        place.set(trap, content);
+        let pod = place.created().await;
+        match place.driver.start(&pod).await {
+            Err(Error::Boot { reason, .. }) => assert!(reason.contains(expected), "{reason}"),
+            other => panic!("{trap}: {other:?}"),
+        }
+        place.unset(trap);
+        assert_eq!(place.containers(), 0, "{trap}");
     }
-    assert_eq!(place.containers(), 0);
+}
+
+/// Apple may find more words for what a container does; that its guest answers is what counts.
+#[tokio::test]
+async fn a_state_without_a_meaning_is_no_end() {
+    let place = Place::new().await;
+    place.set("new-words", "");
+    let pod = place.started().await;
+    assert_eq!(place.driver.status(&pod).await.unwrap(), MachineState::Running);
+    assert_eq!(place.another().list().await.unwrap()[0].state, MachineState::Running);
+    place.driver.destroy(&pod).await.unwrap();
 }
 
 /// A machine that ends at once is called running without an address for a moment; and one

@@ -34,6 +34,27 @@ async fn the_image_is_loaded_once_and_older_ones_go() {
     assert_eq!(place.calls("image load").len(), 3);
 }
 
+/// What was loaded a moment ago is what its name says, whatever digest is listed; what is not
+/// listed at all was not loaded.
+#[tokio::test]
+async fn an_image_that_was_loaded_is_listed_by_its_name() {
+    let place = Place::new().await;
+    place.set("loads-nothing", "");
+    let pod = place.created().await;
+    match place.driver.start(&pod).await {
+        Err(Error::Boot { reason, .. }) => {
+            assert!(reason.contains("image list` does not show it"), "{reason}")
+        }
+        other => panic!("{other:?}"),
+    }
+    place.unset("loads-nothing");
+    place.set("other-digest", "sha256:99");
+    for pod in [pod, place.created().await] {
+        place.driver.start(&pod).await.unwrap();
+    }
+    assert_eq!(place.calls("image load").len(), 2);
+}
+
 #[tokio::test]
 async fn a_pod_is_one_container_with_all_that_it_needs() {
     let place = Place::new().await;

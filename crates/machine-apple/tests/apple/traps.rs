@@ -83,6 +83,65 @@ async fn a_service_that_is_down_is_named_and_harms_nobody() {
     assert_eq!(place.containers(), 0);
 }
 
+/// A list that cannot be read says nothing of any machine: not that it has ended, and not that
+/// a daemon cannot start.
+#[tokio::test]
+async fn a_list_that_cannot_be_read_ends_nothing() {
+    let place = Place::new().await;
+    let (pod, fresh) = (place.started().await, place.created().await);
+    for nonsense in ["0\n", "0\n[{\"id\":", "0\n{}", "0\n[null]", "0\n\u{0}\u{ff}", "1\n", "64\n", "1\nno"] {
+        place.set("nonsense", nonsense);
+        let another = place.another();
+        let mut found = another.list().await.unwrap();
+        found.sort_by_key(|found| found.pod != pod);
+        let states: Vec<_> = found.iter().map(|found| (&found.pod, found.state)).collect();
+        let expected = [(&pod, MachineState::Running), (&fresh, MachineState::Created)];
+        assert_eq!(states, expected, "{nonsense:?}");
+        assert_eq!(another.status(&pod).await.unwrap(), MachineState::Running);
+    }
+    // Neither guest nor list answers: whoever waits for the machine's end goes on waiting.
+    let hidden = place.at("s/hidden");
+    fs::rename(place.socket(&pod), &hidden).unwrap();
+    assert!(matches!(place.driver.status(&pod).await, Err(Error::Unavailable { .. })));
+    assert_eq!(place.driver.list().await.unwrap().len(), 2);
+    let lists = place.calls("list").len();
+    let waiting = tokio::spawn({
+        let (driver, pod) = (place.driver.clone(), pod.clone());
+        async move { driver.wait(&pod).await }
+    });
+    place.wait_calls("list", lists + 2).await;
+    assert!(!waiting.is_finished(), "it counts as ended");
+    fs::rename(&hidden, place.socket(&pod)).unwrap();
+    place.unset("nonsense");
+    drop(place.answered(&place.driver, &pod).await);
+    place.driver.stop(&pod, Duration::ZERO).await.unwrap();
+    tokio::time::timeout(DEADLINE, waiting).await.unwrap().unwrap().unwrap();
+    for pod in [&pod, &fresh] {
+        place.driver.destroy(pod).await.unwrap();
+    }
+}
+
+/// An exit code is not all: what is listed has not gone, though its machine has ended.
+#[tokio::test]
+async fn what_is_deleted_without_a_word_is_looked_for() {
+    let place = Place::new().await;
+    let pod = place.started().await;
+    place.crash(&pod).await;
+    place.set("deletes-nothing", "");
+    let calls = place.calls("delete").len();
+    let stopping = tokio::spawn({
+        let (driver, pod) = (place.driver.clone(), pod.clone());
+        async move { driver.stop(&pod, Duration::ZERO).await }
+    });
+    place.wait_calls("delete", calls + 2).await;
+    assert!(!stopping.is_finished(), "it counts as removed");
+    place.set("mute", "");
+    place.unset("deletes-nothing");
+    tokio::time::timeout(DEADLINE, stopping).await.unwrap().unwrap().unwrap();
+    assert_eq!(place.containers(), 0);
+    place.driver.destroy(&pod).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_service_that_hangs_costs_its_deadline() {
     let place = Place::with(|config| config.call_deadline = Duration::from_millis(500)).await;

@@ -45,6 +45,7 @@ pub use self::collect::Collected;
 use self::host::NodeHost;
 pub(crate) use self::parameters::INTERFACE;
 use self::record::NetworkRecord;
+pub(crate) use self::trial::node_dns;
 pub use self::trial::{Trial, TrialTarget};
 use self::tunnel::Tunnels;
 use crate::error::{Error, chain};

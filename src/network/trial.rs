@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use kina_model::{Placement, PodId, PodSpec, SpecError};
-use kina_node::{NetworkProbe, ProbeKind, ProbeStep};
+use kina_model::{Dns, Placement, PodId, PodSpec, SpecError};
+use kina_node::{NetworkProbe, Node, ProbeKind, ProbeStep};
 
 use super::Network;
 use crate::error::Error;
@@ -89,16 +89,17 @@ impl Network {
     async fn name_servers(&self, spec: &PodSpec) -> Vec<SocketAddr> {
         let servers = match &spec.dns {
             Some(dns) => dns.servers.clone(),
-            None => {
-                let file = self.inner.node.read_file(Path::new("/etc/resolv.conf"), 64 << 10).await;
-                let text = String::from_utf8_lossy(&file.unwrap_or_default()).into_owned();
-                let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
-                servers.map(|server| server.trim().to_owned()).collect()
-            }
+            None => node_dns(&*self.inner.node).await.servers,
         };
         let addresses = servers.iter().filter_map(|server| server.parse::<IpAddr>().ok());
         addresses.take(NAME_SERVERS).map(|address| SocketAddr::new(address, DNS_PORT)).collect()
     }
+}
+
+/// What the node's resolver asks; nothing if it has no file that says so.
+pub(crate) async fn node_dns(node: &dyn Node) -> Dns {
+    let file = node.read_file(Path::new("/etc/resolv.conf"), 64 << 10).await;
+    Dns::read(&String::from_utf8_lossy(&file.unwrap_or_default()))
 }
 
 fn good(steps: &[ProbeStep], kind: ProbeKind) -> Option<bool> {

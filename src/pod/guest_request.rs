@@ -78,12 +78,14 @@ const ALL_CAPABILITIES: [&str; 41] = [
 ];
 
 /// SetupPod for a pod. `state` is a path as the guest sees it; `network` is
-/// `None` for a pod on the node's own.
+/// `None` for a pod on the node's own. With no `resolver` it is what the guest's own
+/// is.
 pub(super) fn setup_pod(
     pod: &PodId,
     spec: &PodSpec,
     state: &Path,
     network: Option<Attachment>,
+    resolver: Option<&Dns>,
     cgroup: &str,
 ) -> Result<v1::SetupPodRequest, Error> {
     use v1::pod_network::Kind;
@@ -110,7 +112,7 @@ pub(super) fn setup_pod(
         // The host name of the node's network is the node's, unless the pod names one.
         uts: mode(spec.namespaces.host_network && spec.hostname.is_empty()).into(),
         sysctls: spec.sysctls.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
-        dns: spec.dns.as_ref().map(dns),
+        dns: resolver.map(dns),
         shm_bytes: 0,
         user: spec.namespaces.user.map(id_mappings),
         selinux: spec.selinux.as_ref().map(selinux),

@@ -25,7 +25,7 @@ use super::size::size_of;
 use crate::error::{Error, chain};
 use crate::failpoint;
 use crate::metrics::Boot;
-use crate::network::Attached;
+use crate::network::{Attached, node_dns};
 
 /// One pod's part in the effects.
 #[derive(Clone)]
@@ -300,7 +300,16 @@ impl Subject {
             let (network, addresses) = (own.name.clone(), own.addresses.clone());
             progress.attached = Some(Attached { network, addresses });
         }
-        let request = guest_request::setup_pod(&self.id, &self.spec, &state, network, &cgroup)?;
+        let resolver = match (&self.spec.dns, &network) {
+            (Some(dns), _) => Some(dns.clone()),
+            // It was given one with its network.
+            (None, Some(Attachment::Machine(_))) => None,
+            // It has none of its own.
+            (None, _) if self.driver.capabilities().own_kernel => Some(node_dns(&*self.context.node).await),
+            (None, _) => None,
+        };
+        let request =
+            guest_request::setup_pod(&self.id, &self.spec, &state, network, resolver.as_ref(), &cgroup)?;
         guest
             .setup_pod(request)
             .await

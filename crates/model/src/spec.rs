@@ -170,6 +170,26 @@ pub struct Dns {
     pub options: Vec<String>,
 }
 
+impl Dns {
+    /// What such a file says (resolv.conf(5)): of several lists of domains the
+    /// last, of servers and options all. The rest of it is left out.
+    #[must_use]
+    pub fn read(text: &str) -> Self {
+        let mut dns = Self::default();
+        for line in text.lines().filter(|line| !line.starts_with(['#', ';'])) {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            match words.next().as_deref() {
+                Some("nameserver") => dns.servers.extend(words.next()),
+                Some("search") => dns.searches = words.collect(),
+                Some("domain") => dns.searches = words.take(1).collect(),
+                Some("options") => dns.options.extend(words),
+                Some(_) | None => {}
+            }
+        }
+        dns
+    }
+}
+
 /// A port of the node that leads to a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortMapping {
@@ -529,4 +549,25 @@ pub struct Device {
     pub host_path: PathBuf,
     /// Of `r`, `w` and `m`.
     pub permissions: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolvers_file_is_read() {
+        let text = "# nameserver 192.0.2.1\n; search no\ndomain first.example\nsearch a.example\tb.example\n\
+                    nameserver 192.0.2.53\nnameserver   fe80::1%eth0 # here\nsortlist 192.0.2.0\nnameserver\n\
+                    options ndots:5 edns0\noptions rotate\n";
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let wanted = Dns {
+            servers: words("192.0.2.53 fe80::1%eth0"),
+            searches: words("a.example b.example"),
+            options: words("ndots:5 edns0 rotate"),
+        };
+        assert_eq!(Dns::read(text), wanted);
+        assert_eq!(Dns::read("domain one.example two\n").searches, ["one.example"]);
+        assert_eq!(Dns::read(""), Dns::default());
+    }
 }

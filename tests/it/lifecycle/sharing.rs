@@ -2,7 +2,7 @@
 
 use kina::cri::v1::{self, NamespaceMode};
 
-use crate::harness::machine::{also_in_apple, also_in_vm};
+use crate::harness::machine::{also_in_apple, also_in_vm, is_apple};
 use crate::harness::{Cri, Daemon, labels, namespaces, script, with_security};
 
 const FOREVER: &str = "sleep 1000";
@@ -191,6 +191,17 @@ async fn sysctls_names_and_resolvers() {
         assert!(resolver.lines().any(|found| found == line), "{resolver}");
     }
     assert!(cri.sh(&one, "cat /etc/hosts").await.contains("localhost"));
+
+    // Who asks for no resolver gets the node's; a machine of Apple's has its own.
+    let plain = cri.run_pod(&cri.pod("plain")).await.unwrap();
+    let two = cri.run(&plain, script("two", FOREVER)).await;
+    let resolver = cri.sh(&two, "cat /etc/resolv.conf").await;
+    let servers = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| line.starts_with("nameserver")).map(str::to_owned).collect()
+    };
+    if !is_apple() {
+        assert_eq!(servers(&resolver), servers(&std::fs::read_to_string("/etc/resolv.conf").unwrap()));
+    }
 
     let mut bad = cri.pod("bad");
     bad.linux.as_mut().unwrap().sysctls = labels(&[("kernel.panic", "1")]);

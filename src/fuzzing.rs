@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use futures::FutureExt as _;
 use kina_model::{Placement, PodSpec, SpecError};
 use prost::Message;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncReadExt as _;
 
 use crate::cri::{self, v1};
+use crate::service::Lenient;
 
 /// What a caller may be told of a refusal at most, with its ellipsis.
 const TOLD_BYTES: usize = 4096 + '…'.len_utf8();
@@ -37,6 +40,42 @@ pub fn request(input: &[u8]) {
             keep(bytes, cri::resources("linux", limits));
         }
     }
+}
+
+/// A client's side of a connection, after a byte that says where it is cut: it keeps its
+/// length, and what was mended once needs no mending.
+pub fn authority(input: &[u8]) {
+    let Some((cut, bytes)) = input.split_first() else { return };
+    let once = lenient(bytes, usize::from(*cut));
+    assert_eq!(once.len(), bytes.len());
+    assert_eq!(lenient(&once, 0), once);
+}
+
+fn lenient(bytes: &[u8], cut: usize) -> Vec<u8> {
+    let (first, second) = bytes.split_at(cut.min(bytes.len()));
+    let mut read = Vec::new();
+    // Bytes in memory are never waited for.
+    let end = Lenient::new(first.chain(second)).read_to_end(&mut read).now_or_never();
+    assert!(matches!(end, Some(Ok(_))), "{end:?}");
+    read
+}
+
+/// What a fuzzer starts from: a host's name and a socket's path, each plain and in Huffman's code.
+#[must_use]
+pub fn authorities() -> Vec<Vec<u8>> {
+    let names: [&[u8]; 4] = [
+        b"\x41\x09localhost",
+        b"\x41\x86\xa0\xe4\x1d\x13\x9d\x09",
+        b"\x40\x0a:authority\x07tmp%2Fx",
+        b"\x41\x8a\x61\x34\xd6\xc7\x53\x54\x35\xd0\x72\x75",
+    ];
+    let seed = |name: &[u8]| {
+        let block = [b"\x83\x86", name].concat();
+        let length = u8::try_from(block.len()).expect("a short name");
+        let headers = [&[0, 0, length, 1, 4, 0, 0, 0, 1], &block[..]].concat();
+        [b"\x1dPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &b"\0\0\0\x04\0\0\0\0\0"[..], &headers, &headers].concat()
+    };
+    names.into_iter().map(seed).collect()
 }
 
 /// The pod of containers.

@@ -144,6 +144,13 @@ pub const TARGETS: &[Target] = &[
         words: kina::fuzzing::WORDS,
     },
     Target {
+        name: "authority",
+        about: "HTTP/2 frames whose :authority may be a path; they keep their length, and are mended at once",
+        run: kina::fuzzing::authority,
+        seeds: kina::fuzzing::authorities,
+        words: &[":authority", "%2F", "/tmp/", "PRI * HTTP/2.0"],
+    },
+    Target {
         name: "websocket",
         about: "messages of WebSocket channels, and sizes of terminals; what is understood reads as the same",
         run: kina_streaming::fuzzing::message,

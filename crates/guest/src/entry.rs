@@ -10,8 +10,9 @@
 //! when this process does.
 //!
 //! Its root is the image's, on the machine's own disk, and the pod's state is in
-//! it, unless that disk is put together of several. The guest's socket must be there, too: the machine's init connects to it
-//! from outside of this mount namespace and sees nothing that is mounted in it.
+//! it, unless that disk is an overlay. The guest's socket must be there, too: the
+//! machine's init connects to it from outside of this mount namespace and sees
+//! nothing that is mounted in it.
 
 use std::fs;
 use std::io;

@@ -41,12 +41,16 @@ impl Place {
     }
 
     fn pid(&self, id: &str) -> Option<i32> {
-        fs::read_to_string(self.container(id).join("pid")).ok()?.parse().ok()
+        pid_in(&self.container(id))
     }
 
     fn runs(&self, id: &str) -> bool {
         self.pid(id).is_some_and(lives)
     }
+}
+
+fn pid_in(directory: &Path) -> Option<i32> {
+    fs::read_to_string(directory.join("pid")).ok()?.parse().ok()
 }
 
 /// Whether a process is there and is no zombie.
@@ -258,7 +262,6 @@ fn run(place: &Place, words: &[&str]) -> Result<(), Failure> {
     helper.args(["hold-machine", id, socket]).stdin(Stdio::null()).stdout(Stdio::piped());
     helper.stderr(File::create(directory.join("log")).unwrap()).process_group(0);
     let mut helper = helper.spawn().unwrap();
-    fs::write(directory.join("pid"), helper.id().to_string()).unwrap();
     // It says a word once it listens; it is nobody's child soon.
     if helper.stdout.take().unwrap().read(&mut [0]).unwrap() == 0 {
         helper.wait().unwrap();
@@ -275,16 +278,21 @@ fn delete(place: &Place, id: &str) -> Result<(), Failure> {
     if !place.container(id).join("image").exists() {
         return Err(missing());
     }
-    if let Some(pid) = place.pid(id) {
+    // At once: one that boots finds no place any more, or is found here.
+    let directory = place.0.join(format!("deleted-{}-{id}", std::process::id()));
+    if fs::rename(place.container(id), &directory).is_err() {
+        return Err(missing());
+    }
+    if let Some(pid) = pid_in(&directory) {
         let _gone = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
         while lives(pid) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    if let Ok(socket) = fs::read_to_string(place.container(id).join("socket")) {
+    if let Ok(socket) = fs::read_to_string(directory.join("socket")) {
         drop(fs::remove_file(socket));
     }
-    fs::remove_dir_all(place.container(id)).unwrap();
+    fs::remove_dir_all(directory).unwrap();
     if !place.trap("mute") {
         println!("{id}");
     }
@@ -325,6 +333,10 @@ fn relay(place: &Place, id: &str) -> Result<(), Failure> {
 /// The machine: a guest on its own socket, and Apple's relay to it.
 fn hold(place: &Place, id: &str, socket: &Path) {
     let directory = place.container(id);
+    // Where it has been deleted meanwhile nobody would find it again.
+    if fs::write(directory.join("pid"), std::process::id().to_string()).is_err() {
+        return;
+    }
     fs::write(directory.join("socket"), socket.as_os_str().as_encoded_bytes()).unwrap();
     let relay = UnixListener::bind(socket).unwrap();
     let guest = UnixListener::bind(directory.join("guest.sock")).unwrap();

@@ -8,16 +8,20 @@ use std::io::Write;
 use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 const CASE: &str = "KINA_TEST_CASE";
+/// A file that only root may read.
+const SECRET: &str = "KINA_TEST_SECRET";
 const USER: u32 = 2_100_000_000;
 const SIGSYS: i32 = 31;
 
 /// Runs this test once more, for one case.
-fn child(case: &str) -> ExitStatus {
+fn child(case: &str, secret: &Path) -> ExitStatus {
     let mut test = Command::new(std::env::current_exe().unwrap());
-    test.args(["--exact", "what_is_left", "--nocapture", "--test-threads", "1"]).env(CASE, case);
+    test.args(["--exact", "what_is_left", "--nocapture", "--test-threads", "1"]);
+    test.env(CASE, case).env(SECRET, secret);
     test.status().unwrap()
 }
 
@@ -40,6 +44,9 @@ fn call(number: libc::c_long, argument: libc::c_int) -> std::io::Error {
 #[test]
 fn what_is_left() {
     let Ok(case) = std::env::var(CASE) else {
+        // Who has confined itself could not remove it.
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        let child = |case| child(case, secret.path());
         assert!(child("work").success());
         for deadly in ["execute", "internet", "namespace", "clone"] {
             assert_eq!(child(deadly).signal(), Some(SIGSYS), "{deadly}");
@@ -47,7 +54,6 @@ fn what_is_left() {
         return;
     };
     let mut file = tempfile::tempfile().unwrap();
-    let secret = tempfile::NamedTempFile::new().unwrap();
     kina_confine::confine(Some(USER)).unwrap();
     match case.as_str() {
         "work" => {
@@ -60,7 +66,8 @@ fn what_is_left() {
             assert_eq!((status("NoNewPrivs"), status("Seccomp")), ("1".to_owned(), "2".to_owned()));
             // What was open stays so, and what is another's cannot be opened.
             file.write_all(b"still here").unwrap();
-            assert!(fs::read(secret.path()).is_err());
+            let secret = std::env::var_os(SECRET).unwrap();
+            assert_eq!(fs::read(secret).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
             let (mut one, _other) = UnixStream::pair().unwrap();
             one.write_all(b"x").unwrap();
             std::thread::spawn(|| assert_eq!(status("CapBnd"), "0000000000000000")).join().unwrap();

@@ -120,6 +120,7 @@ async fn what_cannot_be_mended_says_why_and_comes_with_the_next_pull() {
     assert!(store.pull(&reference, None, None).await.unwrap().complete);
     store.check(&image.id).await.unwrap();
     assert_eq!(verify(&store, false).await.findings, []);
+    store.close();
     drop(lease);
 }
 

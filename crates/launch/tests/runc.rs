@@ -13,7 +13,7 @@ mod common;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as Pipes};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -147,13 +147,20 @@ fn ours(spec: &Spec, exec: Option<&Process>) -> Outcome {
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// runc with its state in that directory: it leaves its usual one behind.
+fn runc(state: &Path) -> Command {
+    let mut command = Command::new("runc");
+    command.arg("--root").arg(state);
+    command
+}
+
 /// Deletes runc's container, whatever happened.
-struct Delete(String);
+struct Delete(PathBuf, String);
 
 impl Drop for Delete {
     fn drop(&mut self) {
-        let mut delete = Command::new("runc");
-        delete.args(["delete", "--force", &self.0]).stderr(Pipes::null());
+        let mut delete = runc(&self.0);
+        delete.args(["delete", "--force", &self.1]).stderr(Pipes::null());
         delete.status().unwrap();
     }
 }
@@ -165,7 +172,8 @@ fn runcs(spec: &Spec, exec: Option<&Process>) -> Outcome {
     spec.root_mut().as_mut().unwrap().set_path("root".into());
     spec.linux_mut().as_mut().unwrap().set_cgroups_path(Some(format!("/{id}").into()));
     fs::write(place.bundle().join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
-    let _delete = Delete(id.clone());
+    let state = place.bundle().join("state");
+    let _delete = Delete(state.clone(), id.clone());
     let log = place.bundle().join("log");
     let bundle = place.bundle().to_str().unwrap();
     let refused = || {
@@ -174,7 +182,7 @@ fn runcs(spec: &Spec, exec: Option<&Process>) -> Outcome {
     };
     if exec.is_none() {
         // A pipe as ours: what the process sees of its streams is the same.
-        let mut command = Command::new("runc");
+        let mut command = runc(&state);
         command.arg("--log").arg(&log).args(["run", "--bundle", bundle, &id]).stdin(Pipes::null());
         let output = command.output().expect("these tests need runc: apt-get install -y runc");
         let text = String::from_utf8_lossy(&output.stdout);
@@ -183,7 +191,7 @@ fn runcs(spec: &Spec, exec: Option<&Process>) -> Outcome {
             None => Ok((output.status.code().unwrap_or(-1), normalise(&text, &place))),
         };
     }
-    let mut command = Command::new("runc");
+    let mut command = runc(&state);
     command.arg("--log").arg(&log).args(["run", "--detach", "--bundle", bundle, &id]);
     // Into a file: the container that stays must not hold a pipe open.
     let out = File::create(place.bundle().join("out")).unwrap();
@@ -194,7 +202,7 @@ fn runcs(spec: &Spec, exec: Option<&Process>) -> Outcome {
     }
     let process = place.bundle().join("process.json");
     fs::write(&process, serde_json::to_vec(exec.unwrap()).unwrap()).unwrap();
-    let mut command = Command::new("runc");
+    let mut command = runc(&state);
     command.arg("--log").arg(&log).args(["exec", "--process", process.to_str().unwrap(), &id]);
     let output = command.stdin(Pipes::null()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

@@ -9,20 +9,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use futures::TryStreamExt;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sd_notify::NotifyState;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::config::{Config, LogFormat};
 use crate::metrics::Endpoint;
 use crate::runtime::Runtime;
-use crate::service::Lenient;
 use crate::spans::Export;
 use crate::streaming::Streaming;
 
@@ -38,9 +35,6 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// daemon serves without it. The kubelet takes a node out of service as soon as
 /// it hears that there is no network, even if that is of a daemon's first moment.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
-
-/// Calls at the same time on one connection; more wait at the caller.
-const MAX_STREAMS: u32 = 1024;
 
 /// Flags of `kina serve`. Each overrides the configuration file.
 #[derive(Debug, clap::Args)]
@@ -156,9 +150,8 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
     info!(socket = %path.display(), streams, pid = std::process::id(), version = env!("KINA_VERSION"), "kina serves");
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let served = server().serve_with_incoming_shutdown(
-        crate::service::server(runtime.clone(), streaming.clone()),
-        UnixListenerStream::new(listener).map_ok(Lenient::new),
+    let served = crate::service::server(runtime.clone(), streaming.clone()).serve_with_incoming_shutdown(
+        UnixListenerStream::new(listener),
         async {
             let _ = stopped.await;
         },
@@ -198,18 +191,6 @@ async fn serve(config: &Config, runtime_config: crate::runtime::RuntimeConfig) -
         traces.stop().await;
     }
     removed.with_context(|| format!("remove {}", path.display()))
-}
-
-/// The server's settings. PINGs need none: h2 answers every one and counts
-/// none, so that gRPC clients of any temper get their answers; and over a unix
-/// socket the kernel tells when a peer has gone, so that the daemon sends none.
-fn server() -> Server {
-    Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        // The kubelet gives up calls by the dozen when its context ends; h2
-        // would take more than 20 of them unread for an attack. Whoever may
-        // open this socket may do all the rest.
-        .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
 }
 
 /// What tells the daemon to stop.

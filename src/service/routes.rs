@@ -20,6 +20,9 @@ use super::deadline::{Bounded, patience};
 use super::measure::Call;
 use crate::metrics::Metrics;
 
+/// Calls at the same time on one connection; more wait at the caller.
+const MAX_STREAMS: u32 = 1024;
+
 type Named = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Infallible>;
 
 /// Several gRPC services behind one listener.
@@ -71,8 +74,20 @@ impl Routes {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
         F: Future<Output = ()>,
     {
-        Server::builder().serve_with_incoming_shutdown(self, incoming.map_ok(Lenient::new), signal).await
+        settings().serve_with_incoming_shutdown(self, incoming.map_ok(Lenient::new), signal).await
     }
+}
+
+/// The server's settings. PINGs need none: h2 answers every one and counts
+/// none, so that gRPC clients of any temper get their answers; and over a unix
+/// socket the kernel tells when a peer has gone, so that the daemon sends none.
+fn settings() -> Server {
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        // The kubelet gives up calls by the dozen when its context ends; h2
+        // would take more than 20 of them unread for an attack. Whoever may
+        // open this socket may do all the rest.
+        .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
 }
 
 impl Service<http::Request<Body>> for Routes {

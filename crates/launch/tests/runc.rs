@@ -147,21 +147,23 @@ fn ours(spec: &Spec, exec: Option<&Process>) -> Outcome {
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// runc with its state in that directory: it leaves its usual one behind.
-fn runc(state: &Path) -> Command {
-    let mut command = Command::new("runc");
-    command.arg("--root").arg(state);
-    command
+/// A container of runc's, deleted whatever happens. Its state and log lie in its bundle: runc
+/// leaves its usual place behind.
+struct Runc(PathBuf, String);
+
+impl Runc {
+    fn command(&self, words: &[&str]) -> Command {
+        let Self(bundle, id) = self;
+        let mut command = Command::new("runc");
+        command.arg("--root").arg(bundle.join("state")).arg("--log").arg(bundle.join("log"));
+        command.args(words).arg(id).stdin(Pipes::null());
+        command
+    }
 }
 
-/// Deletes runc's container, whatever happened.
-struct Delete(PathBuf, String);
-
-impl Drop for Delete {
+impl Drop for Runc {
     fn drop(&mut self) {
-        let mut delete = runc(&self.0);
-        delete.args(["delete", "--force", &self.1]).stderr(Pipes::null());
-        delete.status().unwrap();
+        self.command(&["delete", "--force"]).stderr(Pipes::null()).status().unwrap();
     }
 }
 
@@ -172,44 +174,32 @@ fn runcs(spec: &Spec, exec: Option<&Process>) -> Outcome {
     spec.root_mut().as_mut().unwrap().set_path("root".into());
     spec.linux_mut().as_mut().unwrap().set_cgroups_path(Some(format!("/{id}").into()));
     fs::write(place.bundle().join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
-    let state = place.bundle().join("state");
-    let _delete = Delete(state.clone(), id.clone());
-    let log = place.bundle().join("log");
+    let runc = Runc(place.bundle().to_owned(), id);
     let bundle = place.bundle().to_str().unwrap();
     let refused = || {
-        let log = fs::read_to_string(&log).unwrap_or_default();
+        let log = fs::read_to_string(place.bundle().join("log")).unwrap_or_default();
         log.lines().find(|line| line.contains("level=error")).map(str::to_owned)
     };
-    if exec.is_none() {
-        // A pipe as ours: what the process sees of its streams is the same.
-        let mut command = runc(&state);
-        command.arg("--log").arg(&log).args(["run", "--bundle", bundle, &id]).stdin(Pipes::null());
+    // A pipe as ours: what the process sees of its streams is the same.
+    let outcome = |mut command: Command| {
         let output = command.output().expect("these tests need runc: apt-get install -y runc");
         let text = String::from_utf8_lossy(&output.stdout);
-        return match refused() {
-            Some(error) => Err(error),
-            None => Ok((output.status.code().unwrap_or(-1), normalise(&text, &place))),
-        };
-    }
-    let mut command = runc(&state);
-    command.arg("--log").arg(&log).args(["run", "--detach", "--bundle", bundle, &id]);
+        refused().map_or_else(|| Ok((output.status.code().unwrap_or(-1), normalise(&text, &place))), Err)
+    };
+    let Some(exec) = exec else {
+        return outcome(runc.command(&["run", "--bundle", bundle]));
+    };
+    let mut command = runc.command(&["run", "--detach", "--bundle", bundle]);
     // Into a file: the container that stays must not hold a pipe open.
     let out = File::create(place.bundle().join("out")).unwrap();
-    command.stdin(Pipes::null()).stdout(out.try_clone().unwrap()).stderr(out);
+    command.stdout(out.try_clone().unwrap()).stderr(out);
     command.status().expect("these tests need runc: apt-get install -y runc");
     if let Some(error) = refused() {
         return Err(error);
     }
     let process = place.bundle().join("process.json");
-    fs::write(&process, serde_json::to_vec(exec.unwrap()).unwrap()).unwrap();
-    let mut command = runc(&state);
-    command.arg("--log").arg(&log).args(["exec", "--process", process.to_str().unwrap(), &id]);
-    let output = command.stdin(Pipes::null()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    match refused() {
-        Some(error) => Err(error),
-        None => Ok((output.status.code().unwrap_or(-1), normalise(&text, &place))),
-    }
+    fs::write(&process, serde_json::to_vec(exec).unwrap()).unwrap();
+    outcome(runc.command(&["exec", "--process", process.to_str().unwrap()]))
 }
 
 /// What was printed by one and not by the other.

@@ -233,7 +233,9 @@ pub enum Error {
     )]
     NotMade,
     /// A machine runs and the list does not tell its address.
-    #[error("`container list` shows no address of the machine")]
+    #[error(
+        "`container list` shows no address of the machine; see whether `container network list` has its network running"
+    )]
     NoAddress,
 }
 
